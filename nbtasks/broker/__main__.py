@@ -1,0 +1,41 @@
+"""`python -m nbtasks.broker RUNTIME`: one broker, until its supervisor is gone or SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main(runtime: str) -> int:
+    from nbtasks.wire.parent import die_with_parent
+
+    os.umask(0o077)
+    parent = die_with_parent()
+
+    import logging
+    from pathlib import Path
+
+    from nbtasks.broker import server
+    from nbtasks.exceptions import ClusterError
+    from nbtasks.wire.connection import EXIT_CONFIG, FAILED_FILE, read_settings
+
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
+    place = Path(runtime)
+    try:
+        held = server.lock(place)
+        broker = server.Server(place, read_settings(place), parent)
+    except ClusterError as error:
+        (place / FAILED_FILE).write_text(str(error))
+        logging.getLogger("nbtasks.broker").error("%s", error)
+        return EXIT_CONFIG
+    server.install_signals(broker)
+    try:
+        broker.serve()
+    finally:
+        broker.close()
+        held.release()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

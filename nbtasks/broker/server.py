@@ -1,0 +1,480 @@
+"""The broker's shell: drain the socket, let the scheduler decide, save once, send.
+
+    clients ──┐                    ┌─ SaveCall SaveTask SaveEvent ... ─▶ store (one commit a turn)
+    workers ──┼─▶ ROUTER ─▶ Scheduler                                      │
+    supervisor┘   (drain)   (pure)  └─ Send ──────── after the commit ◀────┘
+                                          └─▶ one multipart message a peer
+
+One thread, one loop. A turn takes in whatever lies ready, so under load many messages share one
+commit and one send a peer, and alone a message waits for nobody. When the store cannot write (a
+full disk), what was decided is kept and nothing is sent until it can: no false word leaves here.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import platform
+import secrets
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+
+from nbtasks.broker.store import Store
+from nbtasks.core import scheduler as core
+from nbtasks.core.messages import (
+    Answer,
+    Ask,
+    Call,
+    Define,
+    Event,
+    Hello,
+    Now,
+    Policy,
+    Refused,
+    Replayed,
+    Run,
+    Stop,
+    Welcome,
+)
+from nbtasks.exceptions import ClusterError
+from nbtasks.wire import sockets
+from nbtasks.wire.connection import (
+    STORE_FILE,
+    Connection,
+    Settings,
+    now,
+    read_connection,
+    write_connection,
+)
+from nbtasks.wire.frames import Buffer, ProtocolError, pack, unpack_to_broker
+from nbtasks.wire.parent import alive
+
+log = logging.getLogger("nbtasks.broker")
+
+#: Messages taken in at most before something is decided.
+DRAIN = 1_000
+#: Seconds between two looks at things that are nobody's news.
+HOUSEKEEPING = 5.0
+#: Seconds between two attempts to write when the store cannot.
+STORE_RETRY = 0.2
+#: Payload frames from this size on are sent without a copy.
+ZERO_COPY = 64 * 1024
+
+
+class StoredFacts:
+    """The store, as the scheduler asks it (`core.Archive`)."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def find(self, task_id: str) -> core.Row | None:
+        return self._store.find(task_id)
+
+    def call_of(self, seq: int) -> tuple[Call, tuple[Any, ...]] | None:
+        return self._store.calls([seq]).get(seq)
+
+    def policy_of(self, digest: bytes) -> tuple[str, Policy] | None:
+        found = self._store.definition(digest)
+        return None if found is None else (found[0].name, found[0].policy)
+
+    def definition_named(self, name: str) -> bytes | None:
+        return self._store.definition_named(name)
+
+
+class Server:
+    """A broker on its runtime directory.
+
+    Parameters
+    ----------
+    runtime
+        The cluster's runtime directory.
+    settings
+        What the cluster was started with.
+    parent
+        A descriptor that reads end-of-file when the supervisor is gone, or None.
+    """
+
+    def __init__(self, runtime: Path, settings: Settings, parent: int | None = None) -> None:
+        self.runtime, self.settings = runtime, settings
+        self.store = Store(Path(settings.data) / STORE_FILE, settings.durability)
+        self.instance = secrets.token_bytes(8)
+        self.started = now()
+        self.scheduler = core.Scheduler(
+            StoredFacts(self.store),
+            first_ticket=int(self.started.boot) << 20,
+            first_seq=self.store.last_seq(),
+        )
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        bound = sockets.bind(self.context, runtime)
+        self.socket = bound.socket
+        self.parent = parent
+        self.running = True
+        self._saves: list[Any] = []
+        self._sends: list[core.Send] = []
+        self._for_supervisor: list[core.Send] = []
+        self._store_failed_at: float | None = None
+        self._next_look = self.started.boot
+        self._busy_at = self.started.boot
+        self._carry_out(
+            self.scheduler.restore(self.store.open_tasks(self.started), self.started), self.started
+        )
+        write_connection(
+            runtime,
+            Connection(
+                instance=self.instance.hex(),
+                endpoint=bound.endpoint,
+                broker_pid=os.getpid(),
+                supervisor_pid=os.getppid(),
+                started_at=self.started.wall,
+                server_key=bound.server_key,
+                client_public=bound.client_public,
+                client_secret=bound.client_secret,
+                server_secret=bound.server_secret,
+            ),
+        )
+
+    # -------------------------------------------------------------------------------- the loop
+
+    def serve(self) -> None:
+        """Serve until told to stop."""
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(100_000, 50, 100)
+        poller = zmq.Poller()
+        poller.register(self.socket, zmq.POLLIN)
+        if self.parent is not None:
+            poller.register(self.parent, zmq.POLLIN)
+        while self.running:
+            ready = dict(poller.poll(self._patience()))
+            if self.parent in ready and not os.read(self.parent or 0, 1):
+                log.info("the supervisor is gone")
+                return
+            self.turn(now())
+
+    def _patience(self) -> int:
+        """Return the milliseconds until something is to be done without a message."""
+        instant = now()
+        wait = self.scheduler.next_wakeup(instant)
+        look = max(self._next_look - instant.boot, 0.0)
+        wait = look if wait is None else min(wait, look)
+        if self._store_failed_at is not None:
+            wait = min(wait, STORE_RETRY)
+        return int(wait * 1000 + 0.999)
+
+    def turn(self, instant: Now) -> None:
+        """Take in what has come, decide, save, send."""
+        actions: list[core.Action] = []
+        questions: list[tuple[bytes, Ask]] = []
+        for _ in range(DRAIN):
+            try:
+                peer, *parts = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self._take_in(peer, parts, instant, actions, questions)
+        if instant.boot >= self._next_look:
+            actions += self._look_around(instant)
+        actions += self.scheduler.tick(instant)
+        self._carry_out(actions, instant)
+        for peer, question in questions:
+            self._post([core.Send(peer, self._answer(question, instant))])
+
+    def _take_in(
+        self,
+        peer: bytes,
+        parts: list[bytes],
+        instant: Now,
+        actions: list[core.Action],
+        questions: list[tuple[bytes, Ask]],
+    ) -> None:
+        try:
+            instance, messages, buffers = unpack_to_broker(parts)
+        except ProtocolError as error:
+            log.warning("refused a peer: %s", error)
+            actions.append(core.Send(peer, Refused(str(error))))
+            return
+        if instance != self.instance and not isinstance(messages[0] if messages else None, Hello):
+            actions.append(core.Send(peer, Refused(core.STRANGER)))
+            return
+        frames = iter(buffers)
+        for message in messages:
+            if type(message) is Ask:
+                questions.append((peer, message))
+            elif type(message) is Hello and (why := self._unlike(message)):
+                actions.append(core.Send(peer, Refused(why)))
+            else:
+                if type(message) is Hello:
+                    actions.append(core.Send(peer, Welcome(self.instance, self.store.name)))
+                actions += self.scheduler.receive(peer, message, instant, frames)
+                if type(message) is Hello and message.role == "supervisor":
+                    actions += [
+                        core.Send(peer, waiting.message) for waiting in self._for_supervisor
+                    ]
+                    self._for_supervisor.clear()
+
+    def _unlike(self, hello: Hello) -> str:
+        """Return why a peer cannot be served, or nothing."""
+        mine = platform.python_version()
+        if hello.python.split(".")[:2] == mine.split(".")[:2]:
+            return ""
+        return (
+            f"{hello.name} runs Python {hello.python}, this cluster Python {mine}. Functions do not "
+            f"travel between minor versions. Start a cluster of its own with start(dir=...), or "
+            f"stop this one first."
+        )
+
+    # ------------------------------------------------------------------------------ doing it
+
+    def _carry_out(self, actions: Iterable[core.Action], instant: Now) -> None:
+        """Save all that is to be saved, in one transaction; then send."""
+        for action in actions:
+            if type(action) is core.Send:
+                self._sends.append(action)
+            else:
+                self._saves.append(action)
+        if self._saves:
+            try:
+                self.store.commit(self._saves, instant)
+            except ClusterError as error:
+                if self._store_failed_at is None:
+                    log.error("the store cannot write: %s", error)
+                self._store_failed_at = instant.boot
+                return
+            self._store_failed_at = None
+            self._saves.clear()
+        if self._sends:
+            sends, self._sends = self._sends, []
+            self._post(sends)
+
+    def _post(self, sends: list[core.Send]) -> None:
+        """Send, one multipart message a peer."""
+        calls = self._missing_calls(sends)
+        batches: dict[bytes, tuple[list[Any], list[Buffer]]] = {}
+        for send in sends:
+            if not send.peer:
+                self._for_supervisor.append(send)
+                continue
+            batch = batches.get(send.peer)
+            if batch is None:
+                batch = batches[send.peer] = ([], [])
+            for message, buffers in self._spell_out(send, calls):
+                batch[0].append(message)
+                batch[1].extend(buffers)
+        for peer, (messages, payload) in batches.items():
+            self._send(peer, messages, payload)
+
+    def _missing_calls(self, sends: list[core.Send]) -> dict[int, tuple[Call, tuple[Any, ...]]]:
+        """Read the calls that are not in memory any more, all at once."""
+        wanted = [
+            send.task.seq for send in sends if send.task is not None and send.message.call is None
+        ]
+        return self.store.calls(wanted) if wanted else {}
+
+    def _spell_out(
+        self, send: core.Send, calls: dict[int, tuple[Call, tuple[Any, ...]]]
+    ) -> list[tuple[Any, Iterable[Buffer]]]:
+        """Return the messages that a Send stands for, with their payload frames."""
+        message = send.message
+        if send.task is not None:
+            return self._spell_out_run(send.task, message, send.buffers, calls)
+        if send.replay is not None:
+            seq, after = send.replay
+            told: list[tuple[Any, Iterable[Buffer]]] = list(self.store.events(seq, after))
+            return [*told, (message, ())]
+        if send.fetch:
+            found = self.store.definition(send.fetch)
+            return [] if found is None else [found]
+        return [(message, send.buffers)]
+
+    def _spell_out_run(
+        self,
+        task: core.Task,
+        run: Run,
+        buffers: tuple[Any, ...],
+        calls: dict[int, tuple[Call, tuple[Any, ...]]],
+    ) -> list[tuple[Any, Iterable[Buffer]]]:
+        call = run.call
+        if call is None:
+            if task.seq not in calls:
+                log.error("the call of task %s is not in the store", task.id)
+                return []
+            call, buffers = calls[task.seq]
+            task.options = call.options
+        if call.retries != task.retries:
+            call = msgspec.structs.replace(call, retries=task.retries)
+        if call is not run.call:
+            run = Run(run.ticket, call, run.deaths)
+        return [(run, buffers)]
+
+    def _send(self, peer: bytes, messages: list[Any], buffers: list[Buffer]) -> None:
+        frames = [peer, *pack(self.instance, messages, buffers)]
+        large = any(len(buffer) >= ZERO_COPY for buffer in buffers)
+        try:
+            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=not large)
+        except zmq.ZMQError as error:
+            # It has gone; whatever was in here is in the store, and told again when it asks.
+            log.debug("cannot reach %s: %s", peer.hex(), error)
+
+    # ------------------------------------------------------------------------------ now and then
+
+    def _look_around(self, instant: Now) -> list[core.Action]:
+        """Notice clients that are gone, drop what has expired, and leave when nobody is here."""
+        self._next_look = instant.boot + HOUSEKEEPING
+        actions: list[core.Action] = []
+        for peer, hello in list(self.scheduler.clients.items()):
+            if not alive(hello.pid):
+                actions += self.scheduler.gone(peer, instant)
+        if self.settings.result_expires is not None:
+            self.store.expire(instant.wall - self.settings.result_expires, 10_000)
+        if self.scheduler.clients or self.scheduler.tasks:
+            self._busy_at = instant.boot
+        elif instant.boot - self._busy_at > self.settings.idle_timeout:
+            log.info("idle for %.0f s", self.settings.idle_timeout)
+            actions.append(core.Send(self.scheduler.supervisor, Stop()))
+        return actions
+
+    def close(self) -> None:
+        """Let go of socket and store."""
+        self.socket.close()
+        self.context.term()
+        self.store.close()
+
+    # ------------------------------------------------------------------------------- questions
+
+    def _answer(self, ask: Ask, instant: Now) -> Answer:
+        answer = getattr(self, f"_answer_{ask.what}", None)
+        if answer is None:
+            return Answer(ask.request, None, f"The broker does not know the question {ask.what!r}.")
+        try:
+            return Answer(ask.request, answer(instant, **ask.args))
+        except (ClusterError, TypeError, ValueError) as error:
+            return Answer(ask.request, None, f"{type(error).__name__}: {error}")
+
+    def _answer_status(self, instant: Now) -> dict[str, Any]:
+        scheduler = self.scheduler
+        return {
+            "broker_pid": os.getpid(),
+            "supervisor_pid": os.getppid(),
+            "instance": self.instance.hex(),
+            "uptime": instant.boot - self.started.boot,
+            "durability": self.settings.durability,
+            "store": str(Path(self.settings.data) / STORE_FILE),
+            "store_failing": self._store_failed_at is not None,
+            "wanted": scheduler.wanted,
+            "clients": len(scheduler.clients),
+            "phases": scheduler.phases(),
+            "states": self.store.counts(),
+            "workers": [
+                {
+                    "name": worker.name,
+                    "pid": worker.pid,
+                    "queues": list(worker.queues),
+                    "held": len(worker.held),
+                    "running": [
+                        task.id for task in worker.held.values() if task.phase == "running"
+                    ],
+                }
+                for worker in scheduler.workers.values()
+                if worker.peer and not worker.dead
+            ],
+        }
+
+    def _answer_list(
+        self, instant: Now, state: str | None = None, limit: int = 100
+    ) -> list[dict[str, Any]]:
+        return [self._describe(row) for row in self.store.listing(state, limit)]
+
+    def _answer_show(self, instant: Now, id: str) -> dict[str, Any] | None:
+        row = self.store.find(id)
+        if row is None:
+            return None
+        saved = self.store.calls([row.seq]).get(row.seq)
+        call = saved[0] if saved else None
+        options = call.options if call is not None else None
+        return self._describe(row) | {
+            "children": self.store.children(id),
+            "root": row.root or row.id,
+            "deaths": row.deaths,
+            "eta": call.eta if call is not None else None,
+            "expires": call.expires if call is not None else None,
+            "body": call.body if call is not None else b"",
+            "buffers": [bytes(buffer) for buffer in saved[1]] if saved else [],
+            "options": msgspec.structs.asdict(options) if options is not None else {},
+            "events": [
+                msgspec.structs.asdict(event) | {"body": b""}
+                for event, _ in self.store.events(row.seq, 0)
+            ],
+        }
+
+    def _describe(self, row: Any) -> dict[str, Any]:
+        return {
+            "id": row.id,
+            "name": row.name,
+            "state": row.state,
+            "phase": row.phase,
+            "summary": row.summary,
+            "queue": row.queue,
+            "priority": row.priority,
+            "retries": row.retries,
+            "worker": row.worker,
+            "parent": row.parent,
+            "accepted_at": row.accepted_at,
+            "ended_at": row.ended_at,
+        }
+
+    def _answer_purge(self, instant: Now) -> int:
+        count, actions = self.scheduler.purge(instant)
+        self._carry_out(actions, instant)
+        return count
+
+    def _answer_children(self, instant: Now, id: str) -> list[str]:
+        return self.store.children(id)
+
+    def _answer_put(self, instant: Now, key: str, value: bytes) -> None:
+        self.store.put(key, value)
+
+    def _answer_peek(self, instant: Now, key: str) -> bytes | None:
+        return self.store.peek(key)
+
+    def _answer_take(self, instant: Now, key: str) -> bytes | None:
+        return self.store.take(key)
+
+
+def install_signals(server: Server) -> None:
+    """Leave in an orderly way on SIGTERM; ignore SIGINT, which is the notebook's."""
+
+    def leave(*_: Any) -> None:
+        server.running = False
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def lock(runtime: Path, seconds: float = 5.0) -> Any:
+    """Return the lock that only one living broker of a runtime directory holds.
+
+    A second bind on a live ipc path succeeds and steals it, so the lock comes before the bind; a
+    process just killed holds its lock for some milliseconds more.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(runtime / "broker.lock", mode=0o600)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            held.acquire(timeout=0)
+            return held
+        except Timeout:
+            if time.monotonic() > deadline:
+                former = read_connection(runtime)
+                raise ClusterError(
+                    f"Another broker (pid {former.broker_pid if former else 'unknown'}) serves "
+                    f"{runtime}. Stop it first: nbtasks stop."
+                ) from None
+            time.sleep(0.01)

@@ -1,0 +1,879 @@
+"""What a cluster must not forget: one SQLite file, written by the broker alone.
+
+    Scheduler ─ saves ─▶ Store.commit ─▶ one transaction a turn ─▶ store.sqlite-wal ─▶ store.sqlite
+                                          (fdatasync in "full")        (checkpoints)
+
+* All saves of a turn become one transaction, so a state, its event and the acknowledgement that
+  follows cannot part. A task that changed several times in a turn is written once, as it is at the
+  end; saving the same turn again, after a full disk, changes nothing.
+* The rows that change often are small: long bodies and buffers lie in tables of their own.
+* The lock on the file is kept from opening to closing. A second broker is refused instead of
+  writing beside the first.
+* A file that is damaged, foreign or newer is refused before anything is written to it.
+
+The tables and their units are in `schema.sql`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from nbtasks.core.messages import Call, Define, Event, Now, Options
+from nbtasks.core.scheduler import (
+    SaveCall,
+    SaveDefinition,
+    SaveEvent,
+    SaveForget,
+    SaveTask,
+    Task,
+)
+from nbtasks.core.states import DONE, PENDING, QUEUED
+from nbtasks.exceptions import StoreCorrupt, StoreError, StoreTooNew
+
+Save = SaveCall | SaveTask | SaveEvent | SaveDefinition | SaveForget
+Buffer = bytes | bytearray | memoryview
+
+#: `application_id` of our files: "nbts".
+APPLICATION_ID: Final = 0x6E627473
+#: SQL files, in order; the first makes version 1 of an empty file, each later one the next version.
+MIGRATIONS: Final = ("schema.sql",)
+VERSION: Final = len(MIGRATIONS)
+
+#: `PRAGMA synchronous` by durability; "none" is a store in memory.
+DURABILITY: Final = {"full": "FULL", "normal": "NORMAL", "none": "OFF"}
+#: Bytes of SQLite's page cache.
+CACHE: Final = 2 * 1024 * 1024
+#: Pages in the write-ahead log after which they are moved to the file.
+CHECKPOINT: Final = 2_000
+#: Bytes of the log's file that are kept between checkpoints.
+LOG_LIMIT: Final = 16 * 1024 * 1024
+#: Seconds to wait for the lock at opening: a process just killed holds it a little longer.
+LOCK_TIMEOUT: Final = 5.0
+#: Longer bodies of calls (bytes) lie apart: a row is written anew whenever its task changes.
+SHORT_BODY: Final = 1024
+#: Longer frames (bytes) lie in parts: SQLite takes 1,000,000,000 at most, and copies each.
+PART: Final = 64 * 1024 * 1024
+#: Values that one query names (SQLite before 3.32 takes 999).
+NAMED: Final = 999
+#: Pages that are given back to the file system at once.
+SHRINK: Final = 2_000
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_HEADER: Final = 100
+_MAGIC: Final = b"SQLite format 3\0"
+
+
+class TaskRow(msgspec.Struct, gc=False):
+    """A task as the store knows it."""
+
+    seq: int
+    id: str
+    definition: bytes
+    name: str
+    client: bytes
+    priority: int
+    queue: str
+    phase: str
+    parent: str
+    root: str
+    state: str
+    n: int
+    retries: int
+    deaths: int
+    due: float | None
+    eta: float | None
+    expires: float | None
+    worker: str
+    ticket: int
+    ended_at: float | None
+    #: Wall clock.
+    accepted_at: float
+    #: The arguments as short text.
+    summary: str
+    options: Options | None
+
+
+# ------------------------------------------------------------------------------------------ SQL
+
+_COLUMNS = (
+    "seq, function, id, client, priority, queue, phase, parent, root, state, n, retries, deaths, "
+    "due, eta, expires, worker, ticket, ended_at, accepted_at, call"
+)
+
+#: A new call, or the same task's next one; what cannot change is left as it was.
+_PUT_CALL = """
+INSERT INTO tasks (seq, id, function, parent, root, accepted_at, call,
+                   client, priority, queue, phase, state, n, retries, deaths,
+                   due, due_at, eta, expires, worker, ticket, ended_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (seq) DO UPDATE SET
+    call = excluded.call, client = excluded.client, priority = excluded.priority,
+    queue = excluded.queue, phase = excluded.phase, state = excluded.state, n = excluded.n,
+    retries = excluded.retries, deaths = excluded.deaths, due = excluded.due,
+    due_at = excluded.due_at, eta = excluded.eta, expires = excluded.expires,
+    worker = excluded.worker, ticket = excluded.ticket, ended_at = excluded.ended_at
+"""
+
+#: A task that has its row. One that was forgotten in the meantime stays so.
+_PUT_TASK = """
+UPDATE tasks SET client = ?, priority = ?, queue = ?, phase = ?, state = ?, n = ?, retries = ?,
+    deaths = ?, due = ?, due_at = ?, eta = ?, expires = ?, worker = ?, ticket = ?, ended_at = ?
+WHERE seq = ?
+"""
+
+_PUT_EVENT = "INSERT OR REPLACE INTO events (seq, n, event) VALUES (?, ?, ?)"
+
+_PUT_PAYLOAD = "INSERT OR REPLACE INTO payloads (seq, n, frame, part, data) VALUES (?, ?, ?, ?, ?)"
+
+#: The code of a function; its row may stand already, made by the first call.
+_PUT_DEFINITION = """
+INSERT INTO functions (digest, name, saved_at, version, definition) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (digest, name) DO UPDATE SET
+    saved_at = excluded.saved_at, version = excluded.version, definition = excluded.definition
+RETURNING function
+"""
+
+#: After another boot the boot clock starts anew: what `due` means now, by the wall clock.
+_TURN_CLOCK = """
+UPDATE tasks SET due = due_at - ? WHERE ended_at IS NULL AND due IS NOT NULL
+"""
+
+
+# ---------------------------------------------------------------------------------------- a turn
+
+
+class _Turn:
+    """The saves of one turn, sorted and with each row once."""
+
+    __slots__ = ("calls", "definitions", "events", "forgotten", "tasks")
+
+    def __init__(self, saves: Iterable[Save]) -> None:
+        self.calls: dict[int, SaveCall] = {}
+        self.tasks: dict[int, Task] = {}
+        self.events: list[SaveEvent] = []
+        self.definitions: list[SaveDefinition] = []
+        self.forgotten: set[int] = set()
+        tasks, events = self.tasks, self.events
+        for save in saves:
+            if type(save) is SaveTask:
+                tasks[save.task.seq] = save.task
+            elif type(save) is SaveEvent:
+                events.append(save)
+            elif type(save) is SaveCall:
+                self.calls[save.seq] = save
+            elif type(save) is SaveDefinition:
+                self.definitions.append(save)
+            elif type(save) is SaveForget:
+                self.forgotten.add(save.seq)
+        if self.forgotten:
+            self._leave_out()
+
+    def _leave_out(self) -> None:
+        for seq in self.forgotten:
+            self.calls.pop(seq, None)
+            self.tasks.pop(seq, None)
+        self.events = [save for save in self.events if save.seq not in self.forgotten]
+
+
+# --------------------------------------------------------------------------------------- helpers
+
+
+def boot_id() -> str:
+    """Return the name of this run of the machine, or nothing where there is none."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _parts(buffers: Iterable[Buffer], first: int = 0) -> Iterator[tuple[int, int, Buffer]]:
+    """Yield (frame, part, data) of payload frames."""
+    for frame, buffer in enumerate(buffers, first):
+        if len(buffer) <= PART:
+            yield frame, 0, buffer
+            continue
+        view = memoryview(buffer).cast("B")
+        for part, start in enumerate(range(0, len(view), PART)):
+            yield frame, part, view[start : start + PART]
+
+
+def _joined(parts: Iterable[tuple[int, bytes]]) -> dict[int, bytes]:
+    """Return frame → data of (frame, data) in order of frame and part."""
+    frames: dict[int, list[bytes]] = {}
+    for frame, data in parts:
+        frames.setdefault(frame, []).append(data)
+    return {
+        frame: data[0] if len(data) == 1 else b"".join(data) for frame, data in frames.items()
+    }
+
+
+def _in_parcels(values: Iterable[Any]) -> Iterator[tuple[list[Any], str]]:
+    """Yield some of the values, and the SQL that stands for them after IN."""
+    rest = list(values)
+    for start in range(0, len(rest), NAMED):
+        some = rest[start : start + NAMED]
+        yield some, f"({','.join('?' * len(some))})"
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Yield the statements of an SQL script."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _task_of(save: SaveCall, definition: bytes) -> Task:
+    """Return the task that a call makes when nothing else is said of it."""
+    call = save.call
+    return Task(
+        save.seq, call.id, definition, call.name, save.client, call.priority, call.queue, QUEUED,
+        call.parent, call.root, state=PENDING, retries=call.retries, due=call.due, eta=call.eta,
+        expires=call.expires,
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------- opening
+
+
+def _touch_private(path: Path) -> None:
+    """Make sure that the file is there and only ours: SQLite gives -wal the same mode."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if hasattr(os, "fchmod") and os.fstat(descriptor).st_mode & 0o077:
+                os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StoreError(
+            f"The store {path} cannot be written: {error.strerror or error}. nbtasks keeps what it "
+            f"must not forget there. Make the file and its directory writable for you, or give "
+            f"another place with start(dir=...)."
+        ) from error
+
+
+def _check_header(path: Path) -> None:
+    """Refuse what is not ours by its first bytes, before SQLite touches it."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER)
+    if not header:
+        return
+    if len(header) < _HEADER or not header.startswith(_MAGIC):
+        raise _corrupt(path, "it is not an SQLite database")
+    version, application = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
+    if application == APPLICATION_ID and version > VERSION:
+        raise _too_new(path, version)
+
+
+def _corrupt(path: Path, why: object) -> StoreCorrupt:
+    return StoreCorrupt(
+        f"The store {path} cannot be read: {why}. The file may be damaged, or belong to another "
+        f"program; it was left as it is. Restore a copy of it, or move it away (with its -wal, if "
+        f"there is one): the next start makes a new, empty store."
+    )
+
+
+def _too_new(path: Path, version: int) -> StoreTooNew:
+    return StoreTooNew(
+        f"The store {path} has version {version}, this nbtasks knows up to version {VERSION}. A "
+        f"later nbtasks has written it, and it was left as it is. Upgrade with `pip install -U "
+        f"nbtasks`, or use another store with start(dir=...)."
+    )
+
+
+def _error_of(path: Path, doing: str, error: Exception) -> StoreError:
+    """Return our error for one of SQLite's."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return _corrupt(path, error)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StoreError(
+            f"The store {path} is in use: {error}. Another process, perhaps another broker or a "
+            f"database tool, has it open. Stop that (nbtasks stop), or use another dir."
+        )
+    hint = (
+        "The disk (or a quota) is full: free some space, and it goes on by itself."
+        if code == sqlite3.SQLITE_FULL
+        else "Look at the disk and at the rights of the file and its directory."
+    )
+    return StoreError(
+        f"The store {path} could not {doing}: {error}. What was saved before is safe, of this "
+        f"nothing was. {hint}"
+    )
+
+
+# ----------------------------------------------------------------------------------------- store
+
+
+class Store:
+    """The cluster's memory on disk.
+
+    Parameters
+    ----------
+    path
+        The file; it is made, for us only, when it is not there.
+    durability
+        "full": what is committed survives a loss of power. "normal": it survives the death of any
+        process; power may take the last moments. "none": in memory, gone with the process.
+
+    Raises
+    ------
+    StoreTooNew
+        When a later version of nbtasks has written the file.
+    StoreCorrupt
+        When the file is damaged, or no store.
+    StoreError
+        When it cannot be opened or written.
+    """
+
+    def __init__(self, path: Path, durability: str) -> None:
+        if durability not in DURABILITY:
+            known = ", ".join(repr(name) for name in DURABILITY)
+            raise ValueError(f"durability {durability!r} is not known: give one of {known}.")
+        self.path = path
+        self.durability = durability
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._call = msgspec.msgpack.Decoder(Call).decode
+        self._event = msgspec.msgpack.Decoder(Event).decode
+        self._define = msgspec.msgpack.Decoder(Define).decode
+        #: (digest, name) → key of the function, and back.
+        self._functions: dict[tuple[bytes, str], int] = {}
+        self._function_names: dict[int, tuple[bytes, str]] = {}
+        #: Functions that this broker may have in mind: never dropped under it.
+        self._in_use: set[int] = set()
+        #: Whether tasks have gone since functions were last looked through.
+        self._tasks_gone = True
+        self._clock_set = False
+        self._db = self._open()
+        try:
+            self._set_up()
+        except BaseException:
+            self._db.close()
+            raise
+        #: Random name of this store.
+        self.name = self._meta("name")
+        self._top = self.last_seq()
+        self._load_functions()
+
+    # ------------------------------------------------------------------------------- opening
+
+    def _open(self) -> sqlite3.Connection:
+        where = ":memory:"
+        if self.durability != "none":
+            _touch_private(self.path)
+            _check_header(self.path)
+            where = os.fspath(self.path)
+        try:
+            return sqlite3.connect(
+                where, timeout=LOCK_TIMEOUT, isolation_level=None, cached_statements=64
+            )
+        except sqlite3.Error as error:
+            raise _error_of(self.path, "be opened", error) from error
+
+    def _set_up(self) -> None:
+        """Look whose file it is, and only then make it ready."""
+        with self._errors("be opened"):
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            version = self._recognise()
+            if version == 0:
+                self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            if self.durability != "none":
+                self._db.execute("PRAGMA journal_mode = WAL")
+            for setting in (
+                f"synchronous = {DURABILITY[self.durability]}",
+                f"cache_size = -{CACHE // 1024}",
+                f"wal_autocheckpoint = {CHECKPOINT}",
+                f"journal_size_limit = {LOG_LIMIT}",
+                "mmap_size = 0",
+                "temp_store = MEMORY",
+                "secure_delete = FAST",
+            ):
+                self._db.execute(f"PRAGMA {setting}")
+            if version < VERSION:
+                self._migrate(version)
+
+    def _recognise(self) -> int:
+        """Return the file's version, 0 when it is empty."""
+        version = int(self._value("PRAGMA user_version"))
+        application = self._value("PRAGMA application_id")
+        tables = self._value("SELECT count(*) FROM sqlite_master")
+        if application == APPLICATION_ID and version > VERSION:
+            raise _too_new(self.path, version)
+        if application != APPLICATION_ID and (application or version or tables):
+            raise _corrupt(self.path, "it is an SQLite database, but not one of nbtasks")
+        return version
+
+    def _migrate(self, version: int) -> None:
+        """Bring the file to our version, each step and its record in one transaction."""
+        for number, name in enumerate(MIGRATIONS[version:], version + 1):
+            script = Path(__file__).with_name(name).read_text(encoding="utf-8")
+            with self._transaction("be brought to the present version"):
+                for statement in _statements(script):
+                    self._db.execute(statement)
+                if number == 1:
+                    self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                    self._set_meta("name", secrets.token_hex(16))
+                self._db.execute(f"PRAGMA user_version = {number}")
+        self.checkpoint()  # so that the file's own header tells its version
+
+    def _load_functions(self) -> None:
+        rows = self._all("SELECT digest, name, function FROM functions")
+        self._functions = {(digest, name): function for digest, name, function in rows}
+        self._function_names = {function: names for names, function in self._functions.items()}
+        self._version = int(self._value("SELECT ifnull(max(version), 0) FROM functions"))
+
+    # ------------------------------------------------------------------------------- mechanics
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OverflowError) as error:
+            raise _error_of(self.path, doing, error) from error
+
+    @contextlib.contextmanager
+    def _transaction(self, doing: str) -> Iterator[sqlite3.Connection]:
+        """Do all of the block or nothing."""
+        with self._errors(doing):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._errors("be read"):
+            return self._db.execute(query, values).fetchall()
+
+    def _value(self, query: str, values: Sequence[Any] = ()) -> Any:
+        """Return the first column of the first row, or None."""
+        with self._errors("be read"):
+            cursor = self._db.execute(query, values)
+            row = cursor.fetchone()
+            cursor.close()
+            return None if row is None else row[0]
+
+    def _meta(self, key: str) -> str:
+        value = self._value("SELECT value FROM meta WHERE key = ?", (key,))
+        return "" if value is None else str(value)
+
+    def _set_meta(self, key: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
+
+    def _set_clock(self, now: Now) -> None:
+        """After another boot, say again on the new boot clock what is due when."""
+        if self._clock_set:
+            return
+        present = boot_id()
+        if not present or self._meta("boot_id") != present:
+            self._db.execute(_TURN_CLOCK, (now.wall - now.boot,))
+            self._set_meta("boot_id", present)
+
+    # --------------------------------------------------------------------------------- saving
+
+    def commit(self, saves: Sequence[Save], now: Now) -> None:
+        """Save a turn: all of it, or nothing.
+
+        Raises
+        ------
+        StoreError
+            When it cannot be written. Nothing was; the same saves may be tried again.
+        """
+        if not saves:
+            return
+        turn = _Turn(saves)
+        try:
+            with self._transaction("save"):
+                self._write(turn, now)
+        except BaseException:
+            self._load_functions()  # some may have been made by what was taken back
+            raise
+        self._clock_set = True
+        if turn.calls:
+            self._top = max(self._top, *turn.calls)
+        if turn.forgotten:
+            self._tasks_gone = True
+
+    def _write(self, turn: _Turn, now: Now) -> None:
+        self._set_clock(now)
+        if turn.definitions:
+            self._write_definitions(turn.definitions, now)
+        if turn.calls:
+            self._write_calls(turn.calls, turn.tasks, now)
+        if turn.tasks:
+            self._write_tasks(turn.tasks, now)
+        if turn.events:
+            self._write_events(turn.events)
+        if turn.forgotten:
+            self._delete(turn.forgotten)
+
+    def _write_definitions(self, saves: list[SaveDefinition], now: Now) -> None:
+        for save in saves:
+            self._version += 1
+            key = (save.define.digest, save.define.name)
+            row = (*key, now.wall, self._version, self._encode(save.define))
+            [(function,)] = self._db.execute(_PUT_DEFINITION, row).fetchall()
+            self._remember(key, function)
+            self._db.execute("DELETE FROM function_payloads WHERE function = ?", (function,))
+            self._db.executemany(
+                "INSERT INTO function_payloads (function, frame, part, data) VALUES (?, ?, ?, ?)",
+                [(function, *part) for part in _parts(save.buffers)],
+            )
+
+    def _function(self, digest: bytes, name: str, now: Now) -> int:
+        """Return the key of a function, whether its code has come or not."""
+        function = self._functions.get((digest, name))
+        if function is None:
+            row = (digest, name, now.wall, self._version)
+            cursor = self._db.execute(
+                "INSERT INTO functions (digest, name, saved_at, version) VALUES (?, ?, ?, ?)", row
+            )
+            function = cursor.lastrowid
+            assert function is not None
+            self._remember((digest, name), function)
+        return function
+
+    def _remember(self, names: tuple[bytes, str], function: int) -> None:
+        self._functions[names] = function
+        self._function_names[function] = names
+        self._in_use.add(function)
+
+    def _write_calls(self, saves: dict[int, SaveCall], tasks: dict[int, Task], now: Now) -> None:
+        """Write new calls, and changed ones, with what their tasks have become in this turn."""
+        rows, payloads, anew = [], [], []
+        difference = now.wall - now.boot
+        encode, top = self._encode, self._top
+        for seq, save in saves.items():
+            call = save.call
+            task = tasks.pop(seq, None) or _task_of(save, call.definition)
+            if seq <= top:
+                anew.append((seq,))
+            for frame, part, data in _parts(save.buffers):
+                payloads.append((seq, 0, frame, part, data))
+            if len(call.body) > SHORT_BODY:
+                payloads.append((seq, 0, -1, 0, call.body))
+                call = msgspec.structs.replace(call, body=b"")
+            due = task.due
+            rows.append((
+                seq, task.id, self._function(task.definition, task.name, now), task.parent,
+                task.root, save.accepted_at, encode(call),
+                task.client, task.priority, task.queue, task.phase, task.state, task.n,
+                task.retries, task.deaths, due, None if due is None else due + difference,
+                task.eta, task.expires, task.worker, task.ticket,
+                self._end_of(task, now) if task.phase == DONE else None,
+            ))  # fmt: skip
+        self._db.executemany(_PUT_CALL, rows)
+        if anew:
+            self._db.executemany("DELETE FROM payloads WHERE seq = ? AND n = 0", anew)
+        if payloads:
+            self._db.executemany(_PUT_PAYLOAD, payloads)
+
+    def _write_tasks(self, tasks: dict[int, Task], now: Now) -> None:
+        difference = now.wall - now.boot
+        rows = [
+            (
+                task.client, task.priority, task.queue, task.phase, task.state, task.n,
+                task.retries, task.deaths, task.due,
+                None if task.due is None else task.due + difference,
+                task.eta, task.expires, task.worker, task.ticket,
+                self._end_of(task, now) if task.phase == DONE else None,
+                seq,
+            )
+            for seq, task in tasks.items()
+        ]  # fmt: skip
+        self._db.executemany(_PUT_TASK, rows)
+
+    @staticmethod
+    def _end_of(task: Task, now: Now) -> float:
+        return now.wall if task.ended_at is None else task.ended_at
+
+    def _write_events(self, saves: list[SaveEvent]) -> None:
+        encode = self._encode
+        self._db.executemany(
+            _PUT_EVENT, [(save.seq, save.event.n, encode(save.event)) for save in saves]
+        )
+        payloads = [
+            (save.seq, save.event.n, *part)
+            for save in saves
+            if save.buffers
+            for part in _parts(save.buffers)
+        ]
+        if payloads:
+            self._db.executemany(_PUT_PAYLOAD, payloads)
+
+    def _delete(self, seqs: Iterable[int]) -> None:
+        values = [(seq,) for seq in seqs]
+        for table in ("payloads", "events", "tasks"):
+            self._db.executemany(f"DELETE FROM {table} WHERE seq = ?", values)
+
+    # --------------------------------------------------------------------------------- reading
+
+    def open_tasks(self, now: Now) -> Iterator[TaskRow]:
+        """Yield the tasks that have not ended, in order of acceptance, a parcel at a time.
+
+        Parameters
+        ----------
+        now
+            The present instant: after another boot of the machine, what is due is told on its new
+            boot clock.
+        """
+        with self._transaction("be read"):
+            self._set_clock(now)
+        self._clock_set = True
+        query = (
+            f"SELECT {_COLUMNS} FROM tasks WHERE ended_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"
+        )
+        last = -1
+        while rows := self._all(query, (last, NAMED)):
+            last = rows[-1][0]
+            yield from map(self._row, rows)
+
+    def find(self, task_id: str) -> TaskRow | None:
+        """Return a task by its id, open or ended, or None."""
+        query = f"SELECT {_COLUMNS} FROM tasks WHERE id = ? ORDER BY seq DESC LIMIT 1"
+        rows = self._all(query, (task_id,))
+        return self._row(rows[0]) if rows else None
+
+    def finds(self, task_ids: Iterable[str]) -> dict[str, TaskRow]:
+        """Return the tasks of these ids, as far as they are known."""
+        found = {}
+        for some, marks in _in_parcels(task_ids):
+            query = f"SELECT {_COLUMNS} FROM tasks WHERE id IN {marks} ORDER BY seq"
+            for row in map(self._row, self._all(query, some)):
+                found[row.id] = row
+        return found
+
+    def _row(self, columns: Sequence[Any]) -> TaskRow:
+        seq, function, task_id, *middle, call = columns
+        digest, name = self._function_names[function]
+        read = self._call(call)
+        return TaskRow(seq, task_id, digest, name, *middle, read.summary, read.options)
+
+    def calls(self, seqs: Iterable[int]) -> dict[int, tuple[Call, tuple[bytes, ...]]]:
+        """Return the calls of these tasks with their payload frames."""
+        found: dict[int, tuple[Call, tuple[bytes, ...]]] = {}
+        for some, marks in _in_parcels(seqs):
+            rows = self._all(f"SELECT seq, call FROM tasks WHERE seq IN {marks}", some)
+            read = {seq: self._call(call) for seq, call in rows}
+            apart = [seq for seq, call in read.items() if call.frames or not call.body]
+            frames = self._call_frames(apart) if apart else {}
+            for seq, call in read.items():
+                own = frames.get(seq, {})
+                body = own.pop(-1, None)
+                if body is not None:
+                    call = msgspec.structs.replace(call, body=body)
+                found[seq] = call, tuple(own.values())
+        return found
+
+    def _call_frames(self, seqs: list[int]) -> dict[int, dict[int, bytes]]:
+        """Return seq → frame → data for the calls of at most `NAMED` tasks."""
+        marks = ",".join("?" * len(seqs))
+        parts: dict[int, list[tuple[int, bytes]]] = {}
+        for seq, frame, data in self._all(
+            f"SELECT seq, frame, data FROM payloads WHERE seq IN ({marks}) AND n = 0 "
+            f"ORDER BY seq, frame, part",
+            seqs,
+        ):
+            parts.setdefault(seq, []).append((frame, data))
+        return {seq: _joined(some) for seq, some in parts.items()}
+
+    def call_of(self, seq: int) -> tuple[Call, tuple[bytes, ...]] | None:
+        """Return the call of one task with its payload frames, or None."""
+        return self.calls([seq]).get(seq)
+
+    def events(self, seq: int, after: int = 0) -> list[tuple[Event, tuple[bytes, ...]]]:
+        """Return what happened to a task after event number `after`, with payload frames."""
+        query = "SELECT event FROM events WHERE seq = ? AND n > ? ORDER BY n"
+        events = [self._event(data) for (data,) in self._all(query, (seq, after))]
+        if not any(event.frames for event in events):
+            return [(event, ()) for event in events]
+        parts: dict[int, list[tuple[int, bytes]]] = {}
+        for n, frame, data in self._all(
+            "SELECT n, frame, data FROM payloads WHERE seq = ? AND n > ? ORDER BY n, frame, part",
+            (seq, max(after, 0)),
+        ):
+            parts.setdefault(n, []).append((frame, data))
+        return [(event, tuple(_joined(parts.get(event.n, ())).values())) for event in events]
+
+    def definition(self, digest: bytes) -> tuple[Define, tuple[bytes, ...]] | None:
+        """Return a function's code with its payload frames, or None when it has never come."""
+        rows = self._all(
+            "SELECT function, definition FROM functions "
+            "WHERE digest = ? AND definition IS NOT NULL ORDER BY version DESC LIMIT 1",
+            (digest,),
+        )
+        if not rows:
+            return None
+        [(function, definition)] = rows
+        self._in_use.add(function)
+        parts = self._all(
+            "SELECT frame, data FROM function_payloads WHERE function = ? ORDER BY frame, part",
+            (function,),
+        )
+        return self._define(definition), tuple(_joined(parts).values())
+
+    def definition_named(self, name: str) -> bytes | None:
+        """Return the digest of the code that came last for a task's name, or None."""
+        rows = self._all(
+            "SELECT function, digest FROM functions "
+            "WHERE name = ? AND definition IS NOT NULL ORDER BY version DESC LIMIT 1",
+            (name,),
+        )
+        if not rows:
+            return None
+        [(function, digest)] = rows
+        self._in_use.add(function)
+        return bytes(digest)
+
+    def children(self, task_id: str) -> list[str]:
+        """Return the ids of the tasks that a task sent, in order."""
+        if not task_id:
+            return []
+        rows = self._all(
+            "SELECT id FROM tasks WHERE parent = ? AND parent != '' ORDER BY seq", (task_id,)
+        )
+        return [child for (child,) in rows]
+
+    def listing(self, state: str | None = None, limit: int = 100) -> list[TaskRow]:
+        """Return tasks, newest first.
+
+        Parameters
+        ----------
+        state
+            Only those in this state; None: all.
+        limit
+            How many at most.
+        """
+        query = f"SELECT {_COLUMNS} FROM tasks ORDER BY seq DESC LIMIT ?"
+        values: tuple[Any, ...] = (limit,)
+        if state is not None:
+            query = (
+                f"SELECT {_COLUMNS} FROM tasks WHERE seq IN "
+                f"(SELECT seq FROM tasks INDEXED BY tasks_by_end WHERE state = ? "
+                f"ORDER BY seq DESC LIMIT ?) ORDER BY seq DESC"
+            )
+            values = (state, limit)
+        return [self._row(row) for row in self._all(query, values)]
+
+    def counts(self) -> dict[str, int]:
+        """Return how many tasks are in each state."""
+        query = "SELECT state, count(*) FROM tasks INDEXED BY tasks_by_end GROUP BY state"
+        return dict(self._all(query))
+
+    def last_seq(self) -> int:
+        """Return the highest `seq` of a task, 0 when there is none."""
+        return int(self._value("SELECT ifnull(max(seq), 0) FROM tasks"))
+
+    # ------------------------------------------------------------------------------- small things
+
+    def put(self, key: str, value: bytes) -> None:
+        """Keep a small thing under a name."""
+        with self._transaction("save"):
+            self._db.execute("INSERT OR REPLACE INTO notes (key, data) VALUES (?, ?)", (key, value))
+
+    def peek(self, key: str) -> bytes | None:
+        """Return what is kept under a name, or None."""
+        value = self._value("SELECT data FROM notes WHERE key = ?", (key,))
+        return None if value is None else bytes(value)
+
+    def take(self, key: str) -> bytes | None:
+        """Return what is kept under a name, or None, and keep it no longer."""
+        value = self.peek(key)
+        if value is not None:
+            with self._transaction("save"):
+                self._db.execute("DELETE FROM notes WHERE key = ?", (key,))
+        return value
+
+    # ------------------------------------------------------------------------------- housekeeping
+
+    def expire(self, before: float, limit: int = 1_000) -> int:
+        """Drop tasks that ended before a time, and functions that nobody needs any more.
+
+        Functions that this broker has saved or looked up stay: it would give them out unasked.
+
+        Parameters
+        ----------
+        before
+            Wall clock.
+        limit
+            How many tasks at most; call again while it returns as many.
+        """
+        query = "SELECT seq FROM tasks WHERE ended_at < ? ORDER BY ended_at, seq LIMIT ?"
+        seqs = [seq for (seq,) in self._all(query, (before, limit))]
+        if seqs:
+            with self._transaction("drop what has expired"):
+                self._delete(seqs)
+            self._tasks_gone = True
+        if len(seqs) < limit and self._tasks_gone:
+            self._expire_functions(before)
+            self._tasks_gone = False
+        self._shrink()
+        return len(seqs)
+
+    def _expire_functions(self, before: float) -> None:
+        old = self._all("SELECT function FROM functions WHERE saved_at < ?", (before,))
+        spare = {function for (function,) in old} - self._in_use
+        if spare:
+            used = self._all("SELECT DISTINCT function FROM tasks INDEXED BY tasks_by_end")
+            spare.difference_update(function for (function,) in used)
+        if not spare:
+            return
+        values = [(function,) for function in spare]
+        with self._transaction("drop what has expired"):
+            for table in ("function_payloads", "functions"):
+                self._db.executemany(f"DELETE FROM {table} WHERE function = ?", values)
+        for function in spare:
+            del self._functions[self._function_names.pop(function)]
+
+    def _shrink(self, pages: int = SHRINK) -> None:
+        """Give unused pages back to the file system, unless they are few and soon used again."""
+        free = self._value("PRAGMA freelist_count")
+        if free > 256 + self._value("PRAGMA page_count") // 8:
+            with self._errors("be made smaller"):
+                self._db.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+
+    def clear(self) -> None:
+        """Forget everything; the store gets another name."""
+        name = secrets.token_hex(16)
+        with self._transaction("be emptied"):
+            for table in (
+                *("payloads", "events", "tasks", "function_payloads", "functions", "notes"),
+            ):
+                self._db.execute(f"DELETE FROM {table}")
+            self._set_meta("name", name)
+        self.name, self._top = name, 0
+        self._in_use.clear()
+        self._load_functions()
+        with self._errors("be made smaller"):
+            self._db.execute("PRAGMA incremental_vacuum").fetchall()
+        self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Move all of the write-ahead log into the file and empty it; for quiet moments."""
+        with self._errors("be tidied up"):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def size(self) -> int:
+        """Return the bytes that the store takes, its log included."""
+        if self.durability == "none":
+            return int(self._value("PRAGMA page_count") * self._value("PRAGMA page_size"))
+        files = (self.path, self.path.with_name(f"{self.path.name}-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()

@@ -1,0 +1,65 @@
+"""Run what users hang on results: in order, away from the thread that owns the socket.
+
+    I/O thread ── post(function) ──▶ deque ──▶ callback thread ── function()
+
+A callback may send tasks and wait for others; in the I/O thread that would wait for itself. The
+thread lives only while there is something to call, so nothing is left behind in an idle kernel.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+
+log = logging.getLogger("nbtasks")
+
+
+class Callbacks:
+    """Call functions one after the other in a thread that comes and goes.
+
+    Read and written by any thread, under `_lock`; the functions are called without it.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._thread: threading.Thread | None = None
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Call `function` soon; what it raises is logged."""
+        with self._lock:
+            self._waiting.append(function)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="nbtasks-callbacks", daemon=True
+                )
+                try:
+                    self._thread.start()
+                except RuntimeError:  # the interpreter is going; nobody waits for callbacks now
+                    self._thread = None
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._thread = None
+                    return
+                function = self._waiting.popleft()
+            try:
+                function()
+            except Exception:
+                log.exception("A callback of a task's result failed; the result itself is fine.")
+
+
+#: The one of this process.
+callbacks = Callbacks()
+
+if hasattr(os, "register_at_fork"):
+    # The thread does not exist in the child, and its lock may be held for ever.
+    os.register_at_fork(after_in_child=callbacks._reset)

@@ -1,0 +1,942 @@
+"""The kernel's end of the wire.
+
+    user's threads                          I/O thread (the only one that touches sockets)
+    ──────────────                          ──────────────────────────────────────────────
+    submit() ── calls ──▶ deque ──▶ Define, Submit(batch) ──▶ DEALER ──▶ broker
+                                    kept until Accepted, sent again after a reconnect
+    tell(), ask() ──────▶ deque ──▶
+    wait() ◀── locks ◀── Record ◀── Event, Accepted, Answer ◀── DEALER ◀── broker
+
+The user's thread only puts things into a deque and, when the I/O thread sleeps, wakes it. While a
+cell submits in a loop, the I/O thread gets its turn every few milliseconds and sends all that has
+gathered as one message; that is where the speed comes from. An interrupt (SIGINT) hits the user's
+thread, so it can never leave half a message on the wire.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import logging
+import os
+import platform
+import secrets
+import socket as sockets_of_the_system
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from nbtasks import exceptions
+from nbtasks.core.messages import (
+    Accepted,
+    Answer,
+    Ask,
+    Bye,
+    Call,
+    Define,
+    Event,
+    Follow,
+    Hello,
+    Lacking,
+    Refused,
+    Replayed,
+    Submit,
+    Welcome,
+    take,
+)
+from nbtasks.core.view import View
+from nbtasks.exceptions import BrokerUnavailable, ClusterError, ForkedError, OperationalError
+from nbtasks.wire import sockets
+from nbtasks.wire.connection import read_connection
+from nbtasks.wire.frames import Buffer, ProtocolError, pack, unpack_from_broker
+from nbtasks.wire.parent import alive
+
+log = logging.getLogger("nbtasks.client")
+
+#: Calls that may wait for acceptance before a further one makes its caller wait.
+UNACCEPTED = 50_000
+#: Calls in one Submit.
+BATCH = 2_000
+#: Seconds after which what is not accepted is said again.
+RESEND = 3.0
+#: Seconds without a broker after which the client looks whether there still is a cluster.
+MISSING = 0.7
+#: Seconds that one attempt to publish waits for a broker.
+ATTEMPT = 0.3
+#: Ended tasks of which late words (output of handlers) are still taken in.
+RECENT = 2_000
+#: Seconds that the end of the process waits for what is not accepted yet.
+FAREWELL = 2.0
+#: The refusal that means: say Hello first.
+STRANGER = "hello"
+
+#: Called with each record in the thread that submitted it, right after.
+submitted_hooks: list[Callable[[Record], None]] = []
+
+
+class Record(View):
+    """One task that this process knows of.
+
+    Only the I/O thread changes it. Whoever reads it sees each field whole; whoever needs more than
+    one field of the same instant reads `events`.
+    """
+
+    #: What was submitted, when it was submitted here.
+    call: Call | None = None
+    #: Wall time of the submission here, or 0.
+    created: float = 0.0
+    #: State messages, runs, output and so on, in order.
+    events: list[Event] = []  # noqa: RUF012 (msgspec copies it)
+    #: Number of an event → its payload frames.
+    buffers: dict[int, tuple[Buffer, ...]] = {}  # noqa: RUF012 (msgspec copies it)
+    #: Whether the broker has the submission in its store.
+    accepted: bool = False
+    #: Whether the broker knows the task; None until it has said so.
+    known: bool | None = None
+    #: Why there will never be an outcome: refused, or lost with a store that was not durable.
+    error: Exception | None = None
+    #: Called with (record, event) in the I/O thread.
+    listeners: tuple[Callable[[Record, Event], None], ...] = ()
+    #: Released when the task ends; see `Client.wait`.
+    waiters: list[Any] = []  # noqa: RUF012 (msgspec copies it)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        return self.final is not None or self.error is not None
+
+    def subscribe(self, listener: Callable[[Record, Event], None]) -> None:
+        """Call `listener` with what is known so far, and from now on with each event.
+
+        It is called here for what is known, and in the client's I/O thread later; an event may be
+        told twice around the moment of subscribing: its number `n` says so.
+        """
+        self.listeners = (*self.listeners, listener)
+        for event in list(self.events):
+            listener(self, event)
+
+    def unsubscribe(self, listener: Callable[[Record, Event], None]) -> None:
+        self.listeners = tuple(known for known in self.listeners if known is not listener)
+
+
+class _Link:
+    """What the I/O thread knows of the broker."""
+
+    def __init__(self) -> None:
+        self.instance = b""
+        self.store = ""
+        #: Set while the broker has welcomed us.
+        self.up = threading.Event()
+        self.down_since = time.monotonic()
+        #: Why there is no cluster, once that is certain.
+        self.gone: Exception | None = None
+
+
+class _Batch:
+    """Calls on their way, until they are accepted."""
+
+    __slots__ = ("buffers", "calls", "defines", "records", "sent_at")
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.buffers: list[Buffer] = []
+        self.records: list[Record] = []
+        self.defines: dict[bytes, tuple[Define, Sequence[Buffer]]] = {}
+        self.sent_at = 0.0
+
+
+class Client:
+    """A connection to the broker of one cluster, for all threads of this process.
+
+    Parameters
+    ----------
+    runtime
+        The cluster's runtime directory.
+    name
+        Shown in `nbtasks status`.
+    revive
+        Called in a thread of its own when the whole cluster is gone, to start it again; None where
+        that is not wanted.
+    connect_timeout
+        Seconds to wait for the broker's welcome.
+
+    Raises
+    ------
+    BrokerUnavailable
+        When no broker has answered in time.
+    """
+
+    def __init__(
+        self,
+        runtime: Path,
+        *,
+        name: str = "",
+        revive: Callable[[], None] | None = None,
+        connect_timeout: float = 10.0,
+    ) -> None:
+        self.runtime = Path(runtime)
+        self.name = name or f"{os.getpid()}@{platform.node()}"
+        self.on_gone: Callable[[Exception], None] | None = None
+        self._revive = revive
+        self._link = _Link()
+        self._forked = False
+        self._closing = False
+        self._calls: deque[tuple[Call, Sequence[Buffer], Any, bool, Record]] = deque()
+        self._outbox: deque[Any] = deque()
+        self._records: dict[str, Record] = {}
+        self._recent: dict[str, Record] = {}
+        self._batches: dict[int, _Batch] = {}
+        #: Sent and not accepted yet; only the I/O thread counts.
+        self._in_flight = 0
+        self._number = 0
+        self._defined: set[bytes] = set()
+        self._requests = itertools.count(1)
+        self._questions: dict[int, tuple[Ask, Any, list[Answer]]] = {}
+        self._waiting: set[Any] = set()
+        self._reviving: threading.Thread | None = None
+        self._resend_at = 0.0
+        self._takers: dict[type, Callable[[Any, Any], None]] = {
+            Event: self._take_event, Accepted: self._take_accepted, Answer: self._take_answer,
+            Replayed: self._take_replayed, Welcome: self._take_welcome,
+            Refused: self._take_refused, Lacking: self._take_lacking,
+        }  # fmt: skip
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = sockets.dealer(self._context, self.runtime, sockets.identity("client"))
+        self._monitor = sockets.watch(self._socket)
+        self._waker, self._wakened = sockets_of_the_system.socketpair()
+        self._waker.setblocking(False)
+        self._wakened.setblocking(False)
+        self._sleeping = False
+        _clients.append(self)
+        self._thread = threading.Thread(target=self._run, name="nbtasks-client", daemon=True)
+        self._thread.start()
+        if not self._await_welcome(connect_timeout):
+            error = self._link.gone or BrokerUnavailable(self.runtime, connect_timeout)
+            self.close(patience=0.0)
+            raise error
+
+    # --------------------------------------------------------------------- in the users' threads
+
+    @property
+    def closed(self) -> bool:
+        return self._closing
+
+    @property
+    def instance(self) -> str:
+        """Return the name of the broker's present run, hexadecimal."""
+        return self._link.instance.hex()
+
+    def submit(
+        self,
+        call: Call,
+        buffers: Sequence[Buffer] = (),
+        define: tuple[Define, Sequence[Buffer]] | None = None,
+        *,
+        confirm: bool = False,
+        check: bool = False,
+        retry: bool = True,
+        policy: dict[str, Any] | None = None,
+    ) -> Record:
+        """Send a call to the broker and return what will be known of it.
+
+        Parameters
+        ----------
+        call, buffers
+            The call and its payload frames.
+        define
+            The function's definition, sent when this broker has not had it yet.
+        confirm
+            Wait until the broker has stored it.
+        check
+            The id is the user's choice: there may be a task of that id.
+        retry, policy
+            Whether, and how, to wait for a broker that is away (SEMANTICS: publish retry).
+
+        Raises
+        ------
+        OperationalError
+            When there is no broker.
+        """
+        self._check_usable()
+        if not self._link.up.is_set():
+            self._await_link(retry, policy)
+        record = Record(call.id, call=call, created=time.time())
+        if check:
+            record = self._records.setdefault(call.id, record)
+        else:
+            self._records[call.id] = record
+        self._calls.append((call, buffers, define, check, record))
+        if self._sleeping:
+            self._wake()
+        if len(self._calls) + self._in_flight > UNACCEPTED:
+            self._press_back()
+        for hook in submitted_hooks:
+            hook(record)
+        if confirm:
+            self._await_acceptance(record)
+        return record
+
+    def record(self, task_id: str) -> Record:
+        """Return what is known of a task, and follow it if it was not followed yet."""
+        self._check_usable()
+        record = self._records.get(task_id) or self._recent.get(task_id)
+        if record is None:
+            record = self._records.setdefault(task_id, Record(task_id))
+            self.tell(Follow((task_id,), (0,)))
+        return record
+
+    def follow(self, record: Record) -> None:
+        """Go on listening to a task that had ended (it was told to run again)."""
+        self._records[record.id] = record
+        self.tell(Follow((record.id,), (record.n,)))
+
+    def learn(self, record: Record, timeout: float | None = None) -> None:
+        """Wait until the broker has told what it knows of a followed task.
+
+        Raises
+        ------
+        TimeoutError
+            When it has not in `timeout` seconds.
+        BrokerUnavailable
+            When there is no cluster any more.
+        """
+        if record.known is None and not record.over and record.call is None:
+            arrived = self._wait_until(record, lambda: record.known is not None, timeout)
+            if not arrived:
+                raise exceptions.TimeoutError(f"The broker has not answered within {timeout} s.")
+
+    def wait(
+        self,
+        records: Iterable[Record],
+        timeout: float | None = None,
+        *,
+        any: bool = False,
+        on_slice: Callable[[], Any] | None = None,
+        slice: float | None = None,
+    ) -> bool:
+        """Wait until all tasks are over (or any of them); return False when time ran out.
+
+        Parameters
+        ----------
+        records
+            What to wait for.
+        timeout
+            Seconds, or None for no end.
+        any
+            Be content with one.
+        on_slice, slice
+            Called each `slice` seconds of waiting, in this thread.
+
+        Raises
+        ------
+        BrokerUnavailable
+            When there is no cluster any more.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if any:
+            several = list(records)
+            return self._wait_for(several, lambda: _one_over(several), deadline, on_slice, slice)
+        for record in records:
+            if not record.over and not self._wait_for(
+                [record], lambda record=record: record.over, deadline, on_slice, slice
+            ):
+                return False
+        return True
+
+    def wait_event(self, record: Record, after: int, timeout: float | None = None) -> bool:
+        """Wait until there is an event after number `after`, or the task is over."""
+        return self._wait_until(record, lambda: record.n > after or record.over, timeout, each=True)
+
+    def add_waiter(self, record: Record, callback: Callable[[], Any]) -> None:
+        """Call `callback` once when the task is over: at once if it is, else in the I/O thread."""
+        waiter = _Callback(callback)
+        record.waiters.append(waiter)
+        if record.over:
+            waiter.release()
+
+    def tell(self, *messages: Any, buffers: Sequence[Buffer] = ()) -> None:
+        """Send messages that need no answer."""
+        self._check_usable()
+        self._outbox.append((messages, buffers))
+        if self._sleeping:
+            self._wake()
+
+    def ask(self, what: str, *, timeout: float = 10.0, **args: Any) -> Any:
+        """Ask the broker and return its answer.
+
+        Raises
+        ------
+        TimeoutError
+            When no answer came in `timeout` seconds.
+        OperationalError
+            When the broker refused the question, or there is none.
+        """
+        question = Ask(next(self._requests), what, args)
+        waiter = threading.Lock()
+        waiter.acquire()
+        answers: list[Answer] = []
+        self._questions[question.request] = (question, waiter, answers)
+        try:
+            self.tell(question)
+            self._sleep_on(waiter, lambda: bool(answers), time.monotonic() + timeout)
+        finally:
+            del self._questions[question.request]
+        if not answers:
+            raise exceptions.TimeoutError(
+                f"The broker has not answered the question {what!r} within {timeout:g} s."
+            )
+        if answers[0].error:
+            raise OperationalError(answers[0].error)
+        return answers[0].value
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until all that was submitted is accepted; return False when time ran out."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._calls or self._batches:
+            if self._link.gone or (deadline is not None and time.monotonic() > deadline):
+                return False
+            time.sleep(0.002)
+        return True
+
+    def close(self, patience: float = FAREWELL) -> None:
+        """Say good-bye and let go of all sockets and the thread."""
+        if self._closing or self._forked:
+            return
+        if patience and self._link.up.is_set():
+            self.flush(patience)
+        self._closing = True
+        self._wake()
+        self._thread.join(2.0)
+        with suppress(ValueError):
+            _clients.remove(self)
+        self._release_all()
+
+    # ------------------------------------------------------------------------- waiting, in detail
+
+    def _check_usable(self) -> None:
+        if self._forked:
+            raise ForkedError()
+        if self._closing:
+            raise BrokerUnavailable(self.runtime, 0.0)
+
+    def _await_welcome(self, timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        while not self._link.up.wait(0.05):
+            if self._link.gone or time.monotonic() > deadline:
+                return False
+        return True
+
+    def _await_link(self, retry: bool, policy: dict[str, Any] | None) -> None:
+        """Wait for a broker as the publish policy says; raise when there is none in the end."""
+        from nbtasks.core.retry import publish_waits
+
+        began = time.monotonic()
+        waits = publish_waits(policy or {}) if retry else iter(())
+        while True:
+            if self._link.up.wait(ATTEMPT):
+                return
+            pause = next(waits, None)
+            if pause is None or self._link.gone is not None:
+                raise self._link.gone or BrokerUnavailable(self.runtime, time.monotonic() - began)
+            if self._link.up.wait(pause):
+                return
+
+    def _press_back(self) -> None:
+        """Hold a caller that is faster than the broker."""
+        while len(self._calls) + self._in_flight > UNACCEPTED // 2:
+            if self._link.gone is not None:
+                raise self._link.gone
+            time.sleep(0.002)
+
+    def _await_acceptance(self, record: Record) -> None:
+        self._wait_until(record, lambda: record.accepted or record.error is not None, None)
+        if record.error is not None:
+            raise record.error
+
+    def _wait_until(
+        self,
+        record: Record,
+        condition: Callable[[], bool],
+        timeout: float | None,
+        each: bool = False,
+    ) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waiter = _Bell() if each else None
+        if waiter is not None:
+            record.subscribe(waiter.ring)
+        try:
+            return self._wait_for([record], condition, deadline, None, None, waiter)
+        finally:
+            if waiter is not None:
+                record.unsubscribe(waiter.ring)
+
+    def _wait_for(
+        self,
+        records: Sequence[Record],
+        condition: Callable[[], bool],
+        deadline: float | None,
+        on_slice: Callable[[], Any] | None,
+        slice: float | None,
+        bell: _Bell | None = None,
+    ) -> bool:
+        if condition():
+            return True
+        waiter = bell.lock if bell is not None else _locked()
+        for record in records:
+            record.waiters.append(waiter)
+        try:
+            return self._sleep_on(waiter, condition, deadline, on_slice, slice)
+        finally:
+            for record in records:
+                with suppress(ValueError):
+                    record.waiters.remove(waiter)
+
+    def _sleep_on(
+        self,
+        waiter: Any,
+        condition: Callable[[], bool],
+        deadline: float | None,
+        on_slice: Callable[[], Any] | None = None,
+        slice: float | None = None,
+    ) -> bool:
+        """Sleep until a condition holds; whoever may have made it hold releases the lock."""
+        self._check_usable()
+        self._waiting.add(waiter)
+        try:
+            while not condition():
+                if self._link.gone is not None:
+                    raise self._link.gone
+                if self._closing:
+                    raise BrokerUnavailable(self.runtime, 0.0)
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                patience = _least(left, slice, 3600.0)
+                if not waiter.acquire(timeout=patience) and on_slice is not None:
+                    on_slice()
+            return True
+        finally:
+            self._waiting.discard(waiter)
+
+    def _wake(self) -> None:
+        self._sleeping = False
+        with suppress(BlockingIOError):
+            self._waker.send(b"\0")
+
+    # -------------------------------------------------------------------------- in the I/O thread
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+        poller.register(self._wakened.fileno(), zmq.POLLIN)
+        try:
+            self._say_hello()
+            while not self._closing:
+                self._sleeping = True
+                busy = self._calls or self._outbox
+                ready = dict(poller.poll(0 if busy else 200))
+                self._sleeping = False
+                if self._wakened.fileno() in ready:
+                    with suppress(BlockingIOError):
+                        self._wakened.recv(4096)
+                if self._monitor in ready:
+                    self._look_at_link()
+                if self._socket in ready:
+                    self._take_in()
+                self._send_out()
+                self._look_after()
+        except Exception as error:  # whoever waits must hear of it
+            log.exception("the client's thread failed")
+            self._give_up(OperationalError(f"The client failed: {type(error).__name__}: {error}"))
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with suppress(zmq.ZMQError):
+            if self._link.up.is_set():
+                self._post([Bye()])
+        self._link.up.clear()
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close()
+        self._context.term()
+        self._waker.close()
+        self._wakened.close()
+
+    def _post(self, messages: Sequence[Any], buffers: Sequence[Buffer] = ()) -> None:
+        large = any(len(buffer) > 65_536 for buffer in buffers)
+        self._socket.send_multipart(
+            pack(self._link.instance, messages, buffers), zmq.NOBLOCK, copy=not large
+        )
+
+    def _say_hello(self) -> None:
+        """Introduce ourselves and, in the same breath, ask how our tasks are getting on."""
+        hello = Hello("client", self.name, os.getpid(), platform.python_version())
+        pending = {record.id for batch in self._batches.values() for record in batch.records}
+        pending.update(call[4].id for call in list(self._calls))
+        open_ones = [r for r in list(self._records.values()) if r.id not in pending]
+        messages: list[Any] = [hello]
+        if open_ones:
+            messages.append(
+                Follow(tuple(r.id for r in open_ones), tuple(r.n for r in open_ones))
+            )
+        self._socket.send_multipart(pack(b"", messages), zmq.NOBLOCK)
+
+    def _look_at_link(self) -> None:
+        up = sockets.connected(self._monitor)
+        if up:
+            self._say_hello()
+        elif up is False and self._link.up.is_set():
+            self._link.up.clear()
+            self._link.down_since = time.monotonic()
+
+    def _take_in(self) -> None:
+        for _ in range(200):
+            try:
+                parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                _instance, messages, buffers = unpack_from_broker(parts)
+            except ProtocolError as error:
+                log.error("cannot read what the broker says: %s", error)
+                continue
+            frames = iter(buffers)
+            takers = self._takers
+            for message in messages:
+                taker = takers.get(type(message))
+                if taker is not None:
+                    taker(message, frames)
+
+    def _take_welcome(self, welcome: Welcome, _: Any) -> None:
+        if welcome.store != self._link.store:
+            self._defined.clear()
+        self._link.instance, self._link.store = welcome.instance, welcome.store
+        self._link.gone = None
+        for number in list(self._batches):
+            self._send_batch(number, again=True)
+        for question, _waiter, _answers in list(self._questions.values()):
+            self._outbox.append(((question,), ()))
+        self._link.up.set()
+
+    def _take_refused(self, refused: Refused, _: Any) -> None:
+        if refused.reason == STRANGER:
+            self._say_hello()
+        else:
+            self._give_up(ClusterError(refused.reason))
+
+    def _take_lacking(self, lacking: Lacking, _: Any) -> None:
+        self._defined.difference_update(lacking.digests)
+        for number, batch in list(self._batches.items()):
+            if not batch.defines.keys().isdisjoint(lacking.digests):
+                self._send_batch(number, again=False)
+
+    def _take_accepted(self, accepted: Accepted, _: Any) -> None:
+        for number in accepted.batches:
+            batch = self._batches.pop(number, None)
+            if batch is None:
+                continue
+            self._in_flight -= len(batch.records)
+            for record in batch.records:
+                record.accepted = True
+                record.known = True
+                if record.waiters:
+                    _ring(record)
+
+    def _take_event(self, event: Event, frames: Any) -> None:
+        buffers = take(frames, event.frames)
+        record = self._records.get(event.id) or self._recent.get(event.id)
+        if record is None or not record.apply(event):
+            return
+        record.known = True
+        record.events.append(event)
+        if buffers:
+            record.buffers[event.n] = buffers
+        for listener in record.listeners:
+            try:
+                listener(record, event)
+            except Exception:
+                log.exception("a listener of task %s failed", event.id)
+        if event.final:
+            self._settle(record)
+        elif event.kind == "again" and event.id in self._recent:
+            self._records[event.id] = self._recent.pop(event.id)
+
+    def _settle(self, record: Record) -> None:
+        """A task is over: let those go on that wait for it, and forget it in a while."""
+        self._records.pop(record.id, None)
+        recent = self._recent
+        recent[record.id] = record
+        if len(recent) > RECENT:
+            del recent[next(iter(recent))]
+        if record.waiters:
+            _ring(record)
+
+    def _take_replayed(self, replayed: Replayed, _: Any) -> None:
+        record = self._records.get(replayed.id) or self._recent.get(replayed.id)
+        if record is None:
+            return
+        if not replayed.known and record.accepted:
+            record.error = OperationalError(
+                f"The broker does not know task {record.id} any more: its store was emptied, or it "
+                f"was not durable (durability='none') and the broker was restarted."
+            )
+            self._records.pop(record.id, None)
+        record.known = replayed.known
+        _ring(record)
+
+    def _take_answer(self, answer: Answer, _: Any) -> None:
+        question = self._questions.get(answer.request)
+        if question is not None:
+            question[2].append(answer)
+            _release(question[1])
+
+    def _send_out(self) -> None:
+        """Send what users have put down; while there is no broker, leave it there."""
+        if not self._link.up.is_set():
+            return
+        while self._calls:
+            self._number += 1
+            number = self._number
+            batch = self._batches[number] = _Batch()
+            again = False
+            for _ in range(min(len(self._calls), BATCH)):
+                call, buffers, define, check, record = self._calls.popleft()
+                batch.calls.append(call)
+                batch.records.append(record)
+                if buffers:
+                    batch.buffers.extend(buffers)
+                if define is not None and call.definition not in batch.defines:
+                    batch.defines[call.definition] = define
+                again = again or check
+            self._in_flight += len(batch.records)
+            self._send_batch(number, again)
+        while self._outbox:
+            messages, buffers = self._outbox.popleft()
+            self._post(messages, buffers)
+
+    def _send_batch(self, number: int, again: bool) -> None:
+        batch = self._batches[number]
+        messages: list[Any] = []
+        buffers: list[Buffer] = []
+        for digest, (define, payload) in batch.defines.items():
+            if digest not in self._defined:
+                self._defined.add(digest)
+                messages.append(define)
+                buffers.extend(payload)
+        messages.append(Submit(number, tuple(batch.calls), again))
+        buffers.extend(batch.buffers)
+        batch.sent_at = time.monotonic()
+        self._post(messages, buffers)
+
+    def _look_after(self) -> None:
+        """Now and then: say again what was not accepted, and see whether there is a cluster."""
+        instant = time.monotonic()
+        if not self._link.up.is_set():
+            if self._link.gone is None and instant - self._link.down_since > MISSING:
+                self._seek_cluster()
+            return
+        if self._batches and instant > self._resend_at:
+            self._resend_at = instant + RESEND / 2
+            for number, batch in list(self._batches.items()):
+                if instant - batch.sent_at > RESEND:
+                    self._send_batch(number, again=True)
+
+    def _seek_cluster(self) -> None:
+        """No broker for a while: a supervisor restarts it, or we do, or it is all over."""
+        connection = read_connection(self.runtime)
+        if connection is not None and alive(connection.supervisor_pid):
+            return
+        waited = time.monotonic() - self._link.down_since
+        if self._revive is None:
+            if connection is not None or waited > FAREWELL:
+                self._give_up(BrokerUnavailable(self.runtime, waited))
+        elif self._reviving is None or not self._reviving.is_alive():
+            self._reviving = threading.Thread(
+                target=self._try_to_revive, name="nbtasks-revive", daemon=True
+            )
+            self._reviving.start()
+
+    def _try_to_revive(self) -> None:
+        assert self._revive is not None
+        try:
+            self._revive()
+        except Exception as error:
+            waited = time.monotonic() - self._link.down_since
+            lost = BrokerUnavailable(self.runtime, waited)
+            lost.__cause__ = error
+            self._give_up(lost)
+
+    def _give_up(self, error: Exception) -> None:
+        """Tell everybody who waits that there is nothing to wait for."""
+        self._link.gone = error
+        self._link.up.clear()
+        self._release_all()
+        if self.on_gone is not None:
+            self.on_gone(error)
+
+    def _release_all(self) -> None:
+        for waiter in list(self._waiting):
+            _release(waiter)
+
+
+# ----------------------------------------------------------------------------------- small things
+
+
+class _Callback:
+    """A waiter that calls back instead of letting a thread go on; at most once."""
+
+    __slots__ = ("_callback",)
+
+    def __init__(self, callback: Callable[[], Any]) -> None:
+        self._callback: Callable[[], Any] | None = callback
+
+    def release(self) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()
+
+
+class _Bell:
+    """A lock that each event of a task releases."""
+
+    __slots__ = ("lock",)
+
+    def __init__(self) -> None:
+        self.lock = _locked()
+
+    def ring(self, _record: Record, _event: Event) -> None:
+        _release(self.lock)
+
+
+def _locked() -> Any:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
+def _release(waiter: Any) -> None:
+    try:
+        waiter.release()
+    except RuntimeError:
+        pass  # released already: by the end of the task and by its cancellation, say
+    except Exception:
+        log.exception("a callback at the end of a task failed")
+
+
+def _ring(record: Record) -> None:
+    """Let everybody look again who waits for a record; callbacks only when it is over."""
+    for waiter in list(record.waiters):
+        if type(waiter) is not _Callback:
+            _release(waiter)
+        elif record.over:
+            record.waiters.remove(waiter)
+            _release(waiter)
+
+
+def _one_over(records: Sequence[Record]) -> bool:
+    return any(record.over for record in records)
+
+
+def _least(*seconds: float | None) -> float:
+    return min(value for value in seconds if value is not None)
+
+
+def load_value(event: Event, buffers: Sequence[Buffer] = ()) -> Any:
+    """Return the value that an event carries: result, meta or exception.
+
+    An event without a payload carries None, or one of our own exceptions by name.
+    """
+    if event.body or event.frames:
+        from nbtasks.wire import payloads
+
+        return payloads.loads(event.body, buffers)
+    if event.text and event.kind == "state":
+        name, args = json.loads(event.text)
+        return getattr(exceptions, name)(*args)
+    return None
+
+
+class _Ids:
+    """Ids as UUIDs are written: 80 random bits for the process, 48 bits that count."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        head = secrets.token_hex(10)
+        self._prefix = f"{head[:8]}-{head[8:12]}-{head[12:16]}-{head[16:20]}-"
+        self._numbers = itertools.count(secrets.randbits(40))
+
+    def __call__(self) -> str:
+        return f"{self._prefix}{next(self._numbers):012x}"
+
+
+new_id = _Ids()
+
+# ----------------------------------------------------------------------- the client of the process
+
+_clients: list[Client] = []
+_current: Client | None = None
+_opener: Callable[[], Client] | None = None
+_opening = threading.RLock()
+
+
+def set_opener(opener: Callable[[], Client]) -> None:
+    """Say how `current` gets a client when there is none."""
+    global _opener
+    _opener = opener
+
+
+def set_current(client: Client | None) -> None:
+    """Make a client the one that tasks are sent through."""
+    global _current
+    _current = client
+
+
+def current() -> Client:
+    """Return the client that tasks are sent through; start or find a cluster if there is none.
+
+    Raises
+    ------
+    OperationalError
+        When no cluster can be started or found.
+    """
+    global _current
+    client = _current
+    if client is not None and not client.closed:
+        if client._forked:
+            raise ForkedError()
+        return client
+    with _opening:
+        if _current is None or _current.closed:
+            if _opener is None:
+                import nbtasks.cluster  # noqa: F401 (it installs the opener)
+            assert _opener is not None
+            _current = _opener()
+        return _current
+
+
+def _after_fork() -> None:
+    """In a child: sockets and threads stayed with the parent."""
+    new_id.renew()
+    for client in _clients:
+        client._forked = True
+
+
+def _at_exit() -> None:
+    for client in list(_clients):
+        client.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

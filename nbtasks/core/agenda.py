@@ -1,0 +1,167 @@
+"""What is due when, and what is ready in which order."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+from nbtasks.core.messages import Now
+
+
+class Entry(NamedTuple):
+    """Something to be done at a time; `order` keeps equal times first in, first out."""
+
+    when: float
+    order: int
+    kind: str
+    subject: Any
+
+
+class Agenda:
+    """Things to do, on both clocks.
+
+    Entries are never taken out: whoever gets one looks whether it still holds.
+    """
+
+    def __init__(self) -> None:
+        self._boot: list[Entry] = []
+        self._wall: list[Entry] = []
+        self._order = 0
+
+    def __len__(self) -> int:
+        return len(self._boot) + len(self._wall)
+
+    def add_boot(self, when: float, kind: str, subject: Any) -> None:
+        """Note something for an instant of the boot clock."""
+        self._order += 1
+        heapq.heappush(self._boot, Entry(when, self._order, kind, subject))
+
+    def add_wall(self, when: float, kind: str, subject: Any) -> None:
+        """Note something for an instant of the wall clock."""
+        self._order += 1
+        heapq.heappush(self._wall, Entry(when, self._order, kind, subject))
+
+    def due(self, now: Now) -> Iterator[Entry]:
+        """Yield and drop what is due, earliest first on each clock."""
+        for heap, instant in ((self._boot, now.boot), (self._wall, now.wall)):
+            while heap and heap[0].when <= instant:
+                yield heapq.heappop(heap)
+
+    def wait(self, now: Now) -> float | None:
+        """Return the seconds until something is due, or None.
+
+        Never more than one second for the wall clock, because it may be set.
+        """
+        waits = []
+        if self._boot:
+            waits.append(self._boot[0].when - now.boot)
+        if self._wall:
+            waits.append(min(self._wall[0].when - now.wall, 1.0))
+        return max(min(waits), 0.0) if waits else None
+
+
+class Waiting(Protocol):
+    """What `Ready` must know of a task."""
+
+    client: bytes
+    queue: str
+    priority: int
+    seq: int
+
+
+class _Level:
+    """The tasks of one queue and one priority: fair between clients, first in first out in each."""
+
+    __slots__ = ("lines", "turns")
+
+    def __init__(self) -> None:
+        self.lines: dict[bytes, deque[Any]] = {}
+        self.turns: deque[bytes] = deque()
+
+    def push(self, task: Waiting, front: bool) -> None:
+        line = self.lines.get(task.client)
+        if line is None:
+            line = self.lines[task.client] = deque()
+            if front:
+                self.turns.appendleft(task.client)
+            else:
+                self.turns.append(task.client)
+        if front:
+            line.appendleft(task)
+        else:
+            line.append(task)
+
+    def head(self) -> Any:
+        return self.lines[self.turns[0]][0]
+
+    def pop(self) -> Any:
+        turns = self.turns
+        client = turns[0]
+        line = self.lines[client]
+        task = line.popleft()
+        if line:
+            turns.rotate(-1)
+        else:
+            turns.popleft()
+            del self.lines[client]
+        return task
+
+
+class Ready:
+    """Tasks that wait for a worker: by priority (9 first), fair between clients, first in first out."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, dict[int, _Level]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def push(self, task: Waiting, front: bool = False) -> None:
+        """Add a task at the end of its client's line, or at the front."""
+        levels = self._queues.get(task.queue)
+        if levels is None:
+            levels = self._queues[task.queue] = {}
+        level = levels.get(task.priority)
+        if level is None:
+            level = levels[task.priority] = _Level()
+        level.push(task, front)
+        self._count += 1
+
+    def peek(self, queues: tuple[str, ...]) -> Any:
+        """Return the task whose turn it is in these queues (none named: in all), or None."""
+        level = self._best(queues)
+        return None if level is None else level[2].head()
+
+    def pop(self, queues: tuple[str, ...]) -> Any:
+        """Take the task whose turn it is in these queues (none named: in all), or None."""
+        best = self._best(queues)
+        if best is None:
+            return None
+        queue, priority, level = best
+        task = level.pop()
+        self._count -= 1
+        if not level.lines:
+            levels = self._queues[queue]
+            del levels[priority]
+            if not levels:
+                del self._queues[queue]
+        return task
+
+    def _best(self, queues: tuple[str, ...]) -> tuple[str, int, _Level] | None:
+        best: tuple[str, int, _Level] | None = None
+        for name in queues or self._queues:
+            levels = self._queues.get(name)
+            if not levels:
+                continue
+            priority = max(levels)
+            level = levels[priority]
+            if (
+                best is None
+                or priority > best[1]
+                or (priority == best[1] and level.head().seq < best[2].head().seq)
+            ):
+                best = name, priority, level
+        return best

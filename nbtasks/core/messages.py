@@ -1,0 +1,511 @@
+"""Every word that crosses a process boundary.
+
+A message is a frozen noun that knows nobody. What travels is always a *list* of messages packed
+into one multipart frame set (`nbtasks.wire.frames`), because one send a task is what makes queues
+slow. Who says what to whom:
+
+    client     → broker    Hello Define Submit Follow Unfollow Revoke Hasten Redo Update Forget Ask Scale Stop Bye
+    broker     → client    Welcome Accepted Refused Lacking Event Replayed Answer
+    worker     → broker    Hello Started Report Output Done Again Returned Fetch Bye
+    broker     → worker    Welcome Run Recall Define Lacking Noted
+    supervisor → broker    Hello Died Pool Bye
+    broker     → supervisor  Welcome Kill Scale Stop
+
+User bytes (`body`) are opaque to everybody but the two ends. A body of over `INLINE_LIMIT` bytes,
+and pickle's out-of-band buffers, do not lie in the message: `frames` says how many payload frames
+of the same multipart message belong to it, in the order in which the messages stand. When `frames`
+is not 0 and `body` is empty, the first of these frames is the body.
+
+Times called `*_at`, `eta` and `expires` are wall-clock seconds since the epoch; `due` is seconds on
+the boot clock, which no step of the wall clock moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+#: Goes up whenever a message changes shape; processes of unlike versions refuse each other.
+PROTOCOL_VERSION = 1
+
+#: The largest body, in bytes, that travels inside a message rather than as a frame of its own.
+INLINE_LIMIT = 32 * 1024
+
+#: Calls are ordered 9 first, 0 last; this one is meant where the caller names none.
+DEFAULT_PRIORITY = 5
+
+#: The queue of calls that name none.
+DEFAULT_QUEUE = "default"
+
+
+class Now(NamedTuple):
+    """One instant on both clocks."""
+
+    #: Seconds since the epoch.
+    wall: float
+    #: Seconds since the machine started, suspended time included.
+    boot: float
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Something that lies inside a message."""
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
+    """Something that one process says to another."""
+
+
+# ---------------------------------------------------------------------------------------- parts
+
+
+class Options(Part, frozen=True):
+    """What few calls carry."""
+
+    #: Hard limit of one run, seconds.
+    time_limit: float | None = None
+    #: Soft limit of one run, seconds.
+    soft_time_limit: float | None = None
+    #: Overrides the task's `ignore_result`.
+    ignore_result: bool | None = None
+    #: Payload of the caller's own headers (a dict), or empty.
+    headers: bytes = b""
+    #: Name to show instead of the task's.
+    shadow: str | None = None
+    #: Shown instead of the arguments.
+    argsrepr: str | None = None
+    kwargsrepr: str | None = None
+    #: Who sent it, as `pid@host`.
+    origin: str | None = None
+    #: Ids of the tasks that must succeed first.
+    needs: tuple[str, ...] = ()
+    group: str | None = None
+    group_index: int | None = None
+    reply_to: str | None = None
+    #: Resident memory of one run, bytes.
+    memory_limit: int | None = None
+    #: Anything later versions add, by name (msgpack values only).
+    extra: dict[str, Any] = {}  # noqa: RUF012 (msgspec copies it)
+
+
+class Call(Part, frozen=True):
+    """One submitted run of a task, as the caller wants it."""
+
+    #: Task id: any text, by default a random 128-bit number written as a UUID.
+    id: str
+    #: Digest of the `Define` to run; empty when the caller knows the name only.
+    definition: bytes
+    #: The task's name.
+    name: str
+    #: The payload of `(args, kwargs)`.
+    body: bytes
+    frames: int = 0
+    #: Arguments as short text, for people: `(3, lr=0.1)`.
+    summary: str = ""
+    #: Earliest start by countdown or back-off, boot clock.
+    due: float | None = None
+    #: Earliest start as the caller gave it, wall clock (set for countdowns too: it is what
+    #: `request.eta` shows; `due` wins).
+    eta: float | None = None
+    #: Latest start, wall clock.
+    expires: float | None = None
+    priority: int = DEFAULT_PRIORITY
+    queue: str = DEFAULT_QUEUE
+    #: Id of the first task of the tree; empty means this one.
+    root: str = ""
+    #: Id of the task that sent this one, or empty.
+    parent: str = ""
+    #: How many retries came before this attempt.
+    retries: int = 0
+    options: Options | None = None
+
+
+class Policy(Part, frozen=True):
+    """What the broker must know of a task to schedule its calls."""
+
+    #: Least seconds between two starts, or 0.
+    interval: float = 0.0
+    #: A run whose process died, was killed for time, or failed is handed out again, or not.
+    acks_late: bool = False
+    acks_on_failure: bool = True
+    acks_on_timeout: bool = True
+    #: A lost process counts as a retry, at most `max_retries` of them (None: without end).
+    retry_on_worker_lost: bool = False
+    max_retries: int | None = 3
+    ignore_result: bool = False
+    store_errors_even_if_ignored: bool = False
+    time_limit: float | None = None
+    memory_limit: int | None = None
+    track_started: bool = False
+
+
+class Held(Part, frozen=True):
+    """A call that a worker has in hand when it meets a (new) broker."""
+
+    ticket: int
+    id: str
+    #: Whether its body has begun.
+    started: bool
+
+
+# --------------------------------------------------------------------------------- hand-shaking
+
+
+class Hello(Message, frozen=True):
+    """The first word of every peer to every broker that it meets."""
+
+    #: client, worker or supervisor
+    role: str
+    #: Name of the peer: `worker-1f3c@host`, `1234@host`.
+    name: str
+    pid: int
+    #: `3.11.7`; workers and clients of unlike minor versions are refused.
+    python: str
+    #: Queues that a worker serves; empty means all of them.
+    queues: tuple[str, ...] = ()
+    #: What a worker has in hand.
+    held: tuple[Held, ...] = ()
+    #: Names of the workers alive, from the supervisor.
+    workers: tuple[str, ...] = ()
+
+
+class Welcome(Message, frozen=True):
+    """The broker's answer to Hello: only now may the peer go on."""
+
+    #: Random name of this run of the broker.
+    instance: bytes
+    #: Name of the store: differs when the cluster's data were purged.
+    store: str
+
+
+class Refused(Message, frozen=True):
+    """The broker will not: the peer, or one of its submissions (`batch` > 0)."""
+
+    reason: str
+    batch: int = 0
+    ids: tuple[str, ...] = ()
+
+
+class Bye(Message, frozen=True):
+    """The peer leaves of its own will."""
+
+
+# --------------------------------------------------------------------------------- submitting
+
+
+class Define(Message, frozen=True):
+    """A function and what goes with it, sent once and named by digest ever after."""
+
+    #: 16 bytes.
+    digest: bytes
+    name: str
+    policy: Policy
+    #: Payload: opaque to the broker.
+    body: bytes
+    frames: int = 0
+
+
+class Lacking(Message, frozen=True):
+    """The broker holds no definition of these digests: say Define (client), or give up (worker)."""
+
+    digests: tuple[bytes, ...]
+
+
+class Submit(Message, frozen=True):
+    """Calls to be accepted together."""
+
+    #: Numbered by the client from 1; Accepted names it.
+    batch: int
+    calls: tuple[Call, ...]
+    #: Whether any of the ids may be known already (sent again, or chosen by the user).
+    again: bool = False
+
+
+class Accepted(Message, frozen=True):
+    """These batches are in the store."""
+
+    batches: tuple[int, ...]
+
+
+# -------------------------------------------------------------------------------------- events
+
+
+class Event(Message, frozen=True):
+    """One thing that happened to a task; numbered, kept, told in order.
+
+    kind      meaning                                      fields used
+    state     a state message: STARTED, custom, RETRY,     state, body, traceback, worker,
+              SUCCESS, FAILURE, REVOKED, IGNORED           retries; when final: children
+    run       a run began (whether tracked or not)         worker, pid
+    output    something was printed or logged              state = stdout, stderr or log; text
+    again     will run again (lost worker, redo, requeue)  text = why
+    end       over without a change of state               final
+
+    The broker never pickles: where it ends a task itself, `body` is empty and `text` is the JSON of
+    `[class name in nbtasks.exceptions, [arguments]]`.
+    """
+
+    id: str
+    #: 1, 2, ... without a gap in each task.
+    n: int
+    at: float
+    kind: str
+    state: str = ""
+    body: bytes = b""
+    frames: int = 0
+    text: str = ""
+    traceback: str = ""
+    worker: str = ""
+    pid: int = 0
+    retries: int = 0
+    #: Seconds that the body took, for final states.
+    runtime: float = 0.0
+    #: Next start, boot clock, for RETRY.
+    due: float | None = None
+    children: tuple[str, ...] = ()
+    #: Whether nothing further will change the task by itself.
+    final: bool = False
+
+
+class Follow(Message, frozen=True):
+    """Tell me what happened to these tasks after event n, and go on telling."""
+
+    ids: tuple[str, ...]
+    after: tuple[int, ...]
+
+
+class Unfollow(Message, frozen=True):
+    ids: tuple[str, ...]
+
+
+class Replayed(Message, frozen=True):
+    """All that was known of the task up to event n has now been told."""
+
+    id: str
+    #: False: the broker has never heard of it, or has forgotten it.
+    known: bool
+    n: int
+    #: What the phase is: scheduled, queued ... (for people).
+    phase: str = ""
+
+
+# ------------------------------------------------------------------------------------- control
+
+
+class Revoke(Message, frozen=True):
+    ids: tuple[str, ...]
+    #: Also end it when it is running.
+    terminate: bool = False
+    #: Signal for that, by name.
+    signal: str = "SIGTERM"
+
+
+class Hasten(Message, frozen=True):
+    """Run now: skip the wait for eta, countdown or back-off."""
+
+    ids: tuple[str, ...]
+
+
+class Redo(Message, frozen=True):
+    """Run a task that ended in FAILURE or REVOKED once more."""
+
+    ids: tuple[str, ...]
+
+
+class Forget(Message, frozen=True):
+    ids: tuple[str, ...]
+
+
+class Update(Message, frozen=True):
+    """`update_state` for a task that is not running here."""
+
+    id: str
+    state: str
+    body: bytes
+    frames: int = 0
+    traceback: str = ""
+
+
+class Ask(Message, frozen=True):
+    """A question to the broker; see `Server.answer_*` for the words."""
+
+    request: int
+    #: status, list, show, purge
+    what: str
+    args: dict[str, Any] = {}  # noqa: RUF012 (msgspec copies it)
+
+
+class Answer(Message, frozen=True):
+    request: int
+    #: msgpack values only.
+    value: Any
+    #: Set instead of a value when the question was refused.
+    error: str = ""
+
+
+class Scale(Message, frozen=True):
+    """Have this many workers."""
+
+    workers: int
+
+
+class Stop(Message, frozen=True):
+    """End the whole cluster in an orderly way."""
+
+    #: Forget the store as well.
+    purge: bool = False
+
+
+# --------------------------------------------------------------------------------- the workers
+
+
+class Run(Message, frozen=True):
+    """Run this, after all that you hold."""
+
+    #: Counts the calls given to this worker: 1, 2, ... With the worker's name it is the token
+    #: that fences answers of earlier attempts.
+    ticket: int
+    #: None only inside the broker, until the server has read it from the store.
+    call: Call | None
+    #: How many processes died under this task before.
+    deaths: int = 0
+
+
+class Recall(Message, frozen=True):
+    """Give back what has not begun: these tickets, or all (empty)."""
+
+    tickets: tuple[int, ...] = ()
+
+
+class Returned(Message, frozen=True):
+    """These tickets were not begun and will not be."""
+
+    tickets: tuple[int, ...]
+
+
+class Started(Message, frozen=True):
+    """The body of this ticket has begun."""
+
+    ticket: int
+    at: float
+
+
+class Report(Message, frozen=True):
+    """`update_state` by the running task itself."""
+
+    ticket: int
+    state: str
+    body: bytes
+    frames: int = 0
+    at: float = 0.0
+    traceback: str = ""
+
+
+class Output(Message, frozen=True):
+    """Something that a task printed or logged (also in its handlers, after Done)."""
+
+    id: str
+    #: stdout, stderr or log
+    stream: str
+    text: str
+    at: float = 0.0
+
+
+class Done(Message, frozen=True):
+    """A run is over."""
+
+    ticket: int
+    #: SUCCESS, FAILURE, REVOKED, IGNORED, or REQUEUE (Reject with requeue)
+    state: str
+    body: bytes
+    frames: int = 0
+    traceback: str = ""
+    #: Seconds that the body took.
+    runtime: float = 0.0
+    at: float = 0.0
+    children: tuple[str, ...] = ()
+
+
+class Again(Message, frozen=True):
+    """A run ended in retry: the call as it shall run next."""
+
+    ticket: int
+    call: Call
+    #: Payload of the exception that was given to `retry` (or of None).
+    reason: bytes
+    #: Payload frames: first the call's, then the reason's.
+    frames: int = 0
+    traceback: str = ""
+    runtime: float = 0.0
+    at: float = 0.0
+    children: tuple[str, ...] = ()
+    #: False: the run goes on (`retry(throw=False)`); the retry runs beside it.
+    over: bool = True
+
+
+class Fetch(Message, frozen=True):
+    """A worker lacks this definition."""
+
+    digest: bytes
+
+
+class Noted(Message, frozen=True):
+    """Done and Again of all tickets up to this one are in the store."""
+
+    ticket: int
+
+
+# ------------------------------------------------------------------------------ the supervisor
+
+
+class Pool(Message, frozen=True):
+    """Which workers there are, and how many there shall be."""
+
+    workers: tuple[str, ...]
+    wanted: int
+
+
+class Died(Message, frozen=True):
+    """A worker process is gone."""
+
+    name: str
+    pid: int
+    #: Exit code, or minus the signal's number.
+    code: int
+    #: Ticket last begun and last finished, from the worker's cell (0: none).
+    started: int = 0
+    finished: int = 0
+    #: Peak resident memory, bytes (0: not known).
+    peak_memory: int = 0
+
+
+class Kill(Message, frozen=True):
+    """End this worker: by signal, and with SIGKILL when it is not gone `grace` seconds later."""
+
+    name: str
+    #: Only while it runs this ticket (0: whatever it runs).
+    ticket: int = 0
+    signal: str = "SIGKILL"
+    grace: float = 2.0
+
+
+ToBroker = (
+    Hello | Bye | Define | Submit | Follow | Unfollow | Revoke | Hasten | Redo | Forget | Update | Ask | Scale | Stop
+    | Started | Report | Output | Done | Again | Returned | Fetch | Pool | Died
+)  # fmt: skip
+FromBroker = (
+    Welcome | Refused | Lacking | Accepted | Event | Replayed | Answer | Define | Run | Recall | Noted | Kill | Scale | Stop
+)  # fmt: skip
+
+
+def frames_of(message: Any) -> int:
+    """Return how many payload frames belong to a message."""
+    if type(message) is Submit:
+        return sum(call.frames for call in message.calls)
+    return getattr(message, "frames", 0)
+
+
+def take(buffers: Iterator[Any], count: int) -> tuple[Any, ...]:
+    """Return the next `count` payload frames."""
+    return tuple(buffer for _, buffer in zip(range(count), buffers, strict=False)) if count else ()

@@ -1,0 +1,1214 @@
+"""Decide what happens next to every task. Knows no socket, file or clock.
+
+Messages go in with the peer that sent them and the time; actions come out, of two kinds: *saves*
+(`Save...`) and *sends* (`Send`). The server writes all saves of a turn in one transaction and only
+then sends: nobody is told what a crash could take back.
+
+How things hang together:
+
+* A **task** is one submitted call. Its phase moves by the table in `states`; the line that moves it
+  is in `_step`. Open tasks are in memory, ended ones in the archive (the store) only.
+* A **worker** gets calls with rising tickets and runs them in that order. `(worker, ticket)` is the
+  token of an attempt: an answer with a ticket that the worker does not hold is late and changes
+  nothing.
+* **Credit**: an idle worker gets one call. More are given ahead only where calls of that function
+  are known to be so short that the wire would otherwise keep the worker waiting; they are called
+  back when another worker has nothing to do.
+* A worker that **died** is reported by the supervisor with what its cell said: calls that had not
+  begun go back to the front of the line as if nothing had happened, those that had are lost: they
+  end, or run again with `acks_late`.
+* **Events** are numbered per task and kept; whoever follows a task is told each of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import msgspec
+
+from nbtasks.core import states
+from nbtasks.core.agenda import Agenda, Ready
+from nbtasks.core.messages import (
+    Accepted,
+    Again,
+    Bye,
+    Call,
+    Define,
+    Died,
+    Done,
+    Event,
+    Fetch,
+    Follow,
+    Forget,
+    Hasten,
+    Hello,
+    Kill,
+    Lacking,
+    Noted,
+    Now,
+    Options,
+    Output,
+    Policy,
+    Pool,
+    Recall,
+    Redo,
+    Refused,
+    Replayed,
+    Report,
+    Returned,
+    Revoke,
+    Run,
+    Scale,
+    Started,
+    Stop,
+    Submit,
+    Unfollow,
+    Update,
+    frames_of,
+    take,
+)
+from nbtasks.core.needs import Needs
+from nbtasks.core.states import ASSIGNED, DONE, QUEUED, RUNNING, SCHEDULED, WAITING
+
+#: Seconds of work that a worker may hold ahead of what it is running.
+WINDOW = 0.010
+#: Calls of functions that take longer than this (seconds) are never given ahead.
+SHORT = WINDOW
+#: Calls that a worker may hold.
+CREDIT = 512
+#: Seconds that the wire and the worker add to each call, about.
+OVERHEAD = 0.000_015
+#: Seconds after which calls held by a busy worker are called back for an idle one.
+STRANDED = 0.010
+#: Processes that may die under one task before it is given up.
+MAX_DEATHS = 3
+#: Seconds between the news of a death and its consequences: what the dead had sent comes first.
+MOURNING = 0.02
+#: Seconds in which a worker must report, to a new broker, what it was given by the old one.
+ROLL_CALL = 1.0
+#: Bytes of calls that are kept in memory until a worker wants them; the rest waits in the store.
+KEPT_BYTES = 4 * 1024 * 1024
+#: Reason of the refusal that means: say Hello first.
+STRANGER = "hello"
+
+
+# ------------------------------------------------------------------------------------ the nouns
+
+
+class Task(msgspec.Struct, gc=False, eq=False):
+    """One submitted call, as far as the scheduler needs to know it."""
+
+    seq: int
+    id: str
+    definition: bytes
+    name: str
+    client: bytes
+    priority: int
+    queue: str
+    phase: str
+    parent: str
+    root: str
+    state: str = states.PENDING
+    #: Number of its last event.
+    n: int = 0
+    retries: int = 0
+    deaths: int = 0
+    due: float | None = None
+    eta: float | None = None
+    expires: float | None = None
+    worker: str = ""
+    ticket: int = 0
+    ended_at: float | None = None
+    #: The call itself and its payload frames, while they are kept in memory.
+    call: Call | None = None
+    buffers: tuple[Any, ...] = ()
+    options: Options | None = None
+
+
+class Definition:
+    """What the scheduler knows of a function."""
+
+    __slots__ = ("digest", "estimate", "limited", "name", "next_start", "policy", "timer")
+
+    def __init__(self, digest: bytes, name: str, policy: Policy) -> None:
+        self.digest = digest
+        self.name = name
+        self.policy = policy
+        #: Seconds that one of its calls takes, about; None until one has ended.
+        self.estimate: float | None = None
+        #: Rate limit: the next start (boot clock), who waits for it, and whether a timer is set.
+        self.next_start = 0.0
+        self.limited: deque[Task] = deque()
+        self.timer = False
+
+    def learn(self, runtime: float) -> None:
+        """Take the duration of one more call into the estimate."""
+        seconds = runtime + OVERHEAD
+        known = self.estimate
+        # Upwards at once, downwards slowly: what was long once is not given ahead lightly.
+        self.estimate = (
+            seconds if known is None or seconds > known * 4 else known * 0.7 + seconds * 0.3
+        )
+
+
+class Worker:
+    """A worker, and what it holds."""
+
+    __slots__ = (
+        "ahead", "dead", "held", "leaving", "name", "noted", "peer", "pid", "progress_at",
+        "queues", "recalled_at", "verdicts", "wishes",
+    )  # fmt: skip
+
+    def __init__(self, name: str, peer: bytes = b"", pid: int = 0, queues: tuple[str, ...] = ()):
+        self.name = name
+        #: Empty until it has said Hello to this broker.
+        self.peer = peer
+        self.pid = pid
+        self.queues = queues
+        #: Ticket → task, in the order in which they will run.
+        self.held: dict[int, Task] = {}
+        #: Seconds of work that it holds, about.
+        self.ahead = 0.0
+        #: Boot clock: when it was last seen to get on.
+        self.progress_at = 0.0
+        self.recalled_at: float | None = None
+        #: Ticket → how the task ends when the process has died on our order.
+        self.verdicts: dict[int, tuple[str, str, list[Any]]] = {}
+        #: Ticket → the Revoke that waits to hear whether the call has begun.
+        self.wishes: dict[int, Revoke] = {}
+        #: Ticket to be confirmed at the end of the turn.
+        self.noted = 0
+        self.dead = False
+        #: Told to stop: gets nothing more.
+        self.leaving = False
+
+
+class Row(Protocol):
+    """What the archive tells of a task: the lasting columns of `Task`."""
+
+    seq: int
+    id: str
+    definition: bytes
+    name: str
+    client: bytes
+    priority: int
+    queue: str
+    phase: str
+    parent: str
+    root: str
+    state: str
+    n: int
+    retries: int
+    deaths: int
+    due: float | None
+    eta: float | None
+    expires: float | None
+    worker: str
+    ticket: int
+    ended_at: float | None
+
+
+class Archive(Protocol):
+    """What the scheduler may look up of what it no longer has in memory."""
+
+    def find(self, task_id: str) -> Row | None: ...
+
+    def call_of(self, seq: int) -> tuple[Call, tuple[Any, ...]] | None: ...
+
+    def policy_of(self, digest: bytes) -> tuple[str, Policy] | None: ...
+
+    def definition_named(self, name: str) -> bytes | None: ...
+
+
+# ---------------------------------------------------------------------------------- the actions
+
+
+class SaveCall(msgspec.Struct, frozen=True, gc=False):
+    """Keep a call: a new one, or the same task's for its next attempt."""
+
+    seq: int
+    call: Call
+    client: bytes
+    accepted_at: float
+    buffers: tuple[Any, ...] = ()
+
+
+class SaveTask(msgspec.Struct, frozen=True, gc=False):
+    """Keep a task as it is at the end of the turn (the object lives on)."""
+
+    task: Task
+
+
+class SaveEvent(msgspec.Struct, frozen=True, gc=False):
+    seq: int
+    event: Event
+    buffers: tuple[Any, ...] = ()
+
+
+class SaveDefinition(msgspec.Struct, frozen=True, gc=False):
+    define: Define
+    buffers: tuple[Any, ...] = ()
+
+
+class SaveForget(msgspec.Struct, frozen=True, gc=False):
+    seq: int
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """Say `message` to `peer`, after all saves of the turn."""
+
+    peer: bytes
+    message: Any
+    buffers: tuple[Any, ...] = ()
+    #: For a Run whose call must be read from the store first.
+    task: Task | None = None
+    #: For a Replayed: send the events of this row after this number first.
+    replay: tuple[int, int] | None = None
+    #: For a Define: read it from the store.
+    fetch: bytes = b""
+
+
+Action = SaveCall | SaveTask | SaveEvent | SaveDefinition | SaveForget | Send
+
+
+# -------------------------------------------------------------------------------- the scheduler
+
+
+class Scheduler:
+    """Decide what happens next to every task.
+
+    Parameters
+    ----------
+    archive
+        What has been saved.
+    first_ticket
+        Tickets of this run of the broker start above this; it must be higher than any before.
+    first_seq
+        The highest `seq` that was ever given.
+    """
+
+    def __init__(self, archive: Archive, first_ticket: int = 0, first_seq: int = 0) -> None:
+        self.archive = archive
+        self.tasks: dict[str, Task] = {}
+        self.workers: dict[str, Worker] = {}
+        self.clients: dict[bytes, Hello] = {}
+        self.supervisor: bytes = b""
+        self.wanted = 0
+        self.agenda = Agenda()
+        self.ready = Ready()
+        self.needs = Needs()
+        self._definitions: dict[bytes, Definition] = {}
+        self._followers: dict[str, set[bytes]] = {}
+        self._worker_of: dict[bytes, Worker] = {}
+        self._accepted: dict[bytes, list[int]] = {}
+        self._noted: list[Worker] = []
+        self._ticket = first_ticket
+        self._seq = first_seq
+        self._kept = 0
+        #: The turn's actions; `receive` and `tick` hand them over.
+        self._out: list[Action] = []
+        self._receivers: dict[type, Callable[..., None]] = {
+            Hello: self._hello, Bye: self._bye, Define: self._define, Submit: self._submit,
+            Follow: self._follow, Unfollow: self._unfollow, Revoke: self._revoke,
+            Hasten: self._hasten, Redo: self._redo, Forget: self._forget, Update: self._update,
+            Scale: self._scale, Stop: self._stop, Started: self._started, Report: self._report,
+            Output: self._output, Done: self._done, Again: self._again, Returned: self._returned,
+            Fetch: self._fetch, Pool: self._pool, Died: self._died,
+        }  # fmt: skip
+
+    # ------------------------------------------------------------------------------- the doors
+
+    def receive(
+        self, peer: bytes, message: Any, now: Now, buffers: Iterator[Any] = iter(())
+    ) -> list[Action]:
+        """Take one message in and return what follows from it at once."""
+        if not self._knows(peer) and type(message) is not Hello:
+            for _ in range(frames_of(message)):
+                next(buffers, None)
+            self._out.append(Send(peer, Refused(STRANGER)))
+        else:
+            self._receivers[type(message)](peer, message, now, buffers)
+        return self._hand_over()
+
+    def tick(self, now: Now) -> list[Action]:
+        """Do what is due, give work to workers, and confirm; call it at the end of each turn."""
+        for entry in self.agenda.due(now):
+            getattr(self, f"_on_{entry.kind}")(entry.subject, entry.when, now)
+        self._assign(now)
+        for peer, batches in self._accepted.items():
+            self._out.append(Send(peer, Accepted(tuple(batches))))
+        self._accepted.clear()
+        for worker in self._noted:
+            self._out.append(Send(worker.peer, Noted(worker.noted)))
+            worker.noted = 0
+        self._noted.clear()
+        return self._hand_over()
+
+    def next_wakeup(self, now: Now) -> float | None:
+        """Return the seconds until `tick` has something to do, or None."""
+        wait = self.agenda.wait(now)
+        if any(len(worker.held) > 1 for worker in self.workers.values()) and self._idle():
+            wait = STRANDED if wait is None else min(wait, STRANDED)
+        return wait
+
+    def restore(self, rows: Iterable[Row], now: Now) -> list[Action]:
+        """Take up what a former broker left open."""
+        for row in rows:
+            self._restore(row, now)
+        for worker in self.workers.values():
+            # It may have died with the old broker, or have ended what the old one never heard of.
+            self.agenda.add_boot(now.boot + ROLL_CALL, "missing", worker)
+        return self._hand_over()
+
+    def gone(self, peer: bytes, now: Now) -> list[Action]:
+        """A client's process is no more."""
+        self._bye(peer, Bye(), now, iter(()))
+        return self._hand_over()
+
+    # ----------------------------------------------------------------------------------- facts
+
+    def phases(self) -> dict[str, int]:
+        """Return how many open tasks are in each phase."""
+        return dict(Counter(task.phase for task in self.tasks.values()))
+
+    def _knows(self, peer: bytes) -> bool:
+        return peer in self.clients or peer in self._worker_of or peer == self.supervisor
+
+    def _hand_over(self) -> list[Action]:
+        out, self._out = self._out, []
+        return out
+
+    def _idle(self) -> list[Worker]:
+        return [
+            worker
+            for worker in self.workers.values()
+            if not worker.held and worker.peer and not worker.dead and not worker.leaving
+        ]
+
+    def definition(self, digest: bytes, name: str = "") -> Definition | None:
+        """Return what is known of a function, or None."""
+        known = self._definitions.get(digest)
+        if known is None:
+            saved = self.archive.policy_of(digest) if digest else (name, Policy())
+            if saved is None:
+                return None
+            known = self._definitions[digest] = Definition(digest, *saved)
+        return known
+
+    # -------------------------------------------------------------------------- small mechanics
+
+    def _step(self, task: Task, step: str) -> None:
+        task.phase = states.next_phase(task.phase, step)
+
+    def _save(self, task: Task) -> None:
+        self._out.append(SaveTask(task))
+
+    def _tell(self, task: Task, event: Event, buffers: tuple[Any, ...], keep: bool = True) -> None:
+        """Save an event and tell it to everybody who follows the task."""
+        if keep:
+            self._out.append(SaveEvent(task.seq, event, buffers))
+        if task.client in self.clients:
+            self._out.append(Send(task.client, event, buffers))
+        followers = self._followers.get(task.id)
+        if followers:
+            self._out.extend(
+                Send(peer, event, buffers) for peer in followers if peer != task.client
+            )
+
+    def _event(self, task: Task, now: Now, kind: str, **fields: Any) -> Event:
+        task.n += 1
+        return Event(
+            id=task.id, n=task.n, at=fields.pop("at", 0.0) or now.wall, kind=kind, **fields
+        )
+
+    def _make_ready(self, task: Task, front: bool = False) -> None:
+        self._step(task, "ready")
+        task.worker = ""
+        task.ticket = 0
+        self.ready.push(task, front)
+
+    def _schedule_or_queue(self, task: Task, now: Now, front: bool = False) -> None:
+        """Let a task wait for its time, if that is still to come, and for a worker otherwise."""
+        if task.due is not None:
+            if task.due > now.boot:
+                self._step(task, "delay")
+                self.agenda.add_boot(task.due, "start", task)
+                return
+        elif task.eta is not None and task.eta > now.wall:
+            self._step(task, "delay")
+            self.agenda.add_wall(task.eta, "start", task)
+            return
+        self._make_ready(task, front)
+
+    def _keep(self, task: Task, call: Call, buffers: tuple[Any, ...]) -> None:
+        """Keep a call in memory while there is room; otherwise it is read from the store later."""
+        size = len(call.body) + sum(map(len, buffers)) + 400
+        if self._kept + size <= KEPT_BYTES:
+            self._kept += size
+            task.call, task.buffers = call, buffers
+
+    def _release(self, task: Task) -> None:
+        if task.call is not None:
+            self._kept -= len(task.call.body) + sum(map(len, task.buffers)) + 400
+            task.call, task.buffers = None, ()
+
+    # --------------------------------------------------------------------------- peers come, go
+
+    def _hello(self, peer: bytes, hello: Hello, now: Now, _: Iterator[Any]) -> None:
+        if hello.role == "client":
+            self.clients[peer] = hello
+        elif hello.role == "worker":
+            self._hello_worker(peer, hello, now)
+        else:
+            self.supervisor = peer
+            # Whoever is not alive and not reported dead within a while died unseen.
+            for worker in self.workers.values():
+                if worker.name not in hello.workers and not worker.peer:
+                    self.agenda.add_boot(now.boot + ROLL_CALL, "unseen", worker)
+
+    def _hello_worker(self, peer: bytes, hello: Hello, now: Now) -> None:
+        worker = self.workers.get(hello.name)
+        if worker is None:
+            worker = self.workers[hello.name] = Worker(hello.name)
+        if worker.peer:
+            self._worker_of.pop(worker.peer, None)
+        worker.peer, worker.pid, worker.queues = peer, hello.pid, hello.queues
+        worker.progress_at = now.boot
+        worker.recalled_at = None
+        self._worker_of[peer] = worker
+        strange = []
+        for held in hello.held:
+            task = worker.held.get(held.ticket)
+            if task is None or task.id != held.id:
+                strange.append(held.ticket)
+            elif held.started and task.phase == ASSIGNED:
+                self._begin(worker, held.ticket, task, now, 0.0)
+        if strange:
+            self._out.append(Send(peer, Recall(tuple(strange))))
+        for ticket in worker.held.keys() - {held.ticket for held in hello.held}:
+            # Its outcome may be on the way; else it never arrived there.
+            self.agenda.add_boot(now.boot + ROLL_CALL, "untold", (worker, ticket))
+
+    def _bye(self, peer: bytes, _: Bye, now: Now, __: Iterator[Any]) -> None:
+        self.clients.pop(peer, None)
+        worker = self._worker_of.pop(peer, None)
+        if worker is not None:
+            self._bury(worker, Died(worker.name, worker.pid, 0), now)
+        for followers in self._followers.values():
+            followers.discard(peer)
+
+    # ------------------------------------------------------------------------------ submitting
+
+    def _define(self, peer: bytes, define: Define, now: Now, buffers: Iterator[Any]) -> None:
+        payload = take(buffers, define.frames)
+        self._out.append(SaveDefinition(define, payload))
+        if define.digest not in self._definitions:
+            self._definitions[define.digest] = Definition(define.digest, define.name, define.policy)
+
+    def _submit(self, peer: bytes, submit: Submit, now: Now, buffers: Iterator[Any]) -> None:
+        lacking = {
+            call.definition
+            for call in submit.calls
+            if call.definition and self.definition(call.definition) is None
+        }
+        if lacking:
+            # All or nothing: the client defines them and says it all again.
+            for call in submit.calls:
+                take(buffers, call.frames)
+            self._out.append(Send(peer, Lacking(tuple(sorted(lacking)))))
+            return
+        for call in submit.calls:
+            payload = take(buffers, call.frames)
+            if call.id in self.tasks:
+                self._follow_open(peer, self.tasks[call.id], 0)
+            elif submit.again and (row := self.archive.find(call.id)) is not None:
+                self._out.append(
+                    Send(peer, Replayed(row.id, True, row.n, row.phase), replay=(row.seq, 0))
+                )
+            else:
+                self._accept(peer, call, payload, now)
+        self._accepted.setdefault(peer, []).append(submit.batch)
+
+    def _accept(self, peer: bytes, call: Call, buffers: tuple[Any, ...], now: Now) -> Task:
+        self._seq += 1
+        digest = call.definition
+        if not digest:
+            digest = self.archive.definition_named(call.name) or b""
+            if digest:
+                call = msgspec.structs.replace(call, definition=digest)
+        definition = self.definition(digest, call.name)
+        assert definition is not None
+        task = Task(
+            self._seq, call.id, definition.digest, definition.name if digest else call.name, peer,
+            call.priority, call.queue, WAITING, call.parent, call.root, retries=call.retries,
+            due=call.due, eta=call.eta, expires=call.expires, options=call.options,
+        )  # fmt: skip
+        self.tasks[call.id] = task
+        self._out.append(SaveCall(task.seq, call, peer, now.wall, buffers))
+        self._out.append(SaveTask(task))
+        self._keep(task, call, buffers)
+        needs = call.options.needs if call.options is not None else ()
+        if call.expires is not None:
+            self.agenda.add_wall(call.expires, "expire", task)
+        if needs and self._wait_for(task, needs, now):
+            return task
+        self._schedule_or_queue(task, now)
+        return task
+
+    def _wait_for(self, task: Task, needs: tuple[str, ...], now: Now) -> bool:
+        """Let a task wait for what it needs; return False when it need not wait."""
+        missing = []
+        for need in needs:
+            if need in self.tasks:
+                missing.append(need)
+                continue
+            row = self.archive.find(need)
+            if row is None or row.state != states.SUCCESS:
+                self._end_in_vain(task, need, row.state if row else "unknown", now)
+                return True
+        if not missing:
+            return False
+        self.needs.wait(task.id, missing)
+        return True
+
+    def _restore(self, row: Row, now: Now) -> None:
+        task = task_of(row)
+        self._seq = max(self._seq, task.seq)
+        self.tasks[task.id] = task
+        if task.expires is not None and task.phase in (WAITING, SCHEDULED, QUEUED, ASSIGNED):
+            self.agenda.add_wall(task.expires, "expire", task)
+        if task.phase == WAITING:
+            saved = self.archive.call_of(task.seq)
+            needs = saved[0].options.needs if saved and saved[0].options else ()
+            if not self._wait_for(task, needs, now):
+                self._schedule_or_queue(task, now)
+        elif task.phase == SCHEDULED:
+            self._schedule_or_queue(task, now)
+        elif task.phase == QUEUED:
+            self.ready.push(task)
+        else:
+            worker = self.workers.get(task.worker)
+            if worker is None:
+                worker = self.workers[task.worker] = Worker(task.worker)
+            worker.held[task.ticket] = task
+
+    # -------------------------------------------------------------------------------- following
+
+    def _follow(self, peer: bytes, follow: Follow, now: Now, _: Iterator[Any]) -> None:
+        for task_id, after in zip(follow.ids, follow.after, strict=True):
+            task = self.tasks.get(task_id)
+            if task is not None:
+                self._follow_open(peer, task, after)
+                continue
+            row = self.archive.find(task_id)
+            if row is None:
+                # It may still come, from another client.
+                self._followers.setdefault(task_id, set()).add(peer)
+                self._out.append(Send(peer, Replayed(task_id, False, 0)))
+            else:
+                replayed = Replayed(task_id, True, row.n, row.phase)
+                self._out.append(Send(peer, replayed, replay=(row.seq, after)))
+
+    def _follow_open(self, peer: bytes, task: Task, after: int) -> None:
+        if task.client != peer:
+            self._followers.setdefault(task.id, set()).add(peer)
+        replayed = Replayed(task.id, True, task.n, task.phase)
+        self._out.append(Send(peer, replayed, replay=(task.seq, after)))
+
+    def _unfollow(self, peer: bytes, unfollow: Unfollow, now: Now, _: Iterator[Any]) -> None:
+        for task_id in unfollow.ids:
+            followers = self._followers.get(task_id)
+            if followers is not None:
+                followers.discard(peer)
+                if not followers:
+                    del self._followers[task_id]
+
+    # --------------------------------------------------------------------------- what users ask
+
+    def _revoke(self, peer: bytes, revoke: Revoke, now: Now, _: Iterator[Any]) -> None:
+        for task_id in revoke.ids:
+            task = self.tasks.get(task_id)
+            if task is None:
+                continue
+            if task.phase in (WAITING, SCHEDULED, QUEUED):
+                self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["revoked"], now)
+            elif task.phase == ASSIGNED:
+                # Only the worker can say whether it has begun.
+                worker = self.workers[task.worker]
+                worker.wishes[task.ticket] = revoke
+                if worker.peer:
+                    self._out.append(Send(worker.peer, Recall((task.ticket,))))
+            elif revoke.terminate:
+                self._terminate(self.workers[task.worker], task, revoke.signal)
+
+    def _terminate(self, worker: Worker, task: Task, signal: str) -> None:
+        worker.verdicts.setdefault(
+            task.ticket, (states.REVOKED, "TaskRevokedError", ["terminated"])
+        )
+        self._kill(worker, task.ticket, signal)
+
+    def _kill(self, worker: Worker, ticket: int, signal: str) -> None:
+        self._out.append(Send(self.supervisor, Kill(worker.name, ticket, signal)))
+
+    def purge(self, now: Now) -> tuple[int, list[Action]]:
+        """Revoke all that has not been given to a worker; return how many that were."""
+        waiting = [t for t in self.tasks.values() if t.phase in (WAITING, SCHEDULED, QUEUED)]
+        for task in waiting:
+            if task.phase != DONE:
+                self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["purged"], now)
+        return len(waiting), self._hand_over()
+
+    def _hasten(self, peer: bytes, hasten: Hasten, now: Now, _: Iterator[Any]) -> None:
+        for task_id in hasten.ids:
+            task = self.tasks.get(task_id)
+            if task is not None and task.phase == SCHEDULED:
+                task.due = task.eta = None
+                self._make_ready(task, front=True)
+                self._save(task)
+
+    def _redo(self, peer: bytes, redo: Redo, now: Now, _: Iterator[Any]) -> None:
+        for task_id in redo.ids:
+            row = None if task_id in self.tasks else self.archive.find(task_id)
+            if row is None or row.state not in states.PROPAGATE_STATES:
+                continue
+            task = self.tasks[task_id] = task_of(row)
+            task.state, task.ended_at, task.client = states.PENDING, None, peer
+            task.due = task.eta = task.expires = None
+            task.deaths = 0
+            event = self._event(task, now, "again", text="run again by hand")
+            self._tell(task, event, ())
+            self._make_ready(task)
+            self._save(task)
+
+    def _forget(self, peer: bytes, forget: Forget, now: Now, _: Iterator[Any]) -> None:
+        for task_id in forget.ids:
+            row = None if task_id in self.tasks else self.archive.find(task_id)
+            if row is not None:
+                self._out.append(SaveForget(row.seq))
+
+    def _update(self, peer: bytes, update: Update, now: Now, buffers: Iterator[Any]) -> None:
+        payload = take(buffers, update.frames)
+        task = self.tasks.get(update.id)
+        if task is not None:
+            self._new_state(task, update, payload, now)
+
+    def _scale(self, peer: bytes, scale: Scale, now: Now, _: Iterator[Any]) -> None:
+        self.wanted = scale.workers
+        self._out.append(Send(self.supervisor, scale))
+        present = [w for w in self.workers.values() if w.peer and not w.leaving and not w.dead]
+        surplus = len(present) - scale.workers
+        for worker in sorted(present, key=lambda worker: len(worker.held))[: max(surplus, 0)]:
+            worker.leaving = True
+            self._out.append(Send(worker.peer, Stop()))
+
+    def _stop(self, peer: bytes, stop: Stop, now: Now, _: Iterator[Any]) -> None:
+        self._out.append(Send(self.supervisor, stop))
+
+    def _pool(self, peer: bytes, pool: Pool, now: Now, _: Iterator[Any]) -> None:
+        self.wanted = pool.wanted
+
+    # ------------------------------------------------------------------------------ what is due
+
+    def _on_start(self, task: Task, when: float, now: Now) -> None:
+        waits_for = task.due if task.due is not None else task.eta
+        if task.phase == SCHEDULED and waits_for == when and self.tasks.get(task.id) is task:
+            self._make_ready(task)
+            self._save(task)
+
+    def _on_expire(self, task: Task, when: float, now: Now) -> None:
+        if self.tasks.get(task.id) is not task or task.expires != when:
+            return
+        if task.phase in (WAITING, SCHEDULED, QUEUED):
+            self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["expired"], now)
+
+    def _on_slot(self, definition: Definition, when: float, now: Now) -> None:
+        """A rate-limited function may start one more."""
+        definition.timer = False
+        while definition.limited:
+            task = definition.limited.popleft()
+            if task.phase == QUEUED and self.tasks.get(task.id) is task:
+                self.ready.push(task, front=True)
+                return
+
+    def _on_limit(self, subject: tuple[Worker, int, Task, float], when: float, now: Now) -> None:
+        """A hard time limit is over."""
+        worker, ticket, task, limit = subject
+        if worker.held.get(ticket) is task and not worker.dead:
+            worker.verdicts[ticket] = (states.FAILURE, "TimeLimitExceeded", [limit])
+            self._kill(worker, ticket, "SIGKILL")
+
+    def _on_died(self, subject: tuple[Worker, Died], when: float, now: Now) -> None:
+        self._bury(*subject, now)
+
+    def _on_unseen(self, worker: Worker, when: float, now: Now) -> None:
+        if not worker.peer and self.workers.get(worker.name) is worker and not worker.dead:
+            self._bury(worker, Died(worker.name, worker.pid, 0, min(worker.held, default=0)), now)
+
+    def _on_missing(self, worker: Worker, when: float, now: Now) -> None:
+        """After a restart: nobody by that name has come, and there is a supervisor to know."""
+        if not worker.peer and self.workers.get(worker.name) is worker and not worker.dead:
+            if self.supervisor:
+                self._on_unseen(worker, when, now)
+            else:
+                self.agenda.add_boot(now.boot + ROLL_CALL, "missing", worker)
+
+    def _on_untold(self, subject: tuple[Worker, int], when: float, now: Now) -> None:
+        """After a restart: the worker does not have this call; it got lost on the way there."""
+        worker, ticket = subject
+        task = worker.held.get(ticket)
+        if task is not None and not worker.dead and task.phase == ASSIGNED:
+            self._drop(worker, ticket)
+            self._make_ready(task, front=True)
+            self._save(task)
+
+    # --------------------------------------------------------------------------- giving out work
+
+    def _assign(self, now: Now) -> None:
+        """Give what is ready to the workers that have room for it."""
+        if not self.ready:
+            self._call_back(now)
+            return
+        for worker in self._idle():
+            task = self._next(worker, now, ahead=False)
+            if task is not None:
+                self._give(worker, task, now)
+        busy = [
+            worker
+            for worker in self.workers.values()
+            if worker.held
+            and worker.peer
+            and not worker.dead
+            and not worker.leaving
+            and now.boot - worker.progress_at < STRANDED  # else its call is longer than thought
+        ]
+        while busy and self.ready:
+            # A few to each in turn, so that a short burst is shared out.
+            busy = [worker for worker in busy if self._give_ahead(worker, now, 8)]
+        if not self.ready:
+            self._call_back(now)
+
+    def _give_ahead(self, worker: Worker, now: Now, count: int) -> bool:
+        """Give a worker some calls ahead; return whether it may have more."""
+        for _ in range(count):
+            if worker.ahead >= WINDOW or len(worker.held) >= CREDIT:
+                return False
+            task = self._next(worker, now, ahead=True)
+            if task is None:
+                return False
+            self._give(worker, task, now)
+        return True
+
+    def _next(self, worker: Worker, now: Now, ahead: bool) -> Task | None:
+        """Take the task that this worker shall run next, or None."""
+        ready, queues = self.ready, worker.queues
+        while (task := ready.peek(queues)) is not None:
+            if task.phase != QUEUED or self.tasks.get(task.id) is not task:
+                ready.pop(queues)  # it was revoked or has expired
+                continue
+            definition = self.definition(task.definition, task.name)
+            assert definition is not None
+            if ahead and not self._may_wait(task, definition):
+                return None
+            ready.pop(queues)
+            interval = definition.policy.interval
+            if interval:
+                if now.boot < definition.next_start:
+                    definition.limited.append(task)
+                    self._set_slot(definition)
+                    continue
+                definition.next_start = now.boot + interval
+                if definition.limited:
+                    self._set_slot(definition)
+            return task  # type: ignore[no-any-return]
+        return None
+
+    def _may_wait(self, task: Task, definition: Definition) -> bool:
+        """Whether a call may be given to a worker that is running another one."""
+        estimate = definition.estimate
+        policy = definition.policy
+        return (
+            estimate is not None
+            and estimate < SHORT
+            and not policy.interval
+            and policy.time_limit is None
+            and (task.options is None or task.options.time_limit is None)
+        )
+
+    def _set_slot(self, definition: Definition) -> None:
+        if not definition.timer:
+            definition.timer = True
+            self.agenda.add_boot(definition.next_start, "slot", definition)
+
+    def _give(self, worker: Worker, task: Task, now: Now) -> None:
+        self._ticket += 1
+        self._step(task, "assign")
+        task.worker, task.ticket = worker.name, self._ticket
+        if not worker.held:
+            worker.progress_at = now.boot
+        worker.held[self._ticket] = task
+        estimate = self._definitions[task.definition].estimate
+        # A worker with a call of unknown length gets nothing else.
+        worker.ahead += WINDOW if estimate is None else estimate
+        self._save(task)
+        run = Run(self._ticket, task.call, task.deaths)
+        self._out.append(Send(worker.peer, run, task.buffers, task))
+        self._release(task)
+
+    def _call_back(self, now: Now) -> None:
+        """Where a worker is idle and another sits on calls behind a long one, call those back."""
+        idle = self._idle()
+        if not idle:
+            return
+        for worker in self.workers.values():
+            recent = worker.recalled_at is not None and now.boot - worker.recalled_at < 0.2
+            if (
+                len(worker.held) > 1
+                and worker.peer
+                and not worker.dead
+                and not recent
+                and now.boot - worker.progress_at >= STRANDED
+            ):
+                worker.recalled_at = now.boot
+                self._out.append(Send(worker.peer, Recall()))
+
+    # ------------------------------------------------------------------------ what workers report
+
+    def _held(self, peer: bytes, ticket: int) -> tuple[Worker | None, Task | None]:
+        worker = self._worker_of.get(peer)
+        return worker, worker.held.get(ticket) if worker is not None else None
+
+    def _drop(self, worker: Worker, ticket: int) -> Task:
+        task = worker.held.pop(ticket)
+        definition = self._definitions.get(task.definition)
+        if definition is not None and definition.estimate is not None:
+            worker.ahead = max(worker.ahead - definition.estimate, 0.0)
+        if not worker.held:
+            worker.ahead = 0.0
+        worker.verdicts.pop(ticket, None)
+        return task
+
+    def _note(self, worker: Worker, ticket: int, now: Now) -> None:
+        if not worker.noted:
+            self._noted.append(worker)
+        worker.noted = max(worker.noted, ticket)
+        worker.progress_at = now.boot
+
+    def _begin(self, worker: Worker, ticket: int, task: Task, now: Now, at: float) -> None:
+        self._step(task, "start")
+        self._save(task)
+        event = self._event(
+            task, now, "run", worker=worker.name, pid=worker.pid, retries=task.retries, at=at
+        )
+        self._tell(task, event, ())
+        definition = self.definition(task.definition, task.name)
+        assert definition is not None
+        limit = task.options.time_limit if task.options is not None else None
+        limit = limit if limit is not None else definition.policy.time_limit
+        if limit is not None:
+            self.agenda.add_boot(now.boot + limit, "limit", (worker, ticket, task, limit))
+        wish = worker.wishes.pop(ticket, None)
+        if wish is not None and wish.terminate:
+            self._terminate(worker, task, wish.signal)
+
+    def _started(self, peer: bytes, started: Started, now: Now, _: Iterator[Any]) -> None:
+        worker, task = self._held(peer, started.ticket)
+        if worker is not None and task is not None and task.phase == ASSIGNED:
+            worker.progress_at = now.boot
+            self._begin(worker, started.ticket, task, now, started.at)
+
+    def _report(self, peer: bytes, report: Report, now: Now, buffers: Iterator[Any]) -> None:
+        payload = take(buffers, report.frames)
+        worker, task = self._held(peer, report.ticket)
+        if worker is None or task is None:
+            return
+        if task.phase == ASSIGNED:
+            self._begin(worker, report.ticket, task, now, report.at)
+        self._new_state(task, report, payload, now)
+
+    def _new_state(
+        self, task: Task, said: Report | Update, buffers: tuple[Any, ...], now: Now
+    ) -> None:
+        if task.state == states.SUCCESS:
+            return  # never overwritten by anything
+        task.state = said.state
+        event = self._event(
+            task, now, "state", state=said.state, body=said.body, frames=said.frames,
+            traceback=said.traceback, worker=task.worker, retries=task.retries,
+            at=getattr(said, "at", 0.0), final=said.state in states.READY_STATES,
+        )  # fmt: skip
+        self._tell(task, event, buffers)
+        self._save(task)
+
+    def _output(self, peer: bytes, output: Output, now: Now, _: Iterator[Any]) -> None:
+        task = self.tasks.get(output.id) or self._ended(output.id)
+        if task is not None:
+            event = self._event(
+                task, now, "output", state=output.stream, text=output.text, at=output.at
+            )
+            self._tell(task, event, ())
+            self._save(task)
+
+    def _ended(self, task_id: str) -> Task | None:
+        """Return a task that is over, for the one thing that may still come: its handlers' output."""
+        row = self.archive.find(task_id)
+        return None if row is None else task_of(row)
+
+    def _done(self, peer: bytes, done: Done, now: Now, buffers: Iterator[Any]) -> None:
+        payload = take(buffers, done.frames)
+        worker = self._worker_of[peer]
+        self._note(worker, done.ticket, now)
+        if done.ticket not in worker.held:
+            return  # an answer of an earlier attempt
+        task = self._drop(worker, done.ticket)
+        worker.wishes.pop(done.ticket, None)
+        definition = self.definition(task.definition, task.name)
+        assert definition is not None
+        if done.runtime:
+            definition.learn(done.runtime)
+        if done.state == "REQUEUE":
+            event = self._event(task, now, "again", text="rejected, put back into the queue")
+            self._tell(task, event, ())
+            task.deaths = max(task.deaths, 1)  # what the worker sees as `redelivered`
+            self._make_ready(task)
+            self._save(task)
+            return
+        self._finish(task, done, payload, definition.policy, worker.name, now)
+
+    def _finish(
+        self,
+        task: Task,
+        done: Done,
+        buffers: tuple[Any, ...],
+        policy: Policy,
+        worker: str,
+        now: Now,
+    ) -> None:
+        """End a task as its worker says."""
+        state, kind = done.state, "state"
+        if state == states.IGNORED:
+            unset = (states.PENDING, states.STARTED, states.RETRY, states.RECEIVED)
+            if task.state not in unset:
+                state, kind = task.state, "end"
+        if task.state == states.SUCCESS:
+            state, kind = states.SUCCESS, "end"  # set by update_state, never overwritten
+        ignored = policy.ignore_result
+        if task.options is not None and task.options.ignore_result is not None:
+            ignored = task.options.ignore_result
+        keep = not ignored or (policy.store_errors_even_if_ignored and state == states.FAILURE)
+        task.n += 1
+        event = Event(
+            task.id, task.n, done.at or now.wall, kind, "" if kind == "end" else state, done.body,
+            done.frames, "", done.traceback, worker, 0, task.retries, done.runtime, None,
+            done.children, True,
+        )  # fmt: skip
+        self._end(task, state, event, buffers, now, keep)
+
+    def _end_by_broker(
+        self, task: Task, state: str, error: str, args: list[Any], now: Now, traceback: str = ""
+    ) -> None:
+        """End a task with one of our own exceptions, by name: the broker never pickles."""
+        event = self._event(
+            task, now, "state", state=state, text=json.dumps([error, args]), traceback=traceback,
+            worker=task.worker, retries=task.retries, final=True,
+        )  # fmt: skip
+        self._end(task, state, event, (), now)
+
+    def _end(
+        self,
+        task: Task,
+        state: str,
+        event: Event,
+        buffers: tuple[Any, ...],
+        now: Now,
+        keep: bool = True,
+    ) -> None:
+        """The only way out for a task."""
+        self._step(task, "end")
+        task.state = state
+        task.ended_at = event.at
+        self._release(task)
+        del self.tasks[task.id]
+        self._tell(task, event, buffers, keep)
+        self._save(task)
+        self._followers.pop(task.id, None)
+        if len(self.needs):
+            self._settle(task, state, now)
+
+    def _settle(self, ended: Task, state: str, now: Now) -> None:
+        """Let those go on that waited for this task, or end them with it."""
+        self.needs.drop(ended.id)
+        if state == states.SUCCESS:
+            for task_id in self.needs.succeed(ended.id):
+                task = self.tasks.get(task_id)
+                if task is not None and task.phase == WAITING:
+                    self._schedule_or_queue(task, now)
+                    self._save(task)
+        else:
+            for task_id in self.needs.fail(ended.id):
+                task = self.tasks.get(task_id)
+                if task is not None and task.phase == WAITING:
+                    self._end_in_vain(task, ended.id, state, now)
+
+    def _end_in_vain(self, task: Task, need: str, state: str, now: Now) -> None:
+        text = f"Dependency {need} ended {state}"
+        self._end_by_broker(task, states.FAILURE, "ChordError", [text], now)
+
+    def _again(self, peer: bytes, again: Again, now: Now, buffers: Iterator[Any]) -> None:
+        payload = take(buffers, again.frames)
+        mine, reason = payload[: again.call.frames], payload[again.call.frames :]
+        worker = self._worker_of[peer]
+        if not again.over:
+            if again.ticket in worker.held and again.call.id not in self.tasks:
+                self._accept(worker.held[again.ticket].client, again.call, mine, now)
+            return
+        self._note(worker, again.ticket, now)
+        if again.ticket not in worker.held:
+            return
+        task = self._drop(worker, again.ticket)
+        self._release(task)
+        call = again.call
+        task.retries, task.due, task.eta = call.retries, call.due, call.eta
+        task.expires, task.priority, task.queue = call.expires, call.priority, call.queue
+        task.options = call.options
+        if task.state != states.SUCCESS:
+            task.state = states.RETRY
+        event = self._event(
+            task, now, "state", state=states.RETRY, body=again.reason, frames=len(reason),
+            traceback=again.traceback, worker=worker.name, retries=call.retries, at=again.at,
+            runtime=again.runtime, due=call.due, children=again.children,
+        )  # fmt: skip
+        self._tell(task, event, reason)
+        self._out.append(SaveCall(task.seq, call, task.client, now.wall, mine))
+        self._keep(task, call, mine)
+        if call.expires is not None:
+            self.agenda.add_wall(call.expires, "expire", task)
+        self._schedule_or_queue(task, now)
+        task.worker, task.ticket = "", 0
+        self._save(task)
+
+    def _returned(self, peer: bytes, returned: Returned, now: Now, _: Iterator[Any]) -> None:
+        worker = self._worker_of[peer]
+        worker.recalled_at = None
+        for ticket in sorted(returned.tickets, reverse=True):
+            if ticket not in worker.held:
+                continue
+            task = self._drop(worker, ticket)
+            if worker.wishes.pop(ticket, None) is not None:
+                self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["revoked"], now)
+            elif task.phase == ASSIGNED:
+                self._give_back(task, now)
+
+    def _give_back(self, task: Task, now: Now) -> None:
+        """Put a call that had not begun back to the front, or end it if its time is over."""
+        if task.expires is not None and task.expires <= now.wall:
+            self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["expired"], now)
+            return
+        self._make_ready(task, front=True)
+        self._save(task)
+
+    def _fetch(self, peer: bytes, fetch: Fetch, now: Now, _: Iterator[Any]) -> None:
+        if self.definition(fetch.digest) is None:
+            self._out.append(Send(peer, Lacking((fetch.digest,))))
+        else:
+            placeholder = Define(fetch.digest, "", Policy(), b"")
+            self._out.append(Send(peer, placeholder, fetch=fetch.digest))
+
+    # ------------------------------------------------------------------------------------ deaths
+
+    def _died(self, peer: bytes, died: Died, now: Now, _: Iterator[Any]) -> None:
+        worker = self.workers.get(died.name)
+        if worker is not None and not worker.dead:
+            worker.dead = True
+            self.agenda.add_boot(now.boot + MOURNING, "died", (worker, died))
+
+    def _bury(self, worker: Worker, died: Died, now: Now) -> None:
+        """Decide on everything that a dead worker held."""
+        worker.dead = True
+        self._worker_of.pop(worker.peer, None)
+        if self.workers.get(worker.name) is worker:
+            del self.workers[worker.name]
+        for ticket in sorted(worker.held, reverse=True):
+            task = worker.held.pop(ticket)
+            wish = worker.wishes.pop(ticket, None)
+            verdict = worker.verdicts.pop(ticket, None)
+            begun = task.phase == RUNNING or ticket <= died.started
+            if begun:
+                self._lose(task, verdict, died, now)
+            elif wish is not None:
+                self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["revoked"], now)
+            else:
+                self._give_back(task, now)
+
+    def _lose(
+        self, task: Task, verdict: tuple[str, str, list[Any]] | None, died: Died, now: Now
+    ) -> None:
+        """Decide on a task whose process died while it was running."""
+        definition = self.definition(task.definition, task.name)
+        assert definition is not None
+        policy = definition.policy
+        if verdict is not None:
+            state, error, args = verdict
+            timed_out = error == "TimeLimitExceeded"
+            if timed_out and policy.acks_late and not policy.acks_on_timeout:
+                self._run_again(task, "killed by its time limit, put back into the queue", now)
+            else:
+                self._end_by_broker(task, state, error, args, now)
+            return
+        task.deaths += 1
+        how = describe_exit(died)
+        if policy.retry_on_worker_lost:
+            if policy.max_retries is None or task.retries < policy.max_retries:
+                task.retries += 1
+                self._run_again(task, how, now)
+                return
+        elif policy.acks_late and task.deaths < MAX_DEATHS:
+            self._run_again(task, how, now)
+            return
+        text = f"The worker process {how} while it ran this task."
+        if policy.acks_late:
+            text += f" It was the {ordinal(task.deaths)} death; the task is given up."
+        else:
+            text += " It was not run again (acks_late=True would have); its side effects may be half done."
+        self._end_by_broker(task, states.FAILURE, "WorkerLostError", [text], now)
+
+    def _run_again(self, task: Task, why: str, now: Now) -> None:
+        event = self._event(task, now, "again", text=f"worker {why}", retries=task.retries)
+        self._tell(task, event, ())
+        if task.expires is not None and task.expires <= now.wall:
+            self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["expired"], now)
+            return
+        self._make_ready(task, front=True)
+        self._save(task)
+
+
+# -------------------------------------------------------------------------------------- helpers
+
+
+def task_of(row: Row) -> Task:
+    """Return the task that a row of the archive tells of."""
+    return Task(
+        row.seq, row.id, row.definition, row.name, row.client, row.priority, row.queue, row.phase,
+        row.parent, row.root, row.state, row.n, row.retries, row.deaths, row.due, row.eta,
+        row.expires, row.worker, row.ticket, row.ended_at,
+    )  # fmt: skip
+
+
+def describe_exit(died: Died) -> str:
+    """Return what became of a process, for people."""
+    memory = f" (peak memory {died.peak_memory / 1e6:.0f} MB)" if died.peak_memory else ""
+    if died.code < 0:
+        number = -died.code
+        known = {6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
+        name = known.get(number, "a signal")
+        hint = ", often a sign of too little memory" if number == 9 else ""
+        return f"was killed by {name} ({number}){hint}{memory}"
+    if died.code > 0:
+        return f"exited with code {died.code}{memory}"
+    return f"ended{memory}"
+
+
+def ordinal(number: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(number, f"{number}th")

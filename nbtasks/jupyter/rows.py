@@ -1,0 +1,370 @@
+"""What a panel says of one task and of all of them: plain data, drawn by others.
+
+`panel.js`, `static.py` and `text.py` draw the same dictionaries, so they say the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
+
+from nbtasks.core import states
+from nbtasks.core.messages import Call, Event, Now
+
+#: The state of a row → its symbol and its word. The order is that of the total line.
+WORDS: Final[dict[str, tuple[str, str]]] = {
+    "running": ("●", "running"),
+    "retrying": ("↻", "retrying"),
+    "waiting": ("○", "waiting"),
+    "scheduled": ("◔", "scheduled"),
+    "done": ("✓", "done"),
+    "failed": ("✕", "failed"),
+    "expired": ("⊘", "expired"),
+    "cancelled": ("⊘", "cancelled"),
+}
+
+FINAL: Final = frozenset({"done", "failed", "expired", "cancelled"})
+
+#: The most characters of a name, of arguments, and of a line that came from a task.
+NAME_LIMIT: Final = 80
+LINE_LIMIT: Final = 300
+
+#: Keys of `meta` that are drawn as bar or text rather than as `key value`.
+_DONE: Final = ("current", "done", "n", "completed")
+_TEXT: Final = ("desc", "description", "message", "text", "status")
+
+#: States whose names say no more than the word of the row does.
+_PLAIN: Final = frozenset({"PROGRESS", states.STARTED, states.RECEIVED, states.PENDING})
+
+
+class Told(Protocol):
+    """What a row reads of `nbtasks.client.client.Record`."""
+
+    id: str
+    state: str
+    state_event: Event | None
+    final: Event | None
+    running: bool
+    retries: int
+    due: float | None
+    started_at: float | None
+    ended_at: float | None
+    reason: str
+    call: Call | None
+    created: float
+    error: Exception | None
+
+
+#: Turns an event of a record into the value that it carries.
+Load = Callable[[Any, Event], Any]
+
+
+class Row:
+    """One submitted task, as its panel draws it."""
+
+    __slots__ = ("attempts", "index", "record", "state")
+
+    def __init__(self, record: Told, index: int, attempts: int | None = None) -> None:
+        self.record = record
+        self.index = index
+        #: How often the task may run at most; None when nobody knows or there is no end.
+        self.attempts = attempts
+        #: What it was when it was last looked at, a key of `WORDS`.
+        self.state = "waiting"
+
+    @property
+    def final(self) -> bool:
+        return self.record.final is not None or self.record.error is not None
+
+    def look(self, now: Now) -> str:
+        """Return the row's state now."""
+        self.state = self._state(now)
+        return self.state
+
+    def _state(self, now: Now) -> str:
+        told = self.record
+        if told.error is not None:
+            return "failed"
+        if told.final is not None:
+            return self._ended()
+        if told.running:
+            return "running"
+        if told.state == states.RETRY:
+            return "retrying"
+        if told.state not in states.UNREADY_STATES or told.state == states.STARTED:
+            return "running"
+        return "scheduled" if (self._starts(now) or 0.0) > now.wall else "waiting"
+
+    def _ended(self) -> str:
+        event = self.record.state_event
+        if self.record.state == states.FAILURE:
+            return "failed"
+        if self.record.state != states.REVOKED:
+            return "done"
+        # A worker's own word of it is a pickle, the broker's is text; both hold the word.
+        late = event is not None and ("expired" in event.text or b"expired" in bytes(event.body))
+        return "expired" if late else "cancelled"
+
+    def _starts(self, now: Now) -> float | None:
+        """Return the wall time before which it will not run, or None."""
+        told = self.record
+        if told.due is not None:
+            return now.wall + told.due - now.boot
+        call = told.call
+        if call is None or told.state != states.PENDING:
+            return None
+        return call.eta if call.due is None else now.wall + call.due - now.boot
+
+    def paint(self, now: Now, load: Load) -> dict[str, Any]:
+        """Return all that is drawn of the row; times are wall-clock seconds."""
+        told, call, state = self.record, self.record.call, self.look(now)
+        row: dict[str, Any] = {
+            "i": self.index,
+            "id": told.id,
+            "name": shorten(short_name(call.name if call else "task"), NAME_LIMIT),
+            "args": shorten(call.summary if call else "()", NAME_LIMIT),
+            "state": state,
+            "final": state in FINAL,
+        }
+        if told.retries:
+            row["attempt"], row["attempts"] = told.retries + 1, self.attempts
+        if state in ("scheduled", "retrying"):
+            row["due"] = self._starts(now)
+        if state in ("scheduled", "waiting") and call and call.expires is not None:
+            row["expires"] = call.expires
+        if state == "running":
+            row["began"] = told.started_at
+            row.update(self._progress(load))
+        elif state in ("retrying", "failed"):
+            row["error"] = self._error(load)
+        elif state == "waiting":
+            row["text"] = first_line(told.reason)
+        elif state == "cancelled":
+            row["text"] = self._why_cancelled(load)
+        if row["final"]:
+            row["took"] = self._took()
+        return row
+
+    def _took(self) -> float | None:
+        told = self.record
+        if told.final is not None and told.final.runtime:
+            return told.final.runtime
+        if told.started_at is None or told.ended_at is None:
+            return None
+        return max(0.0, told.ended_at - told.started_at)
+
+    def _value(self, load: Load) -> Any:
+        event = self.record.state_event
+        try:
+            return load(self.record, event) if event is not None else None
+        except Exception:  # the user's own class may refuse; the row must still be drawn
+            return None
+
+    def _progress(self, load: Load) -> dict[str, Any]:
+        state = self.record.state
+        if state in states.ALL_STATES:
+            return {"fraction": None, "text": ""}
+        said = progress_of(self._value(load))
+        if state not in _PLAIN:
+            said["text"] = " · ".join(filter(None, (shorten(state, 40), said["text"])))
+        return said
+
+    def _error(self, load: Load) -> str:
+        if self.record.error is not None:
+            return describe(self.record.error)
+        value = self._value(load)
+        if isinstance(value, BaseException):
+            return describe(value)
+        event = self.record.state_event
+        lines = event.traceback.strip().splitlines() if event else []
+        return first_line(lines[-1]) if lines else ""
+
+    def _why_cancelled(self, load: Load) -> str:
+        value = self._value(load)
+        why = str(value) if isinstance(value, BaseException) else ""
+        return "" if why == "revoked" else first_line(why)
+
+
+# -------------------------------------------------------------------------------------- the total
+
+
+def total(states_of: Mapping[str, int]) -> dict[str, Any]:
+    """Return what is said of all rows together: how many in each state, in the order of `WORDS`."""
+    counts = {state: states_of[state] for state in WORDS if states_of.get(state)}
+    number = sum(counts.values())
+    return {"n": number, "counts": counts, "open": number - ended(counts)}
+
+
+def ended(counts: Mapping[str, int]) -> int:
+    return sum(counts.get(state, 0) for state in FINAL)
+
+
+def total_line(counts: Mapping[str, int]) -> str:
+    """Return the counts as people read them: `3 running · 5 done`."""
+    return " · ".join(f"{number} {WORDS[state][1]}" for state, number in counts.items())
+
+
+def plural(number: int, noun: str = "task") -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+# ----------------------------------------------------------------------------------- single words
+
+
+def progress_of(meta: Any) -> dict[str, Any]:
+    """Read what a task said of its progress, whichever of the usual ways it said it in.
+
+    Parameters
+    ----------
+    meta
+        What was given to `update_state`: `{"progress": 50}` (percent), or `{"current": 5,
+        "total": 10}` (also `done`, `n`, `completed`), with `desc` or `message` as text. Other keys
+        are shown as they are.
+
+    Returns
+    -------
+    dict
+        `fraction` (0 to 1, or None) and `text`.
+
+    Examples
+    --------
+    >>> progress_of({"current": 12, "total": 20, "desc": "epoch", "loss": 0.25})
+    {'fraction': 0.6, 'text': 'epoch 12/20 · loss 0.25'}
+    """
+    if not isinstance(meta, Mapping):
+        alone = meta is not None and not isinstance(meta, BaseException)
+        return {"fraction": None, "text": first_line(_text(meta)) if alone else ""}
+    left = dict(meta)
+    fraction = _percent(left)
+    counted, share = _counted(left)
+    words = [first_line(str(left.pop(key))) for key in _TEXT if key in left]
+    parts = [" ".join(filter(None, (*words, counted)))]
+    parts += [f"{_text(key)} {_text(value)}" for key, value in list(left.items())[:4]]
+    text = shorten(" · ".join(filter(None, parts)), LINE_LIMIT)
+    return {"fraction": share if fraction is None else fraction, "text": text}
+
+
+def _percent(left: dict[Any, Any]) -> float | None:
+    value = _number(left.get("progress"))
+    if value is None:
+        return None
+    del left["progress"]
+    return min(1.0, max(0.0, value / 100))
+
+
+def _counted(left: dict[Any, Any]) -> tuple[str, float | None]:
+    """Take `current` and `total` out; return them as text and as a fraction."""
+    key = next((key for key in _DONE if _number(left.get(key)) is not None), None)
+    if key is None:
+        return "", None
+    done, whole = _number(left.pop(key)), _number(left.get("total"))
+    assert done is not None
+    if whole is None or whole <= 0:
+        return _text(done), None
+    del left["total"]
+    return f"{_text(done)}/{_text(whole)}", min(1.0, max(0.0, done / whole))
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _text(value: Any) -> str:
+    """Return a short text of any value; numbers without noise."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    try:
+        return shorten(first_line(str(value)), 60)
+    except Exception:  # somebody's __str__
+        return f"<{type(value).__name__}>"
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception in one line, as the last line of a traceback has it."""
+    name = type(error).__name__
+    try:
+        said = first_line(str(error))
+    except Exception:  # somebody's __str__
+        said = ""
+    return f"{name}: {said}" if said else name
+
+
+def first_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return shorten(lines[0].strip(), LINE_LIMIT) if lines else ""
+
+
+def shorten(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def short_name(name: str) -> str:
+    """Return a task's name without the module, which nobody needs to read in each row.
+
+    >>> short_name("analysis.files.count")
+    'count'
+    """
+    if not all(part.isidentifier() for part in name.split(".")):
+        return name
+    return name.rsplit(".", 1)[-1]
+
+
+def duration(seconds: float) -> str:
+    """Return a span of time as people read it.
+
+    >>> duration(0.04), duration(7.12), duration(75), duration(3725)
+    ('40 ms', '7.1 s', '1:15', '1:02:05')
+    """
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    return clock(seconds)
+
+
+def clock(seconds: float) -> str:
+    """Return a span of time as a clock shows it.
+
+    >>> clock(7), clock(3725)
+    ('0:07', '1:02:05')
+    """
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def explain(row: Mapping[str, Any], now: float) -> str:
+    """Say in words what a row's symbol does not: why it waits, how far it is, how it failed."""
+    state = row["state"]
+    if state == "running":
+        share = row.get("fraction")
+        percent = "" if share is None else f"{share * 100:.0f} %"
+        return "  ".join(filter(None, (percent, row.get("text", ""), attempt(row))))
+    if state == "retrying":
+        when = f"{attempt(row)} in {clock((row.get('due') or now) - now)}"
+        return "  ".join(filter(None, (when, row.get("error", ""))))
+    if state == "scheduled":
+        return f"starts in {clock((row.get('due') or now) - now)}"
+    if state == "failed":
+        return str(row.get("error", ""))
+    return str(row.get("text") or "")
+
+
+def attempt(row: Mapping[str, Any]) -> str:
+    """Return which attempt it is, for those that ran before: `attempt 2 of 6`."""
+    if not row.get("attempt"):
+        return ""
+    of = f" of {row['attempts']}" if row.get("attempts") else ""
+    return f"attempt {row['attempt']}{of}"
+
+
+def title(row: Mapping[str, Any]) -> str:
+    """Return the row's task as it was called: `count('ast.py')`."""
+    return f"{row['name']}{row['args']}"

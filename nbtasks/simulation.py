@@ -1,0 +1,386 @@
+"""The real scheduler with an invented clock and invented workers.
+
+For tests, for teaching, and for questions of capacity: what happens, and when, if ... Nothing here
+sleeps, and an hour passes in a moment.
+
+>>> world = Simulation(workers=2)
+>>> ids = [world.submit(seconds=10) for _ in range(4)]
+>>> world.run()
+>>> world.now.boot, [world.state(task_id) for task_id in ids]
+(20.0, ['SUCCESS', 'SUCCESS', 'SUCCESS', 'SUCCESS'])
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from nbtasks.core import states
+from nbtasks.core.messages import (
+    Again,
+    Call,
+    Define,
+    Died,
+    Done,
+    Event,
+    Hello,
+    Kill,
+    Now,
+    Options,
+    Policy,
+    Recall,
+    Returned,
+    Run,
+    Started,
+    Submit,
+)
+from nbtasks.core.scheduler import (
+    Action,
+    SaveCall,
+    SaveDefinition,
+    SaveEvent,
+    SaveForget,
+    SaveTask,
+    Scheduler,
+    Send,
+    Task,
+    task_of,
+)
+
+CLIENT = b"client"
+SUPERVISOR = b"supervisor"
+#: The instant at which a simulation begins.
+DAWN = Now(wall=1_000_000.0, boot=0.0)
+
+
+class MemoryStore:
+    """A store that keeps everything in dictionaries: what the broker's store must amount to."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, Task] = {}
+        self.seqs: dict[str, int] = {}
+        self.calls: dict[int, Call] = {}
+        self.events: dict[int, list[Event]] = {}
+        self.definitions: dict[bytes, Define] = {}
+
+    def commit(self, saves: Iterable[Action]) -> None:
+        """Take in what one turn saves."""
+        for save in saves:
+            if type(save) is SaveCall:
+                self.calls[save.seq] = save.call
+            elif type(save) is SaveTask:
+                self.rows[save.task.seq] = task_of(save.task)
+                self.seqs[save.task.id] = save.task.seq
+            elif type(save) is SaveEvent:
+                self.events.setdefault(save.seq, []).append(save.event)
+            elif type(save) is SaveDefinition:
+                self.definitions[save.define.digest] = save.define
+            elif type(save) is SaveForget:
+                del self.seqs[self.rows.pop(save.seq).id]
+
+    def open_tasks(self) -> list[Task]:
+        return [row for row in self.rows.values() if row.phase != states.DONE]
+
+    def find(self, task_id: str) -> Task | None:
+        seq = self.seqs.get(task_id)
+        return None if seq is None else self.rows[seq]
+
+    def call_of(self, seq: int) -> tuple[Call, tuple[Any, ...]] | None:
+        return (self.calls[seq], ()) if seq in self.calls else None
+
+    def policy_of(self, digest: bytes) -> tuple[str, Policy] | None:
+        define = self.definitions.get(digest)
+        return None if define is None else (define.name, define.policy)
+
+    def definition_named(self, name: str) -> bytes | None:
+        named = [d.digest for d in self.definitions.values() if d.name == name]
+        return named[-1] if named else None
+
+
+class Plan(NamedTuple):
+    """How an invented function behaves: how long a run takes, and how each attempt ends."""
+
+    seconds: float
+    #: ok, fail, die or `retry:SECONDS`, one an attempt; the last one goes for all later attempts.
+    ends: tuple[str, ...]
+
+
+class InventedWorker:
+    """A worker that runs what it is given, first in first out."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.waiting: deque[Run] = deque()
+        self.running: Run | None = None
+        self.ends_at = 0.0
+        self.started = 0
+        self.finished = 0
+
+    @property
+    def peer(self) -> bytes:
+        return self.name.encode()
+
+
+class Simulation:
+    """A cluster in which only the scheduler is real.
+
+    Parameters
+    ----------
+    workers
+        How many workers there are.
+    """
+
+    def __init__(self, workers: int = 2) -> None:
+        self.now = DAWN
+        self.store = MemoryStore()
+        self.plans: dict[str, Plan] = {}
+        self.runs: dict[str, int] = {}
+        self.workers: dict[str, InventedWorker] = {}
+        self.told: dict[str, list[Event]] = {}
+        self.order: list[str] = []
+        self._born = 0
+        self._batches = 0
+        self._brokers = 0
+        #: What peers have said and the broker has not yet heard.
+        self._mail: deque[tuple[bytes, Any]] = deque()
+        self.scheduler = self._new_scheduler()
+        for _ in range(workers):
+            self.add_worker()
+
+    # ------------------------------------------------------------------------------ the world
+
+    def submit(
+        self,
+        *,
+        seconds: float = 1.0,
+        ends: str = "ok",
+        task_id: str | None = None,
+        policy: Policy | None = None,
+        needs: tuple[str, ...] = (),
+        countdown: float | None = None,
+        client: bytes = CLIENT,
+        **fields: Any,
+    ) -> str:
+        """Send a call of an invented function and return its id.
+
+        Parameters
+        ----------
+        seconds
+            How long each run takes.
+        ends
+            How the attempts end, by blanks: `"retry:5 die ok"`.
+        task_id, policy, needs, countdown, client
+            As in a real call.
+        **fields
+            Further fields of `Call`.
+        """
+        task_id = task_id or f"task-{len(self.plans)}"
+        self.plans[task_id] = Plan(seconds, tuple(ends.split()))
+        policy = policy or Policy()
+        digest = repr(policy).encode()
+        if digest not in self.store.definitions:
+            self.say(client, Define(digest, "invented", policy, b""))
+        due = None if countdown is None else self.now.boot + countdown
+        options = Options(needs=needs) if needs else None
+        call = Call(task_id, digest, "invented", b"x", due=due, options=options, **fields)
+        self._batches += 1
+        self.say(client, Submit(self._batches, (call,)))
+        return task_id
+
+    def say(self, peer: bytes, message: Any) -> None:
+        """Let a peer say something to the broker."""
+        stranger = peer != SUPERVISOR and peer not in self.scheduler.clients
+        if stranger and peer.decode() not in self.workers:
+            self._mail.append((peer, Hello("client", "c", 1, "3.11")))
+        self._mail.append((peer, message))
+        self._settle()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and everything happen that happens in it."""
+        until = self.now.boot + seconds
+        while (instant := self._next_instant()) is not None and instant <= until:
+            self._move_to(instant)
+            self._step()
+        self._move_to(until)
+        self._settle()
+
+    def run(self, limit: float = 1e6) -> None:
+        """Let time pass until nothing is open any more, or nothing will ever happen."""
+        end = self.now.boot + limit
+        self._settle()
+        while self.scheduler.tasks and self.now.boot < end:
+            instant = self._next_instant()
+            if instant is None:
+                return
+            self._move_to(instant)
+            self._step()
+
+    def add_worker(self, queues: tuple[str, ...] = ()) -> str:
+        """Let a new worker come; return its name."""
+        name = self._hire(queues)
+        self._settle()
+        return name
+
+    def kill(self, name: str) -> None:
+        """Let a worker's process die and be replaced."""
+        self._replace(name)
+        self._settle()
+
+    def restart_broker(self) -> None:
+        """Let the broker die and come back from its store; the workers live on."""
+        self.scheduler = self._new_scheduler()
+        self._carry_out(self.scheduler.restore(self.store.open_tasks(), self.now))
+        for worker in self.workers.values():
+            self.say(worker.peer, self._hello_again(worker))
+        self.say(SUPERVISOR, Hello("supervisor", "s", 1, "3.11", workers=tuple(self.workers)))
+
+    # -------------------------------------------------------------------------------- the facts
+
+    def state(self, task_id: str) -> str:
+        row = self.store.find(task_id)
+        return states.PENDING if row is None else row.state
+
+    def phase(self, task_id: str) -> str:
+        row = self.store.find(task_id)
+        return "unknown" if row is None else row.phase
+
+    def events(self, task_id: str) -> list[Event]:
+        return self.store.events.get(self.store.seqs[task_id], [])
+
+    # ------------------------------------------------------------------------------ the machinery
+
+    def _hire(self, queues: tuple[str, ...] = ()) -> str:
+        self._born += 1
+        worker = InventedWorker(f"worker-{self._born}")
+        self.workers[worker.name] = worker
+        hello = Hello("worker", worker.name, self._born, "3.11", queues)
+        self._mail.append((worker.peer, hello))
+        return worker.name
+
+    def _replace(self, name: str) -> None:
+        worker = self.workers.pop(name)
+        died = Died(name, 1, -9, worker.started, worker.finished)
+        self._mail.append((SUPERVISOR, died))
+        self._hire()
+
+    def _new_scheduler(self) -> Scheduler:
+        self._brokers += 1
+        scheduler = Scheduler(
+            self.store, first_ticket=self._brokers << 20, first_seq=max(self.store.rows, default=0)
+        )
+        self._carry_out(
+            scheduler.receive(SUPERVISOR, Hello("supervisor", "s", 1, "3.11"), self.now)
+        )
+        return scheduler
+
+    def _hello_again(self, worker: InventedWorker) -> Hello:
+        from nbtasks.core.messages import Held
+
+        runs = ([worker.running] if worker.running else []) + list(worker.waiting)
+        held = tuple(
+            Held(run.ticket, run.call.id, run is worker.running) for run in runs if run.call
+        )
+        return Hello("worker", worker.name, 1, "3.11", held=held)
+
+    def _move_to(self, instant: float) -> None:
+        passed = max(instant - self.now.boot, 0.0)
+        self.now = Now(self.now.wall + passed, self.now.boot + passed)
+
+    def _next_instant(self) -> float | None:
+        instants = [worker.ends_at for worker in self.workers.values() if worker.running]
+        wait = self.scheduler.next_wakeup(self.now)
+        if wait is not None:
+            instants.append(self.now.boot + wait)
+        return min(instants) if instants else None
+
+    def _step(self) -> None:
+        for worker in list(self.workers.values()):
+            if worker.running is not None and worker.ends_at <= self.now.boot:
+                self._end_run(worker)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Let the broker take its turns until nobody has anything to say."""
+        while True:
+            while self._mail:
+                peer, message = self._mail.popleft()
+                self._carry_out(self.scheduler.receive(peer, message, self.now))
+            self._carry_out(self.scheduler.tick(self.now))
+            if not self._mail:
+                return
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        self.store.commit(actions)
+        for action in actions:
+            if isinstance(action, Send):
+                self._deliver(action)
+
+    def _deliver(self, send: Send) -> None:
+        message = send.message
+        if isinstance(message, Event):
+            self.told.setdefault(message.id, []).append(message)
+        worker = self.workers.get(send.peer.decode(errors="replace"))
+        if isinstance(message, Kill):
+            self._obey(message)
+        elif worker is None:
+            return
+        elif isinstance(message, Run) and send.task is not None:
+            call = message.call or self.store.calls[send.task.seq]
+            call = msgspec.structs.replace(call, retries=send.task.retries)
+            worker.waiting.append(Run(message.ticket, call, message.deaths))
+            self._begin_next(worker)
+        elif isinstance(message, Recall):
+            self._give_back(worker, message)
+
+    def _obey(self, kill: Kill) -> None:
+        worker = self.workers.get(kill.name)
+        runs = worker.running.ticket if worker is not None and worker.running else 0
+        if worker is not None and kill.ticket in (0, runs):
+            self._replace(kill.name)
+
+    def _give_back(self, worker: InventedWorker, recall: Recall) -> None:
+        back = [
+            run.ticket
+            for run in worker.waiting
+            if not recall.tickets or run.ticket in recall.tickets
+        ]
+        worker.waiting = deque(run for run in worker.waiting if run.ticket not in back)
+        self._mail.append((worker.peer, Returned(tuple(back))))
+
+    def _begin_next(self, worker: InventedWorker) -> None:
+        if worker.running is not None or not worker.waiting:
+            return
+        run = worker.running = worker.waiting.popleft()
+        assert run.call is not None
+        worker.started = run.ticket
+        worker.ends_at = self.now.boot + self.plans[run.call.id].seconds
+        self.order.append(run.call.id)
+        self.runs[run.call.id] = self.runs.get(run.call.id, 0) + 1
+        if self.plans[run.call.id].seconds > 0.01:
+            self._mail.append((worker.peer, Started(run.ticket, self.now.wall)))
+
+    def _end_run(self, worker: InventedWorker) -> None:
+        run, worker.running = worker.running, None
+        assert run is not None and run.call is not None
+        plan = self.plans[run.call.id]
+        end = plan.ends[min(self.runs[run.call.id], len(plan.ends)) - 1]
+        if end == "die":
+            self._replace(worker.name)
+            return
+        worker.finished = run.ticket
+        self._mail.append((worker.peer, self._outcome(run, end, plan)))
+        self._begin_next(worker)
+
+    def _outcome(self, run: Run, end: str, plan: Plan) -> Any:
+        assert run.call is not None
+        kind, _, argument = end.partition(":")
+        if kind == "retry":
+            call = msgspec.structs.replace(
+                run.call, retries=run.call.retries + 1, due=self.now.boot + float(argument or 0)
+            )
+            return Again(run.ticket, call, b"reason", runtime=plan.seconds)
+        state = states.SUCCESS if kind == "ok" else states.FAILURE
+        return Done(run.ticket, state, b"value", runtime=plan.seconds)

@@ -1,0 +1,65 @@
+"""`python -m nbtasks.supervisor RUNTIME`: the parent of one cluster.
+
+The order is the point: broker and workers are on their way before this process loads its own
+sockets and messages, so all three load at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+
+from nbtasks.supervisor.children import Children
+from nbtasks.supervisor.crew import Crew
+
+LOCK_FILE = "supervisor.lock"
+
+#: Seconds to wait for the lock: a process that was just killed holds it for some milliseconds.
+LOCK_WAIT = 2.0
+
+#: sysexits.h, EX_TEMPFAIL: somebody else is doing this already.
+EXIT_BUSY = 75
+
+
+def main(runtime: str, crew_class: type[Crew] = Crew) -> int:
+    """Be the supervisor of `runtime` until told to stop; return the exit code."""
+    os.umask(0o077)
+    lock = hold_lock(os.path.join(runtime, LOCK_FILE))
+    if lock is None:
+        print("Another supervisor holds this runtime directory.", flush=True)
+        return EXIT_BUSY
+    crew = crew_class(runtime, Children())
+    crew.start_broker()
+    crew.read_settings()
+    while len(crew.workers) < crew.wanted:
+        crew.start_worker()
+
+    from nbtasks.supervisor.supervise import Supervisor
+
+    code = Supervisor(crew).serve()
+    os.close(lock)
+    return code
+
+
+def hold_lock(path: str) -> int | None:
+    """Return a descriptor that holds the lock as long as it is open, or None when others do."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    end = time.monotonic() + LOCK_WAIT
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > end:
+                os.close(descriptor)
+                return None
+            time.sleep(0.01)
+        else:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+            return descriptor
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

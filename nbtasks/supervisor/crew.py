@@ -1,0 +1,93 @@
+"""Who the supervisor's children are: one broker and the workers, with their files and commands."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+from nbtasks.supervisor.children import Child, Children, module_command
+
+
+class Worker(Child):
+    """A worker process and the queues that it serves (none named: all)."""
+
+    queues: tuple[str, ...] = ()
+
+
+class Crew:
+    """The broker and the workers of one runtime directory.
+
+    Tests put other processes in their places by overriding the two commands.
+    """
+
+    def __init__(self, runtime: str, children: Children) -> None:
+        self.runtime = runtime
+        self.children = children
+        self.broker: Child | None = None
+        self.workers: dict[str, Worker] = {}
+        #: How many workers there shall be, and of these how many for one queue only.
+        self.wanted = 0
+        self._queues: tuple[str, ...] = ()
+        self._own: dict[str, int] = {}
+        # Children that find another parent than this one go (`wire.parent`).
+        self._env = {**os.environ, "NBTASKS_PARENT": str(os.getpid())}
+        for folder in ("logs", "cells"):
+            os.makedirs(os.path.join(runtime, folder), mode=0o700, exist_ok=True)
+
+    def broker_command(self) -> list[str]:
+        return module_command("nbtasks.broker", self.runtime)
+
+    def worker_command(self, name: str, queues: Sequence[str]) -> list[str]:
+        return module_command("nbtasks.worker", self.runtime, name, *queues)
+
+    def read_settings(self) -> None:
+        """Learn from settings.json how many workers of what kind there shall be."""
+        with open(os.path.join(self.runtime, "settings.json"), "rb") as file:
+            settings = json.load(file)
+        self.wanted = settings["workers"]
+        self._queues = tuple(settings.get("queues", ()))
+        self._own = dict(settings.get("queue_workers", {}))
+
+    def want(self, workers: int) -> None:
+        """Change how many workers there shall be, also after a restart of the supervisor."""
+        self.wanted = max(0, workers)
+        path = os.path.join(self.runtime, "settings.json")
+        with open(path, "rb") as file:
+            settings = json.load(file)
+        settings["workers"] = self.wanted
+        with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            json.dump(settings, file)
+        os.replace(f"{path}.new", path)
+
+    def start_broker(self) -> Child:
+        """Start the broker; its log is logs/broker.log."""
+        log = self.log("broker")
+        self.broker = self.children.spawn("broker", self.broker_command(), self._env, log, Child)
+        return self.broker
+
+    def start_worker(self) -> Worker:
+        """Start one more worker, for the queue that lacks one most."""
+        queues = self._next_queues()
+        name = f"worker-{os.urandom(4).hex()}@{os.uname().nodename}"
+        command = self.worker_command(name, queues)
+        # A task that sends tasks finds its own cluster there.
+        env = {**self._env, "NBTASKS_RUNTIME": self.runtime}
+        child = self.children.spawn(name, command, env, self.log(name), Worker)
+        child.queues = queues
+        self.workers[name] = child
+        return child
+
+    def log(self, name: str) -> str:
+        return os.path.join(self.runtime, "logs", f"{name}.log")
+
+    def cell(self, name: str) -> str:
+        return os.path.join(self.runtime, "cells", name)
+
+    def _next_queues(self) -> tuple[str, ...]:
+        """Return the queues of the next worker: those with workers of their own come first."""
+        for queue, count in self._own.items():
+            serving = sum(worker.queues == (queue,) for worker in self.workers.values())
+            if serving < count:
+                return (queue,)
+        return self._queues

@@ -1,0 +1,228 @@
+"""Sockets with every option set before they can do harm (RELIABILITY.md, rules 3, 4, 7)."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import zmq
+
+from nbtasks.exceptions import ClusterError
+from nbtasks.wire.connection import (
+    CONNECTION_FILE,
+    SOCKET_FILE,
+    Connection,
+    check_socket_path,
+    read_connection,
+    read_settings,
+)
+
+#: Milliseconds.
+HANDSHAKE = 2_000
+RECONNECT = 10
+#: One payload frame, bytes.
+MAX_FRAME = 8 * 1024**3
+
+
+def identity(role: str) -> bytes:
+    """Return a name for one incarnation of a process: no two are the same."""
+    return role[:1].encode() + secrets.token_bytes(15)
+
+
+def has_ipc() -> bool:
+    return bool(zmq.has("ipc"))
+
+
+def endpoint(runtime: Path) -> str:
+    """Return the address of the broker's ipc socket."""
+    return f"ipc://{check_socket_path(runtime)}"
+
+
+def _prepare(socket: zmq.Socket[bytes], linger: int) -> None:
+    socket.setsockopt(zmq.LINGER, linger)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+
+
+def router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """Return the broker's socket, not yet bound."""
+    socket = context.socket(zmq.ROUTER)
+    _prepare(socket, linger=200)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    if sys.platform == "linux":
+        # Refused by the kernel's word, whatever the mode of the socket's file.
+        socket.setsockopt(zmq.IPC_FILTER_UID, os.getuid())
+    return socket
+
+
+def dealer(
+    context: zmq.Context[zmq.Socket[bytes]], runtime: Path, name: bytes
+) -> zmq.Socket[bytes]:
+    """Return a socket that is connecting to the cluster's broker, present or to come.
+
+    Parameters
+    ----------
+    context
+        The process' own context.
+    runtime
+        The cluster's runtime directory.
+    name
+        From `identity`.
+
+    Raises
+    ------
+    ClusterError
+        When the connection file names a place that is not on this machine, or never comes.
+    """
+    socket = context.socket(zmq.DEALER)
+    _prepare(socket, linger=500)
+    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT)
+    socket.setsockopt(zmq.ROUTING_ID, name)
+    try:
+        if transport(runtime) == "tcp":
+            _connect_tcp(socket, _await_connection(runtime))
+        else:
+            socket.connect(endpoint(runtime))
+    except BaseException:
+        socket.close()
+        raise
+    return socket
+
+
+def transport(runtime: Path) -> str:
+    """Return the transport of the cluster there."""
+    try:
+        return read_settings(runtime).transport
+    except FileNotFoundError:
+        return "ipc"
+
+
+def _await_connection(runtime: Path, seconds: float = 10.0) -> Connection:
+    deadline = time.monotonic() + seconds
+    while (connection := read_connection(runtime)) is None:
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"No broker has written {runtime / CONNECTION_FILE} within {seconds:.0f} s. "
+                f"It may have failed to start; its log is in {runtime / 'logs'}."
+            )
+        time.sleep(0.01)
+    return connection
+
+
+def _connect_tcp(socket: zmq.Socket[bytes], connection: Connection) -> None:
+    if not connection.endpoint.startswith("tcp://127.0.0.1:"):
+        raise ClusterError(
+            f"The connection file names {connection.endpoint}, which is not this machine. "
+            f"nbtasks connects to its own machine only. Stop the cluster and start it again."
+        )
+    socket.curve_serverkey = connection.server_key.encode()
+    socket.curve_publickey = connection.client_public.encode()
+    socket.curve_secretkey = connection.client_secret.encode()
+    socket.connect(connection.endpoint)
+
+
+class Bound(NamedTuple):
+    """The broker's socket, and what its peers must know."""
+
+    socket: zmq.Socket[bytes]
+    endpoint: str
+    server_key: str = ""
+    client_public: str = ""
+    client_secret: str = ""
+    server_secret: str = ""
+
+
+def bind(context: zmq.Context[zmq.Socket[bytes]], runtime: Path) -> Bound:
+    """Return the broker's socket, bound where the settings say.
+
+    Raises
+    ------
+    ClusterError
+        When tcp is asked for (or all there is) and this libzmq has no CURVE to protect it.
+    """
+    if transport(runtime) != "tcp":
+        socket = router(context)
+        address = endpoint(runtime)
+        with suppress(FileNotFoundError):
+            (runtime / SOCKET_FILE).unlink()
+        socket.bind(address)
+        os.chmod(runtime / SOCKET_FILE, 0o600)
+        return Bound(socket, address)
+    if not zmq.has("curve"):
+        raise ClusterError(
+            "This build of libzmq has no CURVE, and without it any program on this machine could "
+            "use the cluster over tcp. Install pyzmq from PyPI (its wheels have CURVE)."
+        )
+    return _bind_tcp(context, read_connection(runtime))
+
+
+def _bind_tcp(context: zmq.Context[zmq.Socket[bytes]], former: Connection | None) -> Bound:
+    from zmq.auth.thread import ThreadAuthenticator
+
+    # The peers of a former broker keep their keys and their address.
+    server_public, server_secret = _key_pair()
+    client_public, client_secret = _key_pair()
+    port = 0
+    if former is not None and former.server_secret:
+        server_public, server_secret = former.server_key, former.server_secret
+        client_public, client_secret = former.client_public, former.client_secret
+        port = int(former.endpoint.rpartition(":")[2])
+    gatekeeper = ThreadAuthenticator(context)
+    gatekeeper.start()
+    gatekeeper.configure_curve_callback("nbtasks", _Allowed({client_public.encode()}))
+    socket = router(context)
+    socket.setsockopt(zmq.ZAP_DOMAIN, b"nbtasks")
+    if hasattr(zmq, "ZAP_ENFORCE_DOMAIN"):
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    socket.curve_server = True
+    socket.curve_publickey = server_public.encode()
+    socket.curve_secretkey = server_secret.encode()
+    try:
+        socket.bind(f"tcp://127.0.0.1:{port or '*'}")
+    except zmq.ZMQError:
+        socket.bind("tcp://127.0.0.1:*")
+    address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    return Bound(socket, address, server_public, client_public, client_secret, server_secret)
+
+
+def _key_pair() -> tuple[str, str]:
+    public, secret = zmq.curve_keypair()
+    return public.decode(), secret.decode()
+
+
+class _Allowed:
+    """The public keys that may connect."""
+
+    def __init__(self, keys: set[bytes]) -> None:
+        self._keys = keys
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        from zmq.utils import z85
+
+        return z85.encode(key) in self._keys
+
+
+def watch(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    """Return a socket that has something to read when `socket` connects or disconnects."""
+    return socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+
+
+def connected(monitor: zmq.Socket[bytes]) -> bool | None:
+    """Read all that a monitor has to say; return whether the link is up, None for no news."""
+    up: bool | None = None
+    while monitor.poll(0):
+        event, _address = monitor.recv_multipart()
+        up = int.from_bytes(event[:2], sys.byteorder) == zmq.EVENT_HANDSHAKE_SUCCEEDED
+    return up
+
+
+def reconnected(monitor: zmq.Socket[bytes]) -> bool:
+    """Return whether the link has come up since the last look: say Hello then."""
+    return bool(connected(monitor))

@@ -1,0 +1,361 @@
+"""The scheduler alone: messages in, actions out, an invented clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from nbtasks.core.messages import Done, Hasten, Now, Policy, Redo, Revoke, Submit
+from nbtasks.core.scheduler import MAX_DEATHS, Send
+from nbtasks.simulation import CLIENT, Simulation
+
+
+@pytest.fixture
+def world() -> Simulation:
+    return Simulation(workers=2)
+
+
+def finals(world: Simulation, task_id: str) -> list[str]:
+    return [event.state for event in world.events(task_id) if event.final]
+
+
+def test_task_runs_and_ends_once(world: Simulation) -> None:
+    task_id = world.submit()
+
+    world.run()
+
+    assert finals(world, task_id) == ["SUCCESS"]
+    assert world.phase(task_id) == "done"
+    assert not world.scheduler.tasks
+
+
+def test_countdown_is_never_early(world: Simulation) -> None:
+    task_id = world.submit(countdown=5)
+
+    world.advance(4.999)
+    assert world.phase(task_id) == "scheduled"
+
+    world.advance(0.002)
+    assert world.phase(task_id) in ("assigned", "running")
+
+
+def test_wall_clock_step_moves_no_countdown(world: Simulation) -> None:
+    task_id = world.submit(countdown=10)
+
+    world.now = Now(world.now.wall + 7200, world.now.boot)
+    world.advance(9)
+
+    assert world.phase(task_id) == "scheduled"
+
+
+def test_eta_follows_the_wall_clock(world: Simulation) -> None:
+    task_id = world.submit(eta=world.now.wall + 3600)
+
+    world.advance(1)
+    world.now = Now(world.now.wall + 3600, world.now.boot)
+    world.advance(1)
+
+    assert world.phase(task_id) in ("assigned", "running", "done")
+
+
+def test_expired_task_never_reaches_a_worker(world: Simulation) -> None:
+    for _ in range(2):
+        world.submit(seconds=100)
+    late = world.submit(expires=world.now.wall + 5)
+
+    world.run()
+
+    assert finals(world, late) == ["REVOKED"]
+    assert late not in world.order
+    assert "expired" in world.events(late)[-1].text
+
+
+def test_countdown_beyond_expiry_always_expires(world: Simulation) -> None:
+    task_id = world.submit(countdown=10, expires=world.now.wall + 5)
+
+    world.run()
+
+    assert finals(world, task_id) == ["REVOKED"]
+
+
+def test_retry_runs_again_after_its_delay(world: Simulation) -> None:
+    task_id = world.submit(ends="retry:5 retry:7 ok")
+
+    world.run()
+
+    assert [event.state for event in world.events(task_id) if event.kind == "state"] == [
+        "RETRY",
+        "RETRY",
+        "SUCCESS",
+    ]
+    assert world.now.boot == pytest.approx(15.0)
+    assert world.runs[task_id] == 3
+
+
+def test_retry_past_expiry_ends_revoked(world: Simulation) -> None:
+    task_id = world.submit(ends="retry:50 ok", expires=world.now.wall + 10)
+
+    world.run()
+
+    assert finals(world, task_id) == ["REVOKED"]
+    assert world.runs[task_id] == 1
+
+
+def test_running_task_of_a_dead_worker_fails(world: Simulation) -> None:
+    task_id = world.submit(ends="die ok")
+
+    world.run()
+
+    assert finals(world, task_id) == ["FAILURE"]
+    assert "WorkerLostError" in world.events(task_id)[-1].text
+    assert world.runs[task_id] == 1
+
+
+def test_lost_worker_puts_its_late_acked_task_back_in_the_queue(world: Simulation) -> None:
+    task_id = world.submit(ends="die ok", policy=Policy(acks_late=True))
+
+    world.run()
+
+    assert finals(world, task_id) == ["SUCCESS"]
+    assert world.runs[task_id] == 2
+
+
+def test_poison_task_is_given_up_after_three_deaths(world: Simulation) -> None:
+    task_id = world.submit(ends="die", policy=Policy(acks_late=True))
+
+    world.run()
+
+    assert finals(world, task_id) == ["FAILURE"]
+    assert world.runs[task_id] == MAX_DEATHS
+
+
+def test_retry_on_worker_lost_counts_as_a_retry(world: Simulation) -> None:
+    policy = Policy(retry_on_worker_lost=True, max_retries=1)
+    task_id = world.submit(ends="die", policy=policy)
+
+    world.run()
+
+    assert world.runs[task_id] == 2
+    assert finals(world, task_id) == ["FAILURE"]
+
+
+def test_calls_merely_held_by_a_dead_worker_lose_nothing() -> None:
+    world = Simulation(workers=1)
+    teacher = world.submit(seconds=0.0001)
+    world.run()
+    ids = [world.submit(seconds=0.0001) for _ in range(20)]
+    name = next(iter(world.workers))
+
+    assert len(world.scheduler.workers[name].held) > 1
+    world.kill(name)
+    world.run()
+
+    assert world.runs[teacher] == 1
+    lost = [task_id for task_id in ids if finals(world, task_id) == ["FAILURE"]]
+    assert lost == ids[:1]
+    assert all(world.runs[task_id] == 1 for task_id in ids)
+
+
+def test_answer_from_an_earlier_attempt_is_ignored(world: Simulation) -> None:
+    task_id = world.submit(seconds=10, policy=Policy(acks_late=True))
+    task = world.scheduler.tasks[task_id]
+    name, ticket = task.worker, task.ticket
+    world.kill(name)
+    world.advance(1)
+    assert world.runs[task_id] == 2
+
+    late = Done(ticket, "SUCCESS", b"stale")
+    world.say(next(iter(world.workers.values())).peer, late)
+
+    assert not finals(world, task_id)
+    world.run()
+    assert finals(world, task_id) == ["SUCCESS"]
+    assert world.events(task_id)[-1].body == b"value"
+
+
+def test_higher_priority_starts_first() -> None:
+    world = Simulation(workers=1)
+    world.submit(seconds=1)
+    low = world.submit(priority=0)
+    middle = world.submit()
+    high = world.submit(priority=9)
+
+    world.run()
+
+    assert world.order[1:] == [high, middle, low]
+
+
+def test_clients_take_turns() -> None:
+    world = Simulation(workers=1)
+    mine = [world.submit(seconds=1) for _ in range(3)]
+    theirs = [world.submit(seconds=1, client=b"other") for _ in range(2)]
+
+    world.run()
+
+    assert world.order == [mine[0], mine[1], theirs[0], mine[2], theirs[1]] or world.order == [
+        mine[0],
+        theirs[0],
+        mine[1],
+        theirs[1],
+        mine[2],
+    ]
+
+
+def test_rate_limit_spaces_the_starts() -> None:
+    world = Simulation(workers=4)
+    policy = Policy(interval=2.0)
+    ids = [world.submit(seconds=0.1, policy=policy) for _ in range(4)]
+
+    world.run()
+
+    starts = [event.at for task_id in ids for event in world.events(task_id) if event.kind == "run"]
+    assert [round(b - a, 3) for a, b in zip(starts, starts[1:], strict=False)] == [2.0, 2.0, 2.0]
+
+
+def test_worker_serves_only_its_queues() -> None:
+    world = Simulation(workers=0)
+    world.add_worker(queues=("gpu",))
+    plain = world.submit()
+    gpu = world.submit(queue="gpu")
+
+    world.advance(10)
+
+    assert world.state(gpu) == "SUCCESS"
+    assert world.phase(plain) == "queued"
+
+
+def test_short_calls_behind_a_long_one_are_called_back() -> None:
+    world = Simulation(workers=2)
+    for _ in range(2):
+        world.submit(seconds=0.0001)
+    world.run()
+    long = world.submit(seconds=100)
+    shorts = [world.submit(seconds=0.0001) for _ in range(50)]
+
+    world.advance(1)
+
+    assert all(world.state(task_id) == "SUCCESS" for task_id in shorts)
+    assert world.state(long) == "PENDING"
+
+
+def test_revoking_what_waits_ends_it_at_once(world: Simulation) -> None:
+    task_id = world.submit(countdown=100)
+
+    world.say(CLIENT, Revoke((task_id,)))
+
+    assert finals(world, task_id) == ["REVOKED"]
+
+
+def test_revoking_what_runs_lets_it_go_on(world: Simulation) -> None:
+    task_id = world.submit(seconds=5)
+    world.advance(1)
+
+    world.say(CLIENT, Revoke((task_id,)))
+    world.run()
+
+    assert finals(world, task_id) == ["SUCCESS"]
+
+
+def test_terminating_what_runs_kills_its_worker_only(world: Simulation) -> None:
+    task_id, other = world.submit(seconds=50), world.submit(seconds=50)
+    world.advance(1)
+
+    world.say(CLIENT, Revoke((task_id,), terminate=True))
+    world.run()
+
+    assert finals(world, task_id) == ["REVOKED"]
+    assert "terminated" in world.events(task_id)[-1].text
+    assert finals(world, other) == ["SUCCESS"]
+
+
+def test_hard_time_limit_ends_the_task(world: Simulation) -> None:
+    task_id = world.submit(seconds=1000, policy=Policy(time_limit=3.0))
+
+    world.run()
+
+    assert finals(world, task_id) == ["FAILURE"]
+    assert "TimeLimitExceeded" in world.events(task_id)[-1].text
+    assert world.now.boot == pytest.approx(3.0, abs=0.1)
+
+
+def test_hasten_skips_the_wait(world: Simulation) -> None:
+    task_id = world.submit(countdown=1000)
+
+    world.say(CLIENT, Hasten((task_id,)))
+    world.advance(2)
+
+    assert world.state(task_id) == "SUCCESS"
+
+
+def test_redo_runs_a_failed_task_once_more(world: Simulation) -> None:
+    task_id = world.submit(ends="fail ok")
+    world.run()
+
+    world.say(CLIENT, Redo((task_id,)))
+    world.run()
+
+    assert finals(world, task_id) == ["FAILURE", "SUCCESS"]
+
+
+def test_same_id_again_is_the_same_task(world: Simulation) -> None:
+    task_id = world.submit(seconds=5)
+    call = world.store.calls[world.store.seqs[task_id]]
+
+    world.say(CLIENT, Submit(99, (call,), again=True))
+    world.run()
+    world.say(CLIENT, Submit(100, (call,), again=True))
+    world.run()
+
+    assert world.runs[task_id] == 1
+
+
+def test_call_waits_for_what_it_needs(world: Simulation) -> None:
+    first, second = world.submit(seconds=3), world.submit(seconds=5)
+    last = world.submit(needs=(first, second))
+
+    world.advance(4)
+    assert world.phase(last) == "waiting"
+
+    world.run()
+    assert world.order[-1] == last
+    assert finals(world, last) == ["SUCCESS"]
+
+
+def test_call_ends_with_what_it_needed(world: Simulation) -> None:
+    bad = world.submit(ends="fail")
+    first = world.submit(needs=(bad,))
+    second = world.submit(needs=(first,))
+
+    world.run()
+
+    assert finals(world, first) == finals(world, second) == ["FAILURE"]
+    assert first not in world.order
+
+
+def test_broker_restart_loses_and_repeats_nothing(world: Simulation) -> None:
+    ids = [world.submit(seconds=3, countdown=wait) for wait in (0, 0, 0, 1, 10)]
+    world.advance(2)
+
+    world.restart_broker()
+    world.run()
+
+    assert all(finals(world, task_id) == ["SUCCESS"] for task_id in ids)
+    assert all(world.runs[task_id] == 1 for task_id in ids)
+
+
+def test_stranger_is_asked_to_introduce_itself(world: Simulation) -> None:
+    actions = world.scheduler.receive(b"nobody", Revoke(("x",)), world.now)
+
+    assert [action.message.reason for action in actions if isinstance(action, Send)] == ["hello"]
+
+
+def test_many_queued_calls_are_not_kept_in_memory() -> None:
+    world = Simulation(workers=0)
+    from nbtasks.core.messages import Call, Define
+
+    world.say(CLIENT, Define(b"d", "f", Policy(), b""))
+    calls = tuple(Call(f"t{i}", b"d", "f", b"x" * 1000) for i in range(10_000))
+
+    world.say(CLIENT, Submit(1, calls))
+
+    kept = sum(task.call is not None for task in world.scheduler.tasks.values())
+    assert kept < 5_000
