@@ -183,11 +183,17 @@ def current_request() -> Request | None:
     return None if frame is None else frame.request
 
 
-def current_run() -> Request | None:
-    """Return the request of the innermost run that has an id: direct calls in it do not count."""
+def current_frame() -> Frame | None:
+    """Return the innermost run that has an id: direct calls in it do not count."""
     frame = _stack.get()
     while frame is not None and frame.request.called_directly:
         frame = frame.outer
+    return frame
+
+
+def current_run() -> Request | None:
+    """Return the request of the innermost run that has an id."""
+    frame = current_frame()
     return None if frame is None else frame.request
 
 

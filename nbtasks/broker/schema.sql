@@ -61,6 +61,7 @@ CREATE TABLE tasks (
     ticket      INTEGER NOT NULL,   -- token of its attempt: (worker, ticket)
     ended_at    REAL,               -- wall; NULL while it is open
     call        BLOB NOT NULL       -- messages.Call (msgpack), without a long body
+                                    -- and what function and id say
 );
 
 -- Not unique: whether an id may come twice is the scheduler's to decide, and a refusal here would

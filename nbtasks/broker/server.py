@@ -32,13 +32,10 @@ from nbtasks.core.messages import (
     Answer,
     Ask,
     Call,
-    Define,
-    Event,
     Hello,
     Now,
     Policy,
     Refused,
-    Replayed,
     Run,
     Stop,
     Welcome,
@@ -224,9 +221,9 @@ class Server:
         if hello.python.split(".")[:2] == mine.split(".")[:2]:
             return ""
         return (
-            f"{hello.name} runs Python {hello.python}, this cluster Python {mine}. Functions do not "
-            f"travel between minor versions. Start a cluster of its own with start(dir=...), or "
-            f"stop this one first."
+            f"{hello.name} runs Python {hello.python}, this cluster Python {mine}. Functions do "
+            f"not travel between minor versions. Start a cluster of its own with start(dir=...), "
+            f"or stop this one first."
         )
 
     # ------------------------------------------------------------------------------ doing it

@@ -140,8 +140,8 @@ def load_error(record: Record, event: Event, name: str | None) -> BaseException:
     """
     try:
         value = load(record, event)
-    except Exception as error:
-        value = error.with_traceback(None)
+    except Exception as unreadable:
+        value = unreadable.with_traceback(None)
     error = value if isinstance(value, BaseException) else Exception(value)
     if event.traceback:
         _explain(error, event.traceback, name or name_of(record) or record.id)

@@ -12,11 +12,14 @@ thread that called them.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import json
 import signal as signals
+import threading
 import time
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -588,20 +591,22 @@ class AsyncResult(ResultBase):
         if self.ignored:
             return None
         _assert_may_wait(f"The result of {self._title()}")
-        record = self._follow()
+        record, client = self._follow(), _client()
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+        beat = _Beat(parents=self._parents())
 
         def wake(*_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(arrived.set)
 
+        client.add_waiter(record, wake)
         while not record.over:
-            arrived.clear()
-            _client().add_waiter(record, wake)
-            while not (record.over or arrived.is_set()):
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(arrived.wait(), BEAT)
-                _client().wait([record], 0.0)  # raises when there is no cluster any more
+            with contextlib.suppress(builtins.TimeoutError):
+                await asyncio.wait_for(arrived.wait(), beat.next(BEAT, record))
+            client.wait([record], 0.0)  # raises when there is no cluster any more
+            if arrived.is_set() and not record.over:  # it was over, and runs again
+                arrived.clear()
+                client.add_waiter(record, wake)
         return self._settle(record, propagate=True)
 
     def then(
@@ -646,7 +651,7 @@ class AsyncResult(ResultBase):
 
     def _when_over(self, function: Callable[[], object]) -> None:
         """Call `function` once when the task is over, from whichever thread learns of it."""
-        _client().add_waiter(self._follow(), lambda *_: function())
+        _client().add_waiter(self._follow(), function)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call a function with each state message of this task, from the first on, without `get`.
@@ -863,16 +868,11 @@ class AsyncResult(ResultBase):
                 f"{self._title()} is {record.state}, so it cannot be run again. That is for tasks "
                 f"that ended in FAILURE or REVOKED; send a new one with delay() or apply_async()."
             )
-        before = record.n
-        _client().follow(record)
-        _client().tell(Redo((self.id,)))
-        if not _client().wait_event(record, before, 0.0):
-            self._wait_for_repetition(record, before, timeout)
+        self._redo(record, timeout)
         return self
 
-    def _wait_for_repetition(self, record: Record, timeout: float | None) -> None:
-        import threading
-
+    def _redo(self, record: Record, timeout: float | None) -> None:
+        """Have the task run again, and return when the record says so."""
         before, told = record.n, threading.Event()
 
         def hear(_: Record, event: Event) -> None:
@@ -881,6 +881,8 @@ class AsyncResult(ResultBase):
 
         record.subscribe(hear)
         try:
+            _client().follow(record)
+            _client().tell(Redo((self.id,)))
             if not told.wait(timeout):
                 raise exceptions.TimeoutError(
                     f"The broker did not confirm within {timeout:g} s that {self._title()} will "
@@ -894,12 +896,9 @@ class AsyncResult(ResultBase):
 
         A task that is not over is not touched.
         """
-        self._value = None
         if self.parent is not None:
             self.parent.forget()
-        record = self._learned()
-        if record.final is not None:
-            _client().forget(record)
+        _forget([self])
 
     # ------------------------------------------------------------------------- the family tree
 
@@ -1073,6 +1072,20 @@ class _Beat:
                 self._on_interval()
         pause = max(0.0, self._at - time.monotonic())
         return pause if left is None else min(left, pause)
+
+
+def _forget(results: Iterable[AsyncResult]) -> None:
+    """Have the broker delete these results, and forget here what is known of them."""
+    client = _client()
+    over = [result for result in results if result._learned().final is not None]
+    if not over:
+        return
+    client.tell(Forget(tuple(result.id for result in over)))
+    client.ask("peek", key="")  # questions are answered after what was said before them is done
+    for result in over:
+        client._records.pop(result.id, None)
+        client._recent.pop(result.id, None)
+        result._record = result._value = None
 
 
 class _OnReady:
@@ -1514,8 +1527,7 @@ class ResultSet(ResultBase):
 
     def forget(self) -> None:
         """Delete the results of all members that are over."""
-        for member in self._followed():
-            member.forget()
+        _forget(list(self._leaves()))
 
     def revoke(
         self,

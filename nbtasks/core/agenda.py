@@ -110,7 +110,7 @@ class _Level:
 
 
 class Ready:
-    """Tasks that wait for a worker: by priority (9 first), fair between clients, first in first out."""
+    """Tasks that wait for a worker: by priority, 9 first; then fair between clients."""
 
     def __init__(self) -> None:
         self._queues: dict[str, dict[int, _Level]] = {}

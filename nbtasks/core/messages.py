@@ -4,7 +4,8 @@ A message is a frozen noun that knows nobody. What travels is always a *list* of
 into one multipart frame set (`nbtasks.wire.frames`), because one send a task is what makes queues
 slow. Who says what to whom:
 
-    client     → broker    Hello Define Submit Follow Unfollow Revoke Hasten Redo Update Forget Ask Scale Stop Bye
+    client     → broker    Hello Define Submit Follow Unfollow Revoke Hasten Redo Update
+                           Forget Ask Scale Stop Bye
     broker     → client    Welcome Accepted Refused Lacking Event Replayed Answer
     worker     → broker    Hello Started Report Output Done Again Returned Fetch Bye
     broker     → worker    Welcome Run Recall Define Lacking Noted
@@ -491,11 +492,12 @@ class Kill(Message, frozen=True):
 
 
 ToBroker = (
-    Hello | Bye | Define | Submit | Follow | Unfollow | Revoke | Hasten | Redo | Forget | Update | Ask | Scale | Stop
-    | Started | Report | Output | Done | Again | Returned | Fetch | Pool | Died
+    Hello | Bye | Define | Submit | Follow | Unfollow | Revoke | Hasten | Redo | Forget | Update
+    | Ask | Scale | Stop | Started | Report | Output | Done | Again | Returned | Fetch | Pool | Died
 )  # fmt: skip
 FromBroker = (
-    Welcome | Refused | Lacking | Accepted | Event | Replayed | Answer | Define | Run | Recall | Noted | Kill | Scale | Stop
+    Welcome | Refused | Lacking | Accepted | Event | Replayed | Answer | Define | Run | Recall
+    | Noted | Kill | Scale | Stop
 )  # fmt: skip
 
 

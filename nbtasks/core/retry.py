@@ -151,6 +151,38 @@ def parse_rate(rate: str | float | None) -> float:
     return 1.0 / per_second if per_second else 0.0
 
 
+def exception_classes(option: str, value: Any) -> tuple[type[BaseException], ...]:
+    """Return what an option such as `autoretry_for` means: a tuple for `except`.
+
+    Parameters
+    ----------
+    option
+        Its name, for the error message.
+    value
+        A class of exceptions, several of them in a tuple or list, or nothing (None, False).
+
+    Raises
+    ------
+    TypeError
+        When it is none of these.
+
+    Examples
+    --------
+    >>> exception_classes("throws", KeyError)
+    (<class 'KeyError'>,)
+    """
+    if not value:
+        return ()
+    classes = tuple(value) if isinstance(value, (tuple, list, set, frozenset)) else (value,)
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, BaseException)):
+            raise TypeError(
+                f"{option}={value!r} holds {cls!r}, which is no class of exceptions. Give a class "
+                f"such as ConnectionError, or several of them in a tuple."
+            )
+    return classes
+
+
 def _number(name: str, value: Any) -> float:
     """Return `value` as a finite float."""
     try:

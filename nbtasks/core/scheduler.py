@@ -23,14 +23,27 @@ How things hang together:
 from __future__ import annotations
 
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from nbtasks.core import states
-from nbtasks.core.agenda import Agenda, Ready
+from nbtasks.core.actions import (
+    Action,
+    Archive,
+    Row,
+    SaveCall,
+    SaveDefinition,
+    SaveEvent,
+    SaveForget,
+    SaveTask,
+    Send,
+    Task,
+    task_of,
+)
+from nbtasks.core.agenda import Agenda
 from nbtasks.core.messages import (
     Accepted,
     Again,
@@ -49,7 +62,6 @@ from nbtasks.core.messages import (
     Lacking,
     Noted,
     Now,
-    Options,
     Output,
     Policy,
     Pool,
@@ -72,17 +84,8 @@ from nbtasks.core.messages import (
 )
 from nbtasks.core.needs import Needs
 from nbtasks.core.states import ASSIGNED, DONE, QUEUED, RUNNING, SCHEDULED, WAITING
+from nbtasks.core.workers import STRANDED, Definition, Worker, Workers
 
-#: Seconds of work that a worker may hold ahead of what it is running.
-WINDOW = 0.010
-#: Calls of functions that take longer than this (seconds) are never given ahead.
-SHORT = WINDOW
-#: Calls that a worker may hold.
-CREDIT = 512
-#: Seconds that the wire and the worker add to each call, about.
-OVERHEAD = 0.000_015
-#: Seconds after which calls held by a busy worker are called back for an idle one.
-STRANDED = 0.010
 #: Processes that may die under one task before it is given up.
 MAX_DEATHS = 3
 #: Seconds between the news of a death and its consequences: what the dead had sent comes first.
@@ -93,185 +96,6 @@ ROLL_CALL = 1.0
 KEPT_BYTES = 4 * 1024 * 1024
 #: Reason of the refusal that means: say Hello first.
 STRANGER = "hello"
-
-
-# ------------------------------------------------------------------------------------ the nouns
-
-
-class Task(msgspec.Struct, gc=False, eq=False):
-    """One submitted call, as far as the scheduler needs to know it."""
-
-    seq: int
-    id: str
-    definition: bytes
-    name: str
-    client: bytes
-    priority: int
-    queue: str
-    phase: str
-    parent: str
-    root: str
-    state: str = states.PENDING
-    #: Number of its last event.
-    n: int = 0
-    retries: int = 0
-    deaths: int = 0
-    due: float | None = None
-    eta: float | None = None
-    expires: float | None = None
-    worker: str = ""
-    ticket: int = 0
-    ended_at: float | None = None
-    #: The call itself and its payload frames, while they are kept in memory.
-    call: Call | None = None
-    buffers: tuple[Any, ...] = ()
-    options: Options | None = None
-
-
-class Definition:
-    """What the scheduler knows of a function."""
-
-    __slots__ = ("digest", "estimate", "limited", "name", "next_start", "policy", "timer")
-
-    def __init__(self, digest: bytes, name: str, policy: Policy) -> None:
-        self.digest = digest
-        self.name = name
-        self.policy = policy
-        #: Seconds that one of its calls takes, about; None until one has ended.
-        self.estimate: float | None = None
-        #: Rate limit: the next start (boot clock), who waits for it, and whether a timer is set.
-        self.next_start = 0.0
-        self.limited: deque[Task] = deque()
-        self.timer = False
-
-    def learn(self, runtime: float) -> None:
-        """Take the duration of one more call into the estimate."""
-        seconds = runtime + OVERHEAD
-        known = self.estimate
-        # Upwards at once, downwards slowly: what was long once is not given ahead lightly.
-        self.estimate = (
-            seconds if known is None or seconds > known * 4 else known * 0.7 + seconds * 0.3
-        )
-
-
-class Worker:
-    """A worker, and what it holds."""
-
-    __slots__ = (
-        "ahead", "dead", "held", "leaving", "name", "noted", "peer", "pid", "progress_at",
-        "queues", "recalled_at", "verdicts", "wishes",
-    )  # fmt: skip
-
-    def __init__(self, name: str, peer: bytes = b"", pid: int = 0, queues: tuple[str, ...] = ()):
-        self.name = name
-        #: Empty until it has said Hello to this broker.
-        self.peer = peer
-        self.pid = pid
-        self.queues = queues
-        #: Ticket → task, in the order in which they will run.
-        self.held: dict[int, Task] = {}
-        #: Seconds of work that it holds, about.
-        self.ahead = 0.0
-        #: Boot clock: when it was last seen to get on.
-        self.progress_at = 0.0
-        self.recalled_at: float | None = None
-        #: Ticket → how the task ends when the process has died on our order.
-        self.verdicts: dict[int, tuple[str, str, list[Any]]] = {}
-        #: Ticket → the Revoke that waits to hear whether the call has begun.
-        self.wishes: dict[int, Revoke] = {}
-        #: Ticket to be confirmed at the end of the turn.
-        self.noted = 0
-        self.dead = False
-        #: Told to stop: gets nothing more.
-        self.leaving = False
-
-
-class Row(Protocol):
-    """What the archive tells of a task: the lasting columns of `Task`."""
-
-    seq: int
-    id: str
-    definition: bytes
-    name: str
-    client: bytes
-    priority: int
-    queue: str
-    phase: str
-    parent: str
-    root: str
-    state: str
-    n: int
-    retries: int
-    deaths: int
-    due: float | None
-    eta: float | None
-    expires: float | None
-    worker: str
-    ticket: int
-    ended_at: float | None
-
-
-class Archive(Protocol):
-    """What the scheduler may look up of what it no longer has in memory."""
-
-    def find(self, task_id: str) -> Row | None: ...
-
-    def call_of(self, seq: int) -> tuple[Call, tuple[Any, ...]] | None: ...
-
-    def policy_of(self, digest: bytes) -> tuple[str, Policy] | None: ...
-
-    def definition_named(self, name: str) -> bytes | None: ...
-
-
-# ---------------------------------------------------------------------------------- the actions
-
-
-class SaveCall(msgspec.Struct, frozen=True, gc=False):
-    """Keep a call: a new one, or the same task's for its next attempt."""
-
-    seq: int
-    call: Call
-    client: bytes
-    accepted_at: float
-    buffers: tuple[Any, ...] = ()
-
-
-class SaveTask(msgspec.Struct, frozen=True, gc=False):
-    """Keep a task as it is at the end of the turn (the object lives on)."""
-
-    task: Task
-
-
-class SaveEvent(msgspec.Struct, frozen=True, gc=False):
-    seq: int
-    event: Event
-    buffers: tuple[Any, ...] = ()
-
-
-class SaveDefinition(msgspec.Struct, frozen=True, gc=False):
-    define: Define
-    buffers: tuple[Any, ...] = ()
-
-
-class SaveForget(msgspec.Struct, frozen=True, gc=False):
-    seq: int
-
-
-class Send(msgspec.Struct, frozen=True, gc=False):
-    """Say `message` to `peer`, after all saves of the turn."""
-
-    peer: bytes
-    message: Any
-    buffers: tuple[Any, ...] = ()
-    #: For a Run whose call must be read from the store first.
-    task: Task | None = None
-    #: For a Replayed: send the events of this row after this number first.
-    replay: tuple[int, int] | None = None
-    #: For a Define: read it from the store.
-    fetch: bytes = b""
-
-
-Action = SaveCall | SaveTask | SaveEvent | SaveDefinition | SaveForget | Send
 
 
 # -------------------------------------------------------------------------------- the scheduler
@@ -293,14 +117,13 @@ class Scheduler:
     def __init__(self, archive: Archive, first_ticket: int = 0, first_seq: int = 0) -> None:
         self.archive = archive
         self.tasks: dict[str, Task] = {}
-        self.workers: dict[str, Worker] = {}
         self.clients: dict[bytes, Hello] = {}
         self.supervisor: bytes = b""
         self.wanted = 0
         self.agenda = Agenda()
-        self.ready = Ready()
         self.needs = Needs()
-        self._definitions: dict[bytes, Definition] = {}
+        self.pool = Workers(archive, self.agenda)
+        self.workers = self.pool.workers
         self._followers: dict[str, set[bytes]] = {}
         self._worker_of: dict[bytes, Worker] = {}
         self._accepted: dict[bytes, list[int]] = {}
@@ -308,6 +131,8 @@ class Scheduler:
         self._ticket = first_ticket
         self._seq = first_seq
         self._kept = 0
+        #: One copy of each queue's name: a hundred thousand calls bring as many.
+        self._queues: dict[str, str] = {}
         #: The turn's actions; `receive` and `tick` hand them over.
         self._out: list[Action] = []
         self._receivers: dict[type, Callable[..., None]] = {
@@ -322,9 +147,14 @@ class Scheduler:
     # ------------------------------------------------------------------------------- the doors
 
     def receive(
-        self, peer: bytes, message: Any, now: Now, buffers: Iterator[Any] = iter(())
+        self, peer: bytes, message: Any, now: Now, buffers: Iterator[Any] | None = None
     ) -> list[Action]:
-        """Take one message in and return what follows from it at once."""
+        """Take one message in and return what follows from it at once.
+
+        `buffers` yields the payload frames of the batch that the message came in.
+        """
+        if buffers is None:
+            buffers = iter(())
         if not self._knows(peer) and type(message) is not Hello:
             for _ in range(frames_of(message)):
                 next(buffers, None)
@@ -350,7 +180,7 @@ class Scheduler:
     def next_wakeup(self, now: Now) -> float | None:
         """Return the seconds until `tick` has something to do, or None."""
         wait = self.agenda.wait(now)
-        if any(len(worker.held) > 1 for worker in self.workers.values()) and self._idle():
+        if self.pool.stranded():
             wait = STRANDED if wait is None else min(wait, STRANDED)
         return wait
 
@@ -380,23 +210,6 @@ class Scheduler:
     def _hand_over(self) -> list[Action]:
         out, self._out = self._out, []
         return out
-
-    def _idle(self) -> list[Worker]:
-        return [
-            worker
-            for worker in self.workers.values()
-            if not worker.held and worker.peer and not worker.dead and not worker.leaving
-        ]
-
-    def definition(self, digest: bytes, name: str = "") -> Definition | None:
-        """Return what is known of a function, or None."""
-        known = self._definitions.get(digest)
-        if known is None:
-            saved = self.archive.policy_of(digest) if digest else (name, Policy())
-            if saved is None:
-                return None
-            known = self._definitions[digest] = Definition(digest, *saved)
-        return known
 
     # -------------------------------------------------------------------------- small mechanics
 
@@ -428,7 +241,7 @@ class Scheduler:
         self._step(task, "ready")
         task.worker = ""
         task.ticket = 0
-        self.ready.push(task, front)
+        self.pool.ready.push(task, front)
 
     def _schedule_or_queue(self, task: Task, now: Now, front: bool = False) -> None:
         """Let a task wait for its time, if that is still to come, and for a worker otherwise."""
@@ -505,14 +318,13 @@ class Scheduler:
     def _define(self, peer: bytes, define: Define, now: Now, buffers: Iterator[Any]) -> None:
         payload = take(buffers, define.frames)
         self._out.append(SaveDefinition(define, payload))
-        if define.digest not in self._definitions:
-            self._definitions[define.digest] = Definition(define.digest, define.name, define.policy)
+        self.pool.define(define.digest, define.name, define.policy)
 
     def _submit(self, peer: bytes, submit: Submit, now: Now, buffers: Iterator[Any]) -> None:
         lacking = {
             call.definition
             for call in submit.calls
-            if call.definition and self.definition(call.definition) is None
+            if call.definition and self.pool.definition(call.definition) is None
         }
         if lacking:
             # All or nothing: the client defines them and says it all again.
@@ -539,12 +351,13 @@ class Scheduler:
             digest = self.archive.definition_named(call.name) or b""
             if digest:
                 call = msgspec.structs.replace(call, definition=digest)
-        definition = self.definition(digest, call.name)
+        definition = self.pool.definition(digest, call.name)
         assert definition is not None
         task = Task(
             self._seq, call.id, definition.digest, definition.name if digest else call.name, peer,
-            call.priority, call.queue, WAITING, call.parent, call.root, retries=call.retries,
-            due=call.due, eta=call.eta, expires=call.expires, options=call.options,
+            call.priority, self._queues.setdefault(call.queue, call.queue), WAITING, call.parent,
+            call.root, retries=call.retries, due=call.due, eta=call.eta,
+            expires=call.expires, options=call.options,
         )  # fmt: skip
         self.tasks[call.id] = task
         self._out.append(SaveCall(task.seq, call, peer, now.wall, buffers))
@@ -588,7 +401,7 @@ class Scheduler:
         elif task.phase == SCHEDULED:
             self._schedule_or_queue(task, now)
         elif task.phase == QUEUED:
-            self.ready.push(task)
+            self.pool.ready.push(task)
         else:
             worker = self.workers.get(task.worker)
             if worker is None:
@@ -725,13 +538,7 @@ class Scheduler:
             self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["expired"], now)
 
     def _on_slot(self, definition: Definition, when: float, now: Now) -> None:
-        """A rate-limited function may start one more."""
-        definition.timer = False
-        while definition.limited:
-            task = definition.limited.popleft()
-            if task.phase == QUEUED and self.tasks.get(task.id) is task:
-                self.ready.push(task, front=True)
-                return
+        self.pool.release(definition)
 
     def _on_limit(self, subject: tuple[Worker, int, Task, float], when: float, now: Now) -> None:
         """A hard time limit is over."""
@@ -760,7 +567,7 @@ class Scheduler:
         worker, ticket = subject
         task = worker.held.get(ticket)
         if task is not None and not worker.dead and task.phase == ASSIGNED:
-            self._drop(worker, ticket)
+            worker.drop(ticket, self.pool.of(worker.held[ticket]))
             self._make_ready(task, front=True)
             self._save(task)
 
@@ -768,127 +575,27 @@ class Scheduler:
 
     def _assign(self, now: Now) -> None:
         """Give what is ready to the workers that have room for it."""
-        if not self.ready:
-            self._call_back(now)
-            return
-        for worker in self._idle():
-            task = self._next(worker, now, ahead=False)
-            if task is not None:
-                self._give(worker, task, now)
-        busy = [
-            worker
-            for worker in self.workers.values()
-            if worker.held
-            and worker.peer
-            and not worker.dead
-            and not worker.leaving
-            and now.boot - worker.progress_at < STRANDED  # else its call is longer than thought
-        ]
-        while busy and self.ready:
-            # A few to each in turn, so that a short burst is shared out.
-            busy = [worker for worker in busy if self._give_ahead(worker, now, 8)]
-        if not self.ready:
-            self._call_back(now)
-
-    def _give_ahead(self, worker: Worker, now: Now, count: int) -> bool:
-        """Give a worker some calls ahead; return whether it may have more."""
-        for _ in range(count):
-            if worker.ahead >= WINDOW or len(worker.held) >= CREDIT:
-                return False
-            task = self._next(worker, now, ahead=True)
-            if task is None:
-                return False
+        for worker, task in self.pool.choose(now):
             self._give(worker, task, now)
-        return True
-
-    def _next(self, worker: Worker, now: Now, ahead: bool) -> Task | None:
-        """Take the task that this worker shall run next, or None."""
-        ready, queues = self.ready, worker.queues
-        while (task := ready.peek(queues)) is not None:
-            if task.phase != QUEUED or self.tasks.get(task.id) is not task:
-                ready.pop(queues)  # it was revoked or has expired
-                continue
-            definition = self.definition(task.definition, task.name)
-            assert definition is not None
-            if ahead and not self._may_wait(task, definition):
-                return None
-            ready.pop(queues)
-            interval = definition.policy.interval
-            if interval:
-                if now.boot < definition.next_start:
-                    definition.limited.append(task)
-                    self._set_slot(definition)
-                    continue
-                definition.next_start = now.boot + interval
-                if definition.limited:
-                    self._set_slot(definition)
-            return task  # type: ignore[no-any-return]
-        return None
-
-    def _may_wait(self, task: Task, definition: Definition) -> bool:
-        """Whether a call may be given to a worker that is running another one."""
-        estimate = definition.estimate
-        policy = definition.policy
-        return (
-            estimate is not None
-            and estimate < SHORT
-            and not policy.interval
-            and policy.time_limit is None
-            and (task.options is None or task.options.time_limit is None)
-        )
-
-    def _set_slot(self, definition: Definition) -> None:
-        if not definition.timer:
-            definition.timer = True
-            self.agenda.add_boot(definition.next_start, "slot", definition)
+        for worker in self.pool.to_call_back(now):
+            worker.recalled_at = now.boot
+            self._out.append(Send(worker.peer, Recall()))
 
     def _give(self, worker: Worker, task: Task, now: Now) -> None:
         self._ticket += 1
         self._step(task, "assign")
         task.worker, task.ticket = worker.name, self._ticket
-        if not worker.held:
-            worker.progress_at = now.boot
-        worker.held[self._ticket] = task
-        estimate = self._definitions[task.definition].estimate
-        # A worker with a call of unknown length gets nothing else.
-        worker.ahead += WINDOW if estimate is None else estimate
+        worker.hold(self._ticket, task, self.pool.of(task), now)
         self._save(task)
         run = Run(self._ticket, task.call, task.deaths)
         self._out.append(Send(worker.peer, run, task.buffers, task))
         self._release(task)
-
-    def _call_back(self, now: Now) -> None:
-        """Where a worker is idle and another sits on calls behind a long one, call those back."""
-        idle = self._idle()
-        if not idle:
-            return
-        for worker in self.workers.values():
-            recent = worker.recalled_at is not None and now.boot - worker.recalled_at < 0.2
-            if (
-                len(worker.held) > 1
-                and worker.peer
-                and not worker.dead
-                and not recent
-                and now.boot - worker.progress_at >= STRANDED
-            ):
-                worker.recalled_at = now.boot
-                self._out.append(Send(worker.peer, Recall()))
 
     # ------------------------------------------------------------------------ what workers report
 
     def _held(self, peer: bytes, ticket: int) -> tuple[Worker | None, Task | None]:
         worker = self._worker_of.get(peer)
         return worker, worker.held.get(ticket) if worker is not None else None
-
-    def _drop(self, worker: Worker, ticket: int) -> Task:
-        task = worker.held.pop(ticket)
-        definition = self._definitions.get(task.definition)
-        if definition is not None and definition.estimate is not None:
-            worker.ahead = max(worker.ahead - definition.estimate, 0.0)
-        if not worker.held:
-            worker.ahead = 0.0
-        worker.verdicts.pop(ticket, None)
-        return task
 
     def _note(self, worker: Worker, ticket: int, now: Now) -> None:
         if not worker.noted:
@@ -903,8 +610,7 @@ class Scheduler:
             task, now, "run", worker=worker.name, pid=worker.pid, retries=task.retries, at=at
         )
         self._tell(task, event, ())
-        definition = self.definition(task.definition, task.name)
-        assert definition is not None
+        definition = self.pool.of(task)
         limit = task.options.time_limit if task.options is not None else None
         limit = limit if limit is not None else definition.policy.time_limit
         if limit is not None:
@@ -952,7 +658,7 @@ class Scheduler:
             self._save(task)
 
     def _ended(self, task_id: str) -> Task | None:
-        """Return a task that is over, for the one thing that may still come: its handlers' output."""
+        """Return a task that is over, for what may still come: the output of its handlers."""
         row = self.archive.find(task_id)
         return None if row is None else task_of(row)
 
@@ -962,10 +668,9 @@ class Scheduler:
         self._note(worker, done.ticket, now)
         if done.ticket not in worker.held:
             return  # an answer of an earlier attempt
-        task = self._drop(worker, done.ticket)
+        task = worker.drop(done.ticket, self.pool.of(worker.held[done.ticket]))
         worker.wishes.pop(done.ticket, None)
-        definition = self.definition(task.definition, task.name)
-        assert definition is not None
+        definition = self.pool.of(task)
         if done.runtime:
             definition.learn(done.runtime)
         if done.state == "REQUEUE":
@@ -1067,7 +772,7 @@ class Scheduler:
         self._note(worker, again.ticket, now)
         if again.ticket not in worker.held:
             return
-        task = self._drop(worker, again.ticket)
+        task = worker.drop(again.ticket, self.pool.of(worker.held[again.ticket]))
         self._release(task)
         call = again.call
         task.retries, task.due, task.eta = call.retries, call.due, call.eta
@@ -1095,7 +800,7 @@ class Scheduler:
         for ticket in sorted(returned.tickets, reverse=True):
             if ticket not in worker.held:
                 continue
-            task = self._drop(worker, ticket)
+            task = worker.drop(ticket, self.pool.of(worker.held[ticket]))
             if worker.wishes.pop(ticket, None) is not None:
                 self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["revoked"], now)
             elif task.phase == ASSIGNED:
@@ -1110,7 +815,7 @@ class Scheduler:
         self._save(task)
 
     def _fetch(self, peer: bytes, fetch: Fetch, now: Now, _: Iterator[Any]) -> None:
-        if self.definition(fetch.digest) is None:
+        if self.pool.definition(fetch.digest) is None:
             self._out.append(Send(peer, Lacking((fetch.digest,))))
         else:
             placeholder = Define(fetch.digest, "", Policy(), b"")
@@ -1146,8 +851,7 @@ class Scheduler:
         self, task: Task, verdict: tuple[str, str, list[Any]] | None, died: Died, now: Now
     ) -> None:
         """Decide on a task whose process died while it was running."""
-        definition = self.definition(task.definition, task.name)
-        assert definition is not None
+        definition = self.pool.of(task)
         policy = definition.policy
         if verdict is not None:
             state, error, args = verdict
@@ -1171,7 +875,7 @@ class Scheduler:
         if policy.acks_late:
             text += f" It was the {ordinal(task.deaths)} death; the task is given up."
         else:
-            text += " It was not run again (acks_late=True would have); its side effects may be half done."
+            text += " It was not run again, as it may be half done (acks_late=True runs it again)."
         self._end_by_broker(task, states.FAILURE, "WorkerLostError", [text], now)
 
     def _run_again(self, task: Task, why: str, now: Now) -> None:
@@ -1185,15 +889,6 @@ class Scheduler:
 
 
 # -------------------------------------------------------------------------------------- helpers
-
-
-def task_of(row: Row) -> Task:
-    """Return the task that a row of the archive tells of."""
-    return Task(
-        row.seq, row.id, row.definition, row.name, row.client, row.priority, row.queue, row.phase,
-        row.parent, row.root, row.state, row.n, row.retries, row.deaths, row.due, row.eta,
-        row.expires, row.worker, row.ticket, row.ended_at,
-    )  # fmt: skip
 
 
 def describe_exit(died: Died) -> str:

@@ -131,9 +131,14 @@ class View {
     /** @type {Map<number, Line>} */
     this.lines = new Map();
     this.spoken = 0;
+    /** Whether the reader has taken the scrolling into his own hands. */
+    this.held = false;
     this.root = make("section", "nbtasks-panel", { "aria-label": "Background tasks" });
     this.makeHead();
     this.list = make("div", "nbtasks-list", { role: "list", "aria-label": "Tasks" });
+    for (const kind of ["wheel", "pointerdown", "keydown", "touchstart"]) {
+      this.list.addEventListener(kind, () => { this.held = true; }, { passive: true });
+    }
     this.more = make("div", "nbtasks-more");
     this.live = make("div", "nbtasks-live", { role: "status", "aria-live": "polite" });
     this.root.append(this.head, this.list, this.more, this.live);
@@ -173,6 +178,7 @@ class View {
     for (const row of [...changed].sort((a, b) => a.i - b.i)) this.line(row).draw(row);
     this.drawTotal();
     this.tick();
+    this.follow();
     this.announce(changed);
     return undefined;
   }
@@ -188,6 +194,15 @@ class View {
       this.list.insertBefore(line.root, after === undefined ? null : this.lines.get(after).root);
     }
     return line;
+  }
+
+  /** Keep what goes on in sight: scroll to the first task that is not over. */
+  follow() {
+    if (this.held || this.list.scrollHeight <= this.list.clientHeight) return;
+    const open = [...this.lines.values()].find((line) => !line.row.final);
+    if (!open) return;
+    const above = open.root.getBoundingClientRect().top - this.list.getBoundingClientRect().top;
+    this.list.scrollTop += above - 3 * open.root.offsetHeight;
   }
 
   drawTotal() {
@@ -268,7 +283,7 @@ class Line {
     this.time = make("span", "nbtasks-time");
     this.cancel = button("nbtasks-cancel", "Cancel", "");
     this.cancel.onclick = () => this.ask();
-    this.root.append(this.icon, this.name, this.word, this.said, this.time, this.cancel);
+    this.root.append(this.icon, this.name, this.word, this.time, this.said, this.cancel);
   }
 
   /** @param {Row} row */
@@ -415,6 +430,7 @@ function clock(seconds) {
 
 /** @param {number} seconds @returns {string} 40 ms, 7.1 s, 1:15 */
 function duration(seconds) {
+  if (seconds < 0.0005) return "< 1 ms";
   if (seconds < 0.0995) return `${Math.round(seconds * 1000)} ms`;
   return seconds < 59.95 ? `${seconds.toFixed(1)} s` : clock(seconds);
 }

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -36,13 +36,23 @@ __all__ = ["NotebookPanel", "TextPanel", "install", "uninstall"]
 
 log = logging.getLogger("nbtasks.jupyter")
 
+#: Rows that a live panel draws; the rest is counted.
+LIMIT = 200
+
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
 
 
 class NotebookPanel:
-    """One panel under one cell of a notebook."""
+    """One panel under one cell of a notebook.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    over
+        Called, by whichever thread draws, when all tasks are over and the panel is not final.
+    """
+
+    def __init__(self, over: Callable[[], None] = lambda: None) -> None:
+        self._over = over
         self._watch = watch.Watch(self)
         self._display = f"nbtasks-{secrets.token_hex(8)}"
         self._widget: PanelWidget | None = None
@@ -65,13 +75,18 @@ class NotebookPanel:
         """Return all that is drawn, for a view that knows nothing yet."""
         return {**self._frame(self._watch.rows), "words": WORDS}
 
-    def _frame(self, rows: Iterable[Row]) -> dict[str, Any]:
+    def _frame(self, rows: Iterable[Row], limit: int = LIMIT) -> dict[str, Any]:
         now = watch.now()
-        drawn = [row.paint(now, watch.load) for row in rows if row.index < static.LIMIT]
+        drawn = [row.paint(now, watch.load) for row in rows if row.index < limit]
         return {"now": now.wall, "rows": drawn, "total": self._watch.total()}
 
     def flush(self) -> None:
         """Send the rows that changed."""
+        self._send()
+        if self._watch.over and not self._still:
+            self._over()
+
+    def _send(self) -> None:
         with self._lock:
             changed = self._watch.look(watch.now())
             if not changed or self._still:
@@ -86,7 +101,7 @@ class NotebookPanel:
         with self._lock:
             if not self._watch.settle():
                 return False
-            self.flush()
+            self._send()
             if not self._still:
                 self._still = True
                 self._publish(self._picture())
@@ -118,7 +133,7 @@ class NotebookPanel:
             self._widget = None
 
     def _picture(self) -> dict[str, Any]:
-        frame = self._frame(self._watch.rows)
+        frame = self._frame(static.choose(self._watch.rows), len(self._watch.rows))
         told = (frame["rows"], frame["total"], frame["now"])
         return {"text/plain": static.text(*told), "text/html": static.html(*told)}
 
@@ -238,7 +253,7 @@ class Cells:
 
     def _new_panel(self, cell: Cell) -> NotebookPanel | TextPanel:
         if getattr(self._shell, "kernel", None) is not None:
-            return CellPanel(self, cell)
+            return NotebookPanel(over=lambda: self.settle(cell))
         self._text = TextPanel()
         return self._text
 
@@ -258,20 +273,6 @@ class Cells:
                 del self._open[number]
                 if isinstance(other.panel, NotebookPanel):
                     other.panel.drop()
-
-
-class CellPanel(NotebookPanel):
-    """A panel that makes itself final as soon as its cell and its tasks are over."""
-
-    def __init__(self, cells: Cells, cell: Cell) -> None:
-        super().__init__()
-        self._cells = cells
-        self._cell = cell
-
-    def flush(self) -> None:
-        super().flush()
-        if not self._still and not self._cell.running and self._watch.over:
-            self._cells.settle(self._cell)
 
 
 _cells: Cells | None = None

@@ -322,6 +322,8 @@ def duration(seconds: float) -> str:
     >>> duration(0.04), duration(7.12), duration(75), duration(3725)
     ('40 ms', '7.1 s', '1:15', '1:02:05')
     """
+    if seconds < 0.0005:
+        return "< 1 ms"
     if seconds < 0.0995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 59.95:

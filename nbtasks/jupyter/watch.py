@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from nbtasks.client import client, outcome
+from nbtasks.client import client
 from nbtasks.core.messages import Event, Now
 from nbtasks.jupyter.rows import FINAL, Row, ended, total
 
@@ -154,6 +154,7 @@ def most_attempts(name: str) -> int | None:
 
 
 def registry() -> Mapping[str, Any]:
+    """Return the tasks that this process knows, by name."""
     from nbtasks.client import task
 
     return task.registry
@@ -161,6 +162,8 @@ def registry() -> Mapping[str, Any]:
 
 def load(record: client.Record, event: Event) -> Any:
     """Return the value that an event carries."""
+    from nbtasks.client import outcome
+
     return outcome.load(record, event)
 
 

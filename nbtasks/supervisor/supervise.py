@@ -40,9 +40,11 @@ from nbtasks.supervisor.children import Child, Exit, News, tail
 from nbtasks.supervisor.crew import Crew, Worker
 from nbtasks.wire import cell, frames, sockets
 from nbtasks.wire.connection import (
+    CONNECTION_FILE,
     EXIT_CONFIG,
     FAILED_FILE,
     SETTINGS_FILE,
+    SOCKET_FILE,
     boot,
     read_connection,
     write_private,
@@ -61,7 +63,7 @@ RETRY = 1.0
 LOOK = 5.0
 
 #: Orderly stop, seconds: for what runs to end, after SIGTERM, after SIGKILL, and for the broker
-#: after Bye and after SIGTERM. Together under three.
+#: after the end of its input and after SIGTERM. Together under three.
 FINISH, TERM, GONE, BROKER_BYE, BROKER_TERM = 0.4, 0.6, 0.5, 0.5, 0.5
 
 
@@ -459,8 +461,9 @@ class Supervisor:
         self._end_broker()
         if self.children.orphans():
             limits.end_descendants(os.getpid())
-        self.children.close()
-        (self.runtime / TROUBLE_FILE).unlink(missing_ok=True)
+        # Without a connection file clients know that this end was meant, and start nothing anew.
+        for file in (CONNECTION_FILE, SOCKET_FILE, TROUBLE_FILE):
+            (self.runtime / file).unlink(missing_ok=True)
         note("Stopped.")
 
     def _end_broker(self) -> None:
@@ -469,7 +472,9 @@ class Supervisor:
             return
         if self._link is not None and self._welcome:
             self._link.send(Bye())
-            self._wait(BROKER_BYE, lambda: self.crew.broker is None)
+        # The end of its standard input is the word that no broker can miss.
+        self.children.close()
+        self._wait(BROKER_BYE, lambda: self.crew.broker is None)
         self.children.kill(broker, signal.SIGTERM)
         self._wait(BROKER_TERM, lambda: self.crew.broker is None)
         self.children.kill(broker, signal.SIGKILL)

@@ -1,0 +1,828 @@
+"""Start, find, scale and stop a cluster; where its files are.
+
+    start() ── start.lock ──▶ does anybody hold supervisor.lock?
+                                no:  write settings.json, start a supervisor
+                                yes: the options given must be the ones it runs with
+            ── wait until connection.json names a living broker, or failed.txt says why not
+            ── Client: nothing is sent before the broker has said Welcome
+
+A cluster belongs to nobody: it outlives the kernel that started it, other kernels attach to it,
+and it goes when it is told to or when it has been idle. One that was stopped in an orderly way
+leaves no connection.json behind; one that died does, and a client that finds it so revives it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from nbtasks import config
+from nbtasks.exceptions import BrokerUnavailable, ClusterError, ImproperlyConfigured, NotPermitted
+from nbtasks.wire.connection import (
+    FAILED_FILE,
+    SETTINGS_FILE,
+    STORE_FILE,
+    Connection,
+    Settings,
+    check_socket_path,
+    prepare_directory,
+    read_connection,
+    read_settings,
+    write_settings,
+)
+from nbtasks.wire.parent import alive
+
+if TYPE_CHECKING:
+    from nbtasks.client.client import Client
+
+#: Set in workers: the runtime directory of their own cluster.
+RUNTIME_VARIABLE: Final = "NBTASKS_RUNTIME"
+
+START_LOCK: Final = "start.lock"
+SUPERVISOR_LOCK: Final = "supervisor.lock"
+
+#: Seconds for a broker to serve; a loaded machine needs longer than the 0.3 s of a quiet one.
+START_TIMEOUT: Final = 20.0
+
+#: Seconds for all processes to end in an orderly way, after which the supervisor is killed.
+STOP_TIMEOUT: Final = 3.5
+
+#: Exit code of a supervisor that found another one at work.
+_EXIT_BUSY: Final = 75
+
+_PAUSE: Final = 0.002
+
+
+class Place(NamedTuple):
+    """Where a cluster's files are."""
+
+    #: Sockets, locks, logs.
+    runtime: Path
+    #: The store.
+    data: Path
+
+
+class Options(NamedTuple):
+    """What was asked of `start`; None: not said."""
+
+    workers: int | None = None
+    durability: str | None = None
+    transport: str | None = None
+    queues: tuple[str, ...] | None = None
+    queue_workers: dict[str, int] | None = None
+    max_tasks_per_worker: int | None = None
+    memory_limit: int | None = None
+    idle_timeout: float | None = None
+
+
+# ------------------------------------------------------------------------------ the public words
+
+
+def start(
+    workers: int | None = None,
+    dir: str | os.PathLike[str] | None = None,
+    durability: str | None = None,
+    transport: str | None = None,
+    queues: str | Sequence[str] | Mapping[str, int] | None = None,
+    max_tasks_per_worker: int | None = None,
+    memory_limit: int | str | None = None,
+    idle_timeout: float | None = None,
+) -> Cluster:
+    """Start the cluster of a folder, or attach to the one that runs there.
+
+    Options that are not given never matter to a cluster that runs already; for a new one they come
+    from the settings (`nbtasks.configure`).
+
+    Parameters
+    ----------
+    workers
+        How many worker processes; by default one for each processor, two at least.
+    dir
+        Folder for all files of the cluster, made if need be and closed to other users. By default
+        there is one cluster for each user, folder and interpreter, with its files under Jupyter's
+        runtime and data directories.
+    durability
+        When a task counts as accepted: `"full"` (it is on the disk; default), `"normal"` (it is in
+        the store; the last moments before a power cut may be lost) or `"none"` (in memory only).
+    transport
+        `"ipc"` (default) or `"tcp"` (this machine only, encrypted; where ipc does not exist).
+    queues
+        Queues that the workers serve; by default all. A mapping gives queues workers of their own:
+        `{"gpu": 1, "default": 3}`.
+    max_tasks_per_worker
+        Replace a worker after so many tasks.
+    memory_limit
+        Replace a worker that has grown beyond this: bytes, or text such as `"2GB"`.
+    idle_timeout
+        Seconds without a client and without open tasks after which the cluster goes; default 600.
+
+    Returns
+    -------
+    Cluster
+        From now on the one that tasks are sent to. It can be used in a `with` block.
+
+    Raises
+    ------
+    ClusterError
+        When it cannot be started; the text says why and what to do.
+    ImproperlyConfigured
+        When an option is wrong, or the running cluster has another value for it.
+
+    Examples
+    --------
+    >>> with nbtasks.start(workers=2, dir="/tmp/example") as cluster:  # doctest: +SKIP
+    ...     print(cluster.endpoint)
+    ipc:///tmp/example/broker.sock
+    """
+    options = _check(
+        workers,
+        durability,
+        transport,
+        queues,
+        max_tasks_per_worker,
+        memory_limit,
+        idle_timeout,
+    )
+    with _opening:
+        place = place_of(dir)
+        known = _clusters.get(place.runtime)
+        if known is not None and known.running:
+            _compare(place, options)
+            return _make_current(known)
+        _ensure(place, options)
+        return _make_current(Cluster(place))
+
+
+def connect(dir: str | os.PathLike[str] | None = None) -> Cluster:
+    """Attach to the cluster that runs in a folder; never start one.
+
+    Parameters
+    ----------
+    dir
+        As for `start`.
+
+    Raises
+    ------
+    BrokerUnavailable
+        When none runs there.
+    """
+    with _opening:
+        place = place_of(dir)
+        known = _clusters.get(place.runtime)
+        if known is not None and known.running:
+            return _make_current(known)
+        if not is_held(place.runtime / SUPERVISOR_LOCK):
+            raise BrokerUnavailable(
+                f"No cluster runs in {place.runtime}. It was never started, or has stopped. "
+                f"Start one with nbtasks.start() or %nbtasks start (in a notebook) or "
+                f"`nbtasks start` (in a shell)."
+            )
+        _await_broker(place.runtime, None, "", time.monotonic() + START_TIMEOUT)
+        return _make_current(Cluster(place))
+
+
+def shutdown(purge: bool = False) -> None:
+    """Stop the current cluster, or else the one of this folder if it runs.
+
+    Parameters
+    ----------
+    purge
+        Also forget all tasks and results. Otherwise they are kept, and what is open goes on at the
+        next start.
+    """
+    if _current is not None:
+        _current.shutdown(purge=purge)
+    else:
+        stop(None, purge=purge)
+
+
+def stop(dir: str | os.PathLike[str] | None, purge: bool = False) -> bool:
+    """Stop the cluster of a folder without connecting to it, so also one that does not answer.
+
+    Returns
+    -------
+    bool
+        Whether one was running.
+    """
+    with _opening:
+        place = place_of(dir)
+        known = _clusters.get(place.runtime)
+        if known is not None:
+            known.close()
+        if not place.runtime.is_dir():
+            return False
+        with _hold(place.runtime / START_LOCK):
+            running = is_held(place.runtime / SUPERVISOR_LOCK)
+            _stop_supervisor(place.runtime)
+            if purge:
+                _forget_store(place)
+            return running
+
+
+def current_cluster() -> Cluster | None:
+    """Return the cluster that tasks are sent to, or None when none was started or found yet."""
+    return _current
+
+
+class Cluster:
+    """A running broker, its workers and their supervisor. Made by `start` and `connect`.
+
+    Attributes
+    ----------
+    dir : Path
+        Folder of its sockets, logs and, unless Jupyter's directories are used, of its store.
+    """
+
+    def __init__(self, place: Place) -> None:
+        from nbtasks.client.client import Client
+
+        _install_opener()
+        self._place = place
+        self._client = Client(place.runtime, revive=self._revive)
+        self._closed = False
+        _clusters[place.runtime] = self
+
+    @property
+    def dir(self) -> Path:
+        return self._place.runtime
+
+    @property
+    def client(self) -> Client:
+        """The connection of this process to the broker."""
+        return self._client
+
+    @property
+    def running(self) -> bool:
+        """Whether it can be used: not shut down, and its supervisor lives."""
+        return (
+            not self._closed
+            and not self._client.closed
+            and is_held(self._place.runtime / SUPERVISOR_LOCK)
+        )
+
+    @property
+    def endpoint(self) -> str:
+        """Address of the broker's socket."""
+        return self._connection().endpoint
+
+    @property
+    def broker_pid(self) -> int:
+        return self._connection().broker_pid
+
+    @property
+    def supervisor_pid(self) -> int:
+        return self._connection().supervisor_pid
+
+    @property
+    def settings(self) -> Settings:
+        """What it was started with (and scaled to)."""
+        return read_settings(self._place.runtime)
+
+    def worker_pids(self, timeout: float = 10.0) -> list[int]:
+        """Return the process numbers of the workers.
+
+        Workers that are just starting are waited for, `timeout` seconds at most.
+        """
+        end = time.monotonic() + timeout
+        while True:
+            pids = [worker["pid"] for worker in self.status()["workers"]]
+            if len(pids) >= self.settings.workers or time.monotonic() > end:
+                return pids
+            time.sleep(0.01)
+
+    def status(self) -> dict[str, Any]:
+        """Return what the broker says of itself, its workers and its tasks."""
+        answer: dict[str, Any] = self._client.ask("status")
+        return answer
+
+    def scale(self, workers: int) -> None:
+        """Have so many workers. Surplus ones finish what they run first.
+
+        Parameters
+        ----------
+        workers
+            0 or more.
+        """
+        count = _count("workers", workers, least=0)
+        assert count is not None
+        from nbtasks.core.messages import Scale
+
+        self._client.tell(Scale(count))
+        end = time.monotonic() + START_TIMEOUT
+        while self.settings.workers != count:
+            if time.monotonic() > end:
+                raise ClusterError(
+                    f"The supervisor of {self.dir} has not scaled to {count} workers within "
+                    f"{START_TIMEOUT:g} s. Its log is {self.dir / 'logs' / 'supervisor.log'}."
+                )
+            time.sleep(_PAUSE)
+
+    def shutdown(self, purge: bool = False) -> None:
+        """Stop all processes of the cluster, within some three seconds.
+
+        Parameters
+        ----------
+        purge
+            Also forget all tasks and results. Otherwise they are kept, and what is open goes on at
+            the next start.
+        """
+        if self._closed and not purge:
+            return
+        with _opening:
+            self.close()
+            stop(self.dir, purge=purge)
+
+    def close(self) -> None:
+        """Let go of the connection; the cluster goes on."""
+        self._closed = True
+        self._client.close()
+        _drop(self)
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return f"<Cluster {self.dir}: stopped>"
+        with suppress(OSError):
+            settings = self.settings
+            return f"<Cluster {self.dir}: {settings.workers} workers, {settings.durability}>"
+        return f"<Cluster {self.dir}>"
+
+    def _connection(self) -> Connection:
+        connection = read_connection(self._place.runtime)
+        if connection is None:
+            raise BrokerUnavailable(
+                f"The cluster in {self.dir} was stopped. Start it again with nbtasks.start()."
+            )
+        return connection
+
+    def _revive(self) -> None:
+        """Start the cluster again: the client has found that nobody is left of it."""
+        if read_connection(self.dir) is None:
+            with suppress(FileNotFoundError):
+                raise ClusterError((self.dir / FAILED_FILE).read_text())
+            raise ClusterError(
+                f"The cluster in {self.dir} was shut down. What was open goes on when it is "
+                f"started again: nbtasks.start()."
+            )
+        _ensure(self._place, Options(), settings=self.settings)
+
+
+# -------------------------------------------------------------------- the clusters of this process
+
+_clusters: dict[Path, Cluster] = {}
+_current: Cluster | None = None
+_opening = threading.RLock()
+
+
+def _make_current(cluster: Cluster) -> Cluster:
+    global _current
+    from nbtasks.client.client import set_current
+
+    _current = cluster
+    set_current(cluster.client)
+    return cluster
+
+
+def _drop(cluster: Cluster) -> None:
+    global _current
+    if _clusters.get(cluster.dir) is cluster:
+        del _clusters[cluster.dir]
+    if _current is cluster:
+        _current = None
+
+
+def _default_client() -> Client:
+    """Return the client that tasks are sent through where nobody has started a cluster."""
+    cluster = _current
+    if cluster is None or not cluster.running:
+        cluster = connect() if RUNTIME_VARIABLE in os.environ else start()
+    return cluster.client
+
+
+def _install_opener() -> None:
+    from nbtasks.client.client import set_opener
+
+    set_opener(_default_client)
+
+
+# ----------------------------------------------------------------------------------- the options
+
+
+def _check(
+    workers: int | None,
+    durability: str | None,
+    transport: str | None,
+    queues: str | Sequence[str] | Mapping[str, int] | None,
+    max_tasks_per_worker: int | None,
+    memory_limit: int | str | None,
+    idle_timeout: float | None,
+) -> Options:
+    """Return the options that were given, or raise ImproperlyConfigured."""
+    names: tuple[str, ...] | None = None
+    own: dict[str, int] | None = None
+    if isinstance(queues, Mapping):
+        own = {str(queue): _count(f"queues[{queue!r}]", n) or 0 for queue, n in queues.items()}
+        workers = sum(own.values()) if workers is None else workers
+    elif queues is not None:
+        names = (queues,) if isinstance(queues, str) else tuple(map(str, queues))
+    count = _count("workers", workers, least=0)
+    if own and count is not None and count < sum(own.values()):
+        raise ImproperlyConfigured(
+            f"start(workers={count}) is too few for queues={own}, which need "
+            f"{sum(own.values())}. Raise workers, or leave it away."
+        )
+    return Options(
+        count,
+        _choice("durability", durability, ("full", "normal", "none")),
+        _choice("transport", transport, ("ipc", "tcp")),
+        names,
+        own,
+        _count("max_tasks_per_worker", max_tasks_per_worker),
+        _size(memory_limit),
+        None if idle_timeout is None else float(idle_timeout),
+    )
+
+
+def _count(name: str, value: int | None, least: int = 1) -> int | None:
+    if value is None or (isinstance(value, int) and value >= least and value is not True):
+        return value
+    raise ImproperlyConfigured(
+        f"start({name}={value!r}) cannot be: it is a number of processes or tasks. "
+        f"Give a whole number, {least} or more."
+    )
+
+
+def _choice(name: str, value: str | None, choices: tuple[str, ...]) -> str | None:
+    if value is None or value in choices:
+        return value
+    raise ImproperlyConfigured(
+        f"start({name}={value!r}) cannot be. Give one of {', '.join(map(repr, choices))}."
+    )
+
+
+def _size(memory_limit: int | str | None) -> int | None:
+    try:
+        return None if memory_limit is None else config.parse_size(memory_limit)
+    except ValueError as error:
+        raise ImproperlyConfigured(f"start(memory_limit={memory_limit!r}): {error}") from None
+
+
+def _settings(place: Place, options: Options) -> Settings:
+    """Return what a new cluster is started with."""
+    ours = config.settings()
+    kibibytes = ours.worker_max_memory_per_child
+    limit = options.memory_limit or (kibibytes * 1024 if kibibytes else None)
+    workers = options.workers
+    return Settings(
+        data=str(place.data),
+        workers=workers if workers is not None else ours.worker_concurrency or _processors(),
+        durability=options.durability or ours.durability,
+        transport=options.transport or ours.transport,
+        queues=options.queues or (),
+        queue_workers=options.queue_workers or {},
+        max_tasks_per_worker=options.max_tasks_per_worker or ours.worker_max_tasks_per_child,
+        memory_limit=limit,
+        idle_timeout=600.0 if options.idle_timeout is None else options.idle_timeout,
+        result_expires=ours.result_expires or None,
+        sys_path=tuple(sys.path),
+        extra={"folder": os.getcwd(), "python": sys.executable},
+    )
+
+
+def _processors() -> int:
+    """Return how many processors we may use, two at least: one long task shall not block all."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(2, len(os.sched_getaffinity(0)))
+    return max(2, os.cpu_count() or 1)
+
+
+#: Option → what to do instead of a second start with another value.
+_REMEDIES: Final = {"workers": "cluster.scale({value})"}
+
+
+def _compare(place: Place, options: Options) -> None:
+    """Raise ImproperlyConfigured when the running cluster has another value for an option."""
+    running = _read_settings(place.runtime)
+    for name, value in options._asdict().items():
+        present = getattr(running, name)
+        if value is None or value == present:
+            continue
+        shown = "queues" if name == "queue_workers" else name
+        remedy = _REMEDIES.get(name, "").format(value=value)
+        raise ImproperlyConfigured(
+            f"The cluster in {place.runtime} runs with {shown}={present!r}, so "
+            f"start({shown}={value!r}) cannot be done. "
+            + (f"Use {remedy}; or stop it" if remedy else "Stop it")
+            + " first, its tasks are kept: cluster.shutdown() or nbtasks.shutdown(). "
+            "Or leave the option away to use it as it is."
+        )
+
+
+def _read_settings(runtime: Path) -> Settings:
+    try:
+        return read_settings(runtime)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"A cluster runs in {runtime}, but its {SETTINGS_FILE} cannot be read: {error}. "
+            f"It may be of another version of nbtasks. Stop it with `nbtasks stop`, start it again."
+        ) from error
+
+
+# -------------------------------------------------------------------------------------- the place
+
+
+def place_of(dir: str | os.PathLike[str] | None) -> Place:
+    """Return where the files are of the cluster that is meant."""
+    own = os.environ.get(RUNTIME_VARIABLE)
+    dir = dir if dir is not None else own or config.settings().dir
+    if dir is None:
+        return _default_place()
+    runtime = Path(os.path.abspath(os.path.expanduser(dir)))
+    with suppress(OSError, ValueError):
+        # Somebody named the runtime directory of a default cluster, whose store is elsewhere.
+        data = Path(read_settings(runtime).data)
+        if data.name == runtime.name and data.parent.name == runtime.parent.name == "nbtasks":
+            return Place(runtime, data)
+    return Place(runtime, runtime)
+
+
+def _default_place() -> Place:
+    """Return the place of this user's cluster for this folder and this interpreter."""
+    from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
+
+    about = "\0".join((os.getcwd(), sys.prefix, sys.executable))
+    name = hashlib.blake2b(os.fsencode(about), digest_size=6).hexdigest()
+    runtime = Path(jupyter_runtime_dir()) / "nbtasks" / name
+    try:
+        check_socket_path(runtime)
+    except ClusterError:
+        # A long home directory is nobody's fault; the store stays where it belongs.
+        short = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/nbtasks-{os.getuid()}"
+        runtime = Path(short) / "nbtasks" / name
+    return Place(runtime, Path(jupyter_data_dir()) / "nbtasks" / name)
+
+
+def _prepare(place: Place) -> None:
+    """Make the directories, or raise an error that says why they cannot be."""
+    check_socket_path(place.runtime)
+    for path in dict.fromkeys((place.runtime, place.data)):
+        prepare_directory(path)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise NotPermitted(
+                f"nbtasks may not write into {path}. Its files must lie where you may write. "
+                f"Give another place with start(dir=...) or NBTASKS_DIR."
+            )
+
+
+# ---------------------------------------------------------------------------------- the processes
+
+
+class _Supervisor(subprocess.Popen[bytes]):
+    """A process that is meant to outlive us; so nobody shall warn that it does."""
+
+    def __del__(self) -> None:
+        """Keep silent."""
+
+
+#: Supervisors that this process has started: their parent must take note of their end.
+_started: dict[Path, _Supervisor] = {}
+
+
+def _ensure(place: Place, options: Options, settings: Settings | None = None) -> None:
+    """See to it that a broker serves; start a supervisor if there is none."""
+    end = time.monotonic() + START_TIMEOUT
+    _prepare(place)
+    runtime = place.runtime
+    with _hold(runtime / START_LOCK):
+        while True:
+            process, offset, former = None, 0, ""
+            if is_held(runtime / SUPERVISOR_LOCK):
+                _compare(place, options)
+            else:
+                connection = read_connection(runtime)
+                former = connection.instance if connection else ""
+                (runtime / FAILED_FILE).unlink(missing_ok=True)
+                write_settings(runtime, settings or _settings(place, options))
+                offset = _size_of(_log(runtime, "supervisor"))
+                process = _spawn(runtime)
+                _import_client()
+            if _await_broker(runtime, process, former, end, offset):
+                return
+
+
+def _spawn(runtime: Path) -> _Supervisor:
+    """Start the supervisor, in a session of its own: Jupyter signals whole groups."""
+    _reap(runtime)
+    if not sys.executable:
+        raise ClusterError(
+            "This Python does not know its own executable (sys.executable is empty), so no worker "
+            "can be started with it. Run the code in an ordinary interpreter."
+        )
+    launcher = Path(__file__).with_name("supervisor") / "launch.py"
+    prepare_directory(runtime / "logs")
+    log = os.open(_log(runtime, "supervisor"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        process = _Supervisor(
+            [sys.executable, "-P", str(launcher), "nbtasks.supervisor", str(runtime)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    finally:
+        os.close(log)
+    _started[runtime] = process
+    return process
+
+
+def _import_client() -> None:
+    """Load the client while the other processes are loading their part."""
+    import nbtasks.client.client  # noqa: F401
+
+
+def _await_broker(
+    runtime: Path, process: _Supervisor | None, former: str, end: float, offset: int = 0
+) -> bool:
+    """Wait until a broker serves; return False when there is no supervisor any more.
+
+    Raises
+    ------
+    ClusterError
+        When there will be none; with the reason.
+    """
+    while True:
+        connection = read_connection(runtime)
+        if connection is not None and connection.instance != former:
+            if alive(connection.broker_pid):
+                return True
+        code = process.poll() if process is not None else None
+        with suppress(FileNotFoundError):
+            reason = (runtime / FAILED_FILE).read_text().strip()
+            if reason or time.monotonic() > end:
+                _await_exit(process)
+                raise ClusterError(
+                    f"The cluster in {runtime} cannot be started. {reason}\n"
+                    f"Put this right and start it again, or give another place: start(dir=...)."
+                )
+        if code is not None and code != _EXIT_BUSY:
+            raise ClusterError(_story(runtime, f"The supervisor ended with code {code}", offset))
+        if process is None and not is_held(runtime / SUPERVISOR_LOCK):
+            return False
+        if time.monotonic() > end:
+            raise ClusterError(
+                _story(runtime, f"No broker was ready within {START_TIMEOUT:g} s", offset)
+            )
+        time.sleep(_PAUSE)
+
+
+def _await_exit(process: _Supervisor | None) -> None:
+    """Let a supervisor that has given up end, so that nothing is left of it."""
+    if process is not None:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT)
+
+
+def _story(runtime: Path, what: str, offset: int) -> str:
+    """Return what happened, the last lines of the logs, and what to do."""
+    told = [f"{what}, so the cluster in {runtime} is not there."]
+    for name, start in (("supervisor", offset), ("broker", 0)):
+        path = _log(runtime, name)
+        with suppress(OSError):
+            lines = path.read_text("utf-8", "replace")[start:].rstrip().splitlines()[-12:]
+            if lines:
+                told += [f"The last lines of {path}:", *(f"    {line}" for line in lines)]
+    told.append("`nbtasks doctor` looks for the cause; or give another place: start(dir=...).")
+    return "\n".join(told)
+
+
+def _stop_supervisor(runtime: Path) -> None:
+    """End the supervisor, and with it all its children; return when it is gone."""
+    lock = runtime / SUPERVISOR_LOCK
+    asked = killed = False
+    began = time.monotonic()
+    while is_held(lock):
+        pid = holder(lock)
+        late = time.monotonic() - began > STOP_TIMEOUT
+        if pid and ((late and not killed) or not asked):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
+            asked, killed = True, late
+        if time.monotonic() - began > 2 * STOP_TIMEOUT:
+            raise ClusterError(
+                f"The supervisor (process {pid}) of {runtime} does not end. "
+                f"End it by hand: kill -9 {pid}."
+            )
+        time.sleep(_PAUSE)
+    _reap(runtime)
+
+
+def _reap(runtime: Path) -> None:
+    """Take note of the end of a supervisor that we started, so that it does not stay a zombie."""
+    process = _started.pop(runtime, None)
+    if process is not None:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
+
+
+def _forget_store(place: Place) -> None:
+    """Remove the store and what refers to it. The start lock is held and nobody is at work."""
+    for path in place.data.glob(f"{STORE_FILE}*"):
+        path.unlink()
+    for path in (place.runtime / "cells").glob("*"):
+        path.unlink()
+
+
+# ------------------------------------------------------------------------------- locks and logs
+
+
+@contextmanager
+def _hold(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; wait for it as long as a start or a stop may take."""
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise NotPermitted(
+            f"nbtasks cannot make {path}: {error.strerror}. Its files must lie where you may "
+            f"write. Give another place with start(dir=...) or NBTASKS_DIR."
+        ) from error
+    end = time.monotonic() + START_TIMEOUT + 2 * STOP_TIMEOUT
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > end:
+                    raise ClusterError(
+                        f"Another process has been starting or stopping this cluster for a long "
+                        f"time: it holds {path}. Look for a stopped Python process and end it."
+                    ) from None
+                time.sleep(_PAUSE)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a living process holds the lock at `path`."""
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        # Shared, so that two who look at once do not take each other for a holder.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def holder(path: Path) -> int:
+    """Return the process number that the lock's holder wrote, or 0."""
+    try:
+        return int(path.read_text() or 0)
+    except (OSError, ValueError):
+        return 0
+
+
+def _log(runtime: Path, name: str) -> Path:
+    return runtime / "logs" / f"{name}.log"
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+if "nbtasks.client.client" in sys.modules:
+    # Somebody sends a task before any cluster was started, and asks us for a client. (Else the
+    # client is loaded later, beside the starting processes.)
+    _install_opener()

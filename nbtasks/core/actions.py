@@ -1,0 +1,137 @@
+"""What the scheduler works on, and the two kinds of things that it wants done: save and send."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from nbtasks.core import states
+from nbtasks.core.messages import Call, Define, Event, Options, Policy
+
+
+class Task(msgspec.Struct, gc=False, eq=False):
+    """One submitted call, as far as the scheduler needs to know it."""
+
+    seq: int
+    id: str
+    definition: bytes
+    name: str
+    client: bytes
+    priority: int
+    queue: str
+    phase: str
+    parent: str
+    root: str
+    state: str = states.PENDING
+    #: Number of its last event.
+    n: int = 0
+    retries: int = 0
+    deaths: int = 0
+    due: float | None = None
+    eta: float | None = None
+    expires: float | None = None
+    worker: str = ""
+    ticket: int = 0
+    ended_at: float | None = None
+    #: The call itself and its payload frames, while they are kept in memory.
+    call: Call | None = None
+    buffers: tuple[Any, ...] = ()
+    options: Options | None = None
+
+
+class Row(Protocol):
+    """What the archive tells of a task: the lasting columns of `Task`."""
+
+    seq: int
+    id: str
+    definition: bytes
+    name: str
+    client: bytes
+    priority: int
+    queue: str
+    phase: str
+    parent: str
+    root: str
+    state: str
+    n: int
+    retries: int
+    deaths: int
+    due: float | None
+    eta: float | None
+    expires: float | None
+    worker: str
+    ticket: int
+    ended_at: float | None
+
+
+class Archive(Protocol):
+    """What the scheduler may look up of what it no longer has in memory."""
+
+    def find(self, task_id: str) -> Row | None: ...
+
+    def call_of(self, seq: int) -> tuple[Call, tuple[Any, ...]] | None: ...
+
+    def policy_of(self, digest: bytes) -> tuple[str, Policy] | None: ...
+
+    def definition_named(self, name: str) -> bytes | None: ...
+
+
+def task_of(row: Row) -> Task:
+    """Return the task that a row of the archive tells of."""
+    return Task(
+        row.seq, row.id, row.definition, row.name, row.client, row.priority, row.queue, row.phase,
+        row.parent, row.root, row.state, row.n, row.retries, row.deaths, row.due, row.eta,
+        row.expires, row.worker, row.ticket, row.ended_at,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- the actions
+
+
+class SaveCall(msgspec.Struct, frozen=True, gc=False):
+    """Keep a call: a new one, or the same task's for its next attempt."""
+
+    seq: int
+    call: Call
+    client: bytes
+    accepted_at: float
+    buffers: tuple[Any, ...] = ()
+
+
+class SaveTask(msgspec.Struct, frozen=True, gc=False):
+    """Keep a task as it is at the end of the turn (the object lives on)."""
+
+    task: Task
+
+
+class SaveEvent(msgspec.Struct, frozen=True, gc=False):
+    seq: int
+    event: Event
+    buffers: tuple[Any, ...] = ()
+
+
+class SaveDefinition(msgspec.Struct, frozen=True, gc=False):
+    define: Define
+    buffers: tuple[Any, ...] = ()
+
+
+class SaveForget(msgspec.Struct, frozen=True, gc=False):
+    seq: int
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """Say `message` to `peer`, after all saves of the turn."""
+
+    peer: bytes
+    message: Any
+    buffers: tuple[Any, ...] = ()
+    #: For a Run whose call must be read from the store first.
+    task: Task | None = None
+    #: For a Replayed: send the events of this row after this number first.
+    replay: tuple[int, int] | None = None
+    #: For a Define: read it from the store.
+    fetch: bytes = b""
+
+
+Action = SaveCall | SaveTask | SaveEvent | SaveDefinition | SaveForget | Send

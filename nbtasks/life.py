@@ -1,0 +1,505 @@
+"""One run of a task, from `before_start` to `after_return`: the same in a worker and in `apply()`.
+
+    push request
+      wrap ┌ before_start                 an error here is the run's error; no autoretry
+           └ body                         __call__ where overridden, else run; coroutines in a loop
+      autoretry                           turns a listed exception into a retry
+      store(outcome)                      the worker sends it; apply() has nothing to store
+      on_success | on_retry | on_failure  only after the outcome is stored
+      after_return                        after SUCCESS and FAILURE
+    pop request
+
+How the body ends → what the outcome is:
+
+    returns                               SUCCESS
+    Retry (self.retry, autoretry)         RETRY, with the plan of the next run
+    Ignore                                IGNORED, no handlers
+    Reject                                REQUEUE if it asks for that and the task is acks_late,
+                                          else FAILURE that holds the Reject; no handlers
+    SystemExit                            not an outcome: the process is lost. Raised to the caller
+    any other exception                   FAILURE
+
+The task is duck-typed: this module knows nothing of clients, so a worker may import it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import traceback
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import copy_context
+from types import CodeType, CoroutineType, TracebackType
+from typing import Any, Final
+
+from nbtasks import context
+from nbtasks.context import Request, RetryPlan
+from nbtasks.core import states
+from nbtasks.core.retry import backoff, exception_classes
+from nbtasks.exceptions import (
+    EncodeError,
+    Ignore,
+    Reject,
+    Retry,
+    SoftTimeLimitExceeded,
+    TaskPredicate,
+)
+
+log = logging.getLogger("nbtasks.task")
+
+#: Failures of tasks, for whoever attaches a handler: expected ones (`throws`) at INFO without
+#: traceback, others at ERROR with it. They do not propagate: the user sees them in the result.
+failures = logging.getLogger("nbtasks.failures")
+failures.propagate = False
+failures.addHandler(logging.NullHandler())
+
+#: Not a state that users see: the run is to be repeated.
+REQUEUE: Final = "REQUEUE"
+
+#: Handlers that run after the outcome is stored.
+HANDLERS: Final = ("on_success", "on_retry", "on_failure", "after_return")
+
+_PACKAGE: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
+#: Files that stand between a body and whoever runs it; their lines tell the user nothing.
+_MACHINERY: Final = frozenset(
+    os.path.join(_PACKAGE, *path)
+    for path in (("life.py",), ("client", "task.py"), ("client", "models.py"), ("worker", "run.py"))
+)
+
+
+# ---------------------------------------------------------------------------------- the outcome
+
+
+class ExceptionInfo:
+    """An exception with its traceback, as handlers get it in `einfo`.
+
+    Parameters
+    ----------
+    exception
+        The exception itself.
+    """
+
+    __slots__ = ("_text", "exception", "tb")
+
+    def __init__(self, exception: BaseException) -> None:
+        #: The exception itself (Celery has a wrapper here).
+        self.exception = exception
+        #: The traceback, from the first line of the user's own code.
+        self.tb = _without_ours_on_top(exception.__traceback__)
+        self._text: str | None = None
+
+    @property
+    def type(self) -> type[BaseException]:
+        """Class of the exception."""
+        return type(self.exception)
+
+    @property
+    def traceback(self) -> str:
+        """The traceback as text, with the exceptions that led to this one."""
+        if self._text is None:
+            self._text = format_exception(self.exception, self.tb)
+        return self._text
+
+    def __str__(self) -> str:
+        return self.traceback
+
+    def __repr__(self) -> str:
+        return f"<ExceptionInfo: {self.exception!r}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Frames do not travel; their text does.
+        return _info_of, (self.exception, self.traceback)
+
+
+def _info_of(exception: BaseException, text: str) -> ExceptionInfo:
+    info = ExceptionInfo(exception)
+    info._text = text
+    return info
+
+
+class Outcome:
+    """How a run ended."""
+
+    __slots__ = ("einfo", "plan", "runtime", "state", "value")
+
+    def __init__(
+        self,
+        state: str,
+        value: Any = None,
+        einfo: ExceptionInfo | None = None,
+        plan: RetryPlan | None = None,
+    ) -> None:
+        #: SUCCESS, FAILURE, RETRY, IGNORED, REVOKED or REQUEUE.
+        self.state = state
+        #: Return value; the exception of a FAILURE; the one given to `retry`, or None, for RETRY.
+        self.value = value
+        #: Set for FAILURE and RETRY; in the latter its exception is the `Retry`.
+        self.einfo = einfo
+        #: For RETRY: how to run next.
+        self.plan = plan
+        #: Seconds that `before_start` and the body took.
+        self.runtime = 0.0
+
+    def fail(self, error: BaseException) -> None:
+        """Become a FAILURE after all: the value cannot be told to anybody."""
+        self.state = states.FAILURE
+        self.value = error
+        self.einfo = ExceptionInfo(error)
+        self.plan = None
+
+    def __repr__(self) -> str:
+        return f"<Outcome: {self.state} {self.value!r}>"
+
+
+# ---------------------------------------------------------------------------------------- a run
+
+
+def run(
+    task: Any,
+    request: Request,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    store: Callable[[Outcome], object],
+    clock: Callable[[], float],
+    wrap: Callable[[Callable[[], Any]], Any] | None = None,
+) -> Outcome:
+    """Run a task once and return how it ended.
+
+    Parameters
+    ----------
+    task, request
+        The task, and what the run shall see as `self.request`.
+    args, kwargs
+        Arguments of the body.
+    store
+        Called once with the outcome, before the handlers. An `EncodeError` that it raises turns
+        the outcome into a FAILURE, with which it is then called again.
+    clock
+        Seconds on any clock.
+    wrap
+        Given a function without arguments, `before_start` and the body, call it and return what
+        it returns: the place for time limits.
+
+    Raises
+    ------
+    SystemExit
+        When the body raised it: the process is meant to end.
+    """
+    context.push(task, request)
+    try:
+        outcome = _attempt(task, request, args, kwargs, clock, wrap)
+        try:
+            store(outcome)
+        except EncodeError as error:
+            outcome.fail(error)
+            store(outcome)
+        if not request.is_eager and outcome.state == states.FAILURE:
+            _log_failure(task, request, outcome)
+        _tell_handlers(task, request, outcome, args, kwargs)
+        return outcome
+    finally:
+        context.pop()
+
+
+def has_handlers(task: Any) -> bool:
+    """Return whether the task has handlers that must not run before the outcome is stored."""
+    return any(_is_overridden(task, name) for name in HANDLERS)
+
+
+def _is_overridden(task: Any, name: str) -> bool:
+    # Task's own handlers, which do nothing, carry the mark `does_nothing`.
+    return not hasattr(getattr(task, name), "does_nothing")
+
+
+class _Body:
+    """`before_start` and the body, to be called once."""
+
+    __slots__ = ("args", "begun", "kwargs", "request", "task")
+
+    def __init__(
+        self, task: Any, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.task = task
+        self.request = request
+        self.args = args
+        self.kwargs = kwargs
+        #: Whether the body itself has begun: errors before that are not retried.
+        self.begun = False
+
+    def __call__(self) -> Any:
+        task, request = self.task, self.request
+        if _is_overridden(task, "before_start"):
+            finish(task.before_start(request.id, self.args, self.kwargs))
+        self.begun = True
+        if hasattr(type(task).__call__, "runs_run"):  # not overridden
+            request._protected = True
+            return finish(task.run(*self.args, **self.kwargs))
+        # It calls super().__call__, which sees that the run has been prepared already.
+        return finish(task(*self.args, **self.kwargs))
+
+
+def _attempt(
+    task: Any,
+    request: Request,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    clock: Callable[[], float],
+    wrap: Callable[[Callable[[], Any]], Any] | None,
+) -> Outcome:
+    body = _Body(task, request, args, kwargs)
+    began = clock()
+    try:
+        value = body() if wrap is None else wrap(body)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if request.is_eager and isinstance(error, KeyboardInterrupt):
+            raise  # the user's own, here and now
+        runtime = clock() - began
+        outcome = _judge(task, request, error, body.begun)
+    else:
+        runtime = clock() - began
+        outcome = Outcome(states.SUCCESS, value)
+    outcome.runtime = runtime
+    return outcome
+
+
+def _judge(task: Any, request: Request, error: BaseException, begun: bool) -> Outcome:
+    """Return the outcome that an exception means. Called while it is being handled."""
+    if begun:
+        error = _consider_autoretry(task, request, error)
+    if isinstance(error, Retry):
+        return _judge_retry(task, error)
+    if isinstance(error, Ignore):
+        return Outcome(states.IGNORED)
+    if isinstance(error, Reject) and error.requeue and task.acks_late and not request.is_eager:
+        return Outcome(REQUEUE)
+    return Outcome(states.FAILURE, error, ExceptionInfo(error))
+
+
+def _judge_retry(task: Any, error: Retry) -> Outcome:
+    if getattr(error, "_sent", False):
+        # The Retry that retry(throw=False) returned, raised after all: that retry is on its way.
+        return Outcome(states.IGNORED)
+    plan = getattr(error, "_plan", None)
+    if plan is None:  # not made by retry(): somebody wrote `raise Retry(...)`
+        try:
+            when = {} if error.when is None else _when(error.when)
+            task.retry(exc=error.exc, **when)
+        except Retry as decided:
+            plan = getattr(decided, "_plan", None)
+        except BaseException as decided:
+            return Outcome(states.FAILURE, decided, ExceptionInfo(decided))
+    return Outcome(states.RETRY, error.exc, ExceptionInfo(error), plan)
+
+
+def _when(when: Any) -> dict[str, Any]:
+    return {"countdown" if isinstance(when, (int, float)) else "eta": when}
+
+
+def _consider_autoretry(task: Any, request: Request, error: BaseException) -> BaseException:
+    """Return how the run really ends: with `error`, or with what `retry` makes of it."""
+    if isinstance(error, TaskPredicate):  # Ignore, Reject and Retry are said on purpose
+        return error
+    if isinstance(error, exception_classes("dont_autoretry_for", task.dont_autoretry_for)):
+        return error
+    if not isinstance(error, exception_classes("autoretry_for", task.autoretry_for)):
+        return error
+    options = dict(task.retry_kwargs or {})
+    if task.retry_backoff:
+        from random import randrange
+
+        jitter = randrange if task.retry_jitter else None
+        options["countdown"] = backoff(
+            request.retries, task.retry_backoff, task.retry_backoff_max, jitter
+        )
+    options["throw"] = True
+    try:
+        task.retry(exc=error, **options)
+    except BaseException as decided:
+        return decided
+    return error
+
+
+# ------------------------------------------------------------------------------------- handlers
+
+
+def _tell_handlers(
+    task: Any,
+    request: Request,
+    outcome: Outcome,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    state, value, einfo = outcome.state, outcome.value, outcome.einfo
+    ours = (request.id, args, kwargs)
+    if state == states.SUCCESS:
+        _tell(task, request, "on_success", value, *ours)
+    elif state == states.RETRY:
+        _tell(task, request, "on_retry", value, *ours, einfo)
+    elif state == states.FAILURE and not isinstance(value, Reject):
+        _tell(task, request, "on_failure", value, *ours, einfo)
+    else:
+        return
+    if state != states.RETRY:
+        _tell(task, request, "after_return", state, value, *ours, einfo)
+
+
+def _tell(task: Any, request: Request, name: str, *facts: Any) -> None:
+    """Call a handler. What it raises cannot change the outcome, which is stored already."""
+    if not _is_overridden(task, name):
+        return
+    try:
+        finish(getattr(task, name)(*facts))
+    except BaseException:
+        if request.is_eager:
+            raise
+        log.exception(
+            "%s of the task %s[%s] failed. Its state and result are stored and stay as they are.",
+            name,
+            task.name,
+            request.id,
+        )
+
+
+def _log_failure(task: Any, request: Request, outcome: Outcome) -> None:
+    error = outcome.value
+    if isinstance(error, exception_classes("throws", task.throws)):
+        failures.info("Task %s[%s] raised expected: %r", task.name, request.id, error)
+        return
+    failures.error(
+        "Task %s[%s] raised unexpected: %r\n%s", task.name, request.id, error, outcome.einfo
+    )
+
+
+# ----------------------------------------------------------------------------------- coroutines
+
+
+def finish(value: Any) -> Any:
+    """Return `value`, or what comes of it when it is a coroutine."""
+    if isinstance(value, CoroutineType):
+        return run_coroutine(value)
+    return value
+
+
+def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine in an event loop of its own, and return its value.
+
+    An eager run in a notebook cell finds a loop running in its thread; then a helper thread, with
+    a copy of the context, has the loop.
+    """
+    import asyncio  # many workers never need it, and it takes a while to load
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _run_in_loop(coroutine)
+    here = copy_context()
+    ended: list[tuple[Any, BaseException | None]] = []
+
+    def work() -> None:
+        try:
+            ended.append((here.run(_run_in_loop, coroutine), None))
+        except BaseException as error:
+            ended.append((None, error))
+
+    helper = threading.Thread(target=work, name="nbtasks-eager", daemon=True)
+    helper.start()
+    helper.join()
+    value, error = ended[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def _run_in_loop(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    import asyncio
+
+    steered = _Steered(coroutine)
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        future = loop.create_task(steered)
+        while True:
+            try:
+                return loop.run_until_complete(future)
+            except SoftTimeLimitExceeded as limit:
+                if future.done():
+                    raise
+                # It hit the loop, asleep between two steps of the body: hand it to the body.
+                steered.divert(limit)
+                future.cancel()
+
+
+class _Steered(Coroutine[Any, Any, Any]):
+    """A coroutine to which one exception can be thrown where it waits."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._coroutine = coroutine
+        self._instead: BaseException | None = None
+
+    def divert(self, error: BaseException) -> None:
+        """Let the next cancellation arrive as `error`."""
+        self._instead = error
+
+    def send(self, value: Any) -> Any:
+        return self._coroutine.send(value)
+
+    def throw(self, error: Any, *rest: Any) -> Any:
+        from asyncio import CancelledError
+
+        if self._instead is not None and isinstance(error, CancelledError):
+            error, self._instead = self._instead, None
+        return self._coroutine.throw(error)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._coroutine.__await__()
+
+    @property
+    def cr_code(self) -> CodeType | None:
+        # What asyncio shows of a task in its own messages.
+        return getattr(self._coroutine, "cr_code", None)
+
+
+# ----------------------------------------------------------------------------------- tracebacks
+
+
+def format_exception(error: BaseException, tb: TracebackType | None) -> str:
+    """Return the text of a traceback without the lines that stand between worker and body.
+
+    It never fails: an exception whose texts cannot be had is shown by its class.
+    """
+    try:
+        shown = traceback.TracebackException(type(error), error, tb, compact=True)
+        _drop_machinery(shown, set())
+        return "".join(shown.format())
+    except Exception as failure:
+        kind = type(error)
+        return (
+            f"{kind.__module__}.{kind.__qualname__} (its traceback cannot be shown: "
+            f"{type(failure).__name__})\n"
+        )
+
+
+def _drop_machinery(shown: traceback.TracebackException, seen: set[int]) -> None:
+    if id(shown) in seen:
+        return
+    seen.add(id(shown))
+    frames = [frame for frame in shown.stack if frame.filename not in _MACHINERY]
+    while frames and frames[0].filename.startswith(_PACKAGE):
+        del frames[0]
+    shown.stack[:] = frames
+    further = [shown.__cause__, shown.__context__, *(getattr(shown, "exceptions", None) or ())]
+    for other in further:
+        if other is not None:
+            _drop_machinery(other, seen)
+
+
+def _without_ours_on_top(tb: TracebackType | None) -> TracebackType | None:
+    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        tb = tb.tb_next
+    return tb

@@ -1,0 +1,154 @@
+"""The functions that this worker can run: loaded once, kept while they are in use."""
+
+from __future__ import annotations
+
+import importlib
+import queue
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from nbtasks import life
+from nbtasks.core.messages import Call, Fetch, Policy
+from nbtasks.exceptions import NotRegistered
+from nbtasks.wire import payloads
+from nbtasks.worker.handover import Handover, Reply
+
+#: Functions that are kept loaded.
+KEPT = 256
+#: Seconds after which a definition is asked for again.
+PATIENCE = 2.0
+
+
+class Function:
+    """A task that can be run, and what must be known to run it."""
+
+    __slots__ = ("handlers", "ignore_result", "policy", "soft_time_limit", "task")
+
+    def __init__(self, task: Any, policy: Policy) -> None:
+        self.task = task
+        self.policy = policy
+        self.ignore_result = policy.ignore_result
+        self.soft_time_limit: float | None = getattr(task, "soft_time_limit", None)
+        #: Whether it has handlers that must not run before the outcome is stored.
+        self.handlers = life.has_handlers(task)
+
+
+class Functions:
+    """Definitions by digest, and the functions that came of them. Main thread only."""
+
+    def __init__(self, handover: Handover, load: Callable[..., Any] | None = None) -> None:
+        self._handover = handover
+        self._load = load or payloads.load_definition
+        self._loaded: OrderedDict[bytes, Function] = OrderedDict()
+        self._fetched: dict[bytes, Reply] = {}
+
+    def get(self, digest: bytes) -> Function | None:
+        """Return a function that is loaded already, or None."""
+        function = self._loaded.get(digest)
+        if function is not None:
+            self._loaded.move_to_end(digest)
+        return function
+
+    def policy(self, call: Call) -> Policy:
+        """Return the policy of a call's function, waiting until its definition is here.
+
+        No code of the user runs here.
+
+        Raises
+        ------
+        NotRegistered
+            When the broker does not have the definition either.
+        """
+        digest = call.definition
+        if not digest:
+            return Policy()
+        if digest in self._loaded:
+            return self._loaded[digest].policy
+        while digest not in self._fetched:
+            try:
+                reply = self._handover.replies.get(timeout=PATIENCE)
+            except queue.Empty:
+                self._handover.asked.add(digest)
+                self._handover.post(Fetch(digest))
+            else:
+                self._fetched[reply.digest] = reply
+        define = self._fetched[digest].define
+        if define is None:
+            self._drop(digest)
+            raise NotRegistered(
+                f"The broker does not hold the function of {call.name!r} any more, so the worker "
+                f"cannot run it. The store may have been purged since the call. Call it again."
+            )
+        return define.policy
+
+    def load(self, call: Call) -> Function:
+        """Return the function of a call whose policy is known; this runs code of the user."""
+        digest = call.definition
+        if not digest:
+            return Function(find_by_name(call.name), Policy())
+        reply = self._fetched[digest]
+        assert reply.define is not None
+        task = self._load(reply.define.body, reply.buffers)
+        function = self._loaded[digest] = Function(task, reply.define.policy)
+        del self._fetched[digest]
+        while len(self._loaded) > KEPT:
+            self._drop(next(iter(self._loaded)))
+        while len(self._fetched) > KEPT:
+            self._drop(next(iter(self._fetched)))
+        return function
+
+    def _drop(self, digest: bytes) -> None:
+        self._loaded.pop(digest, None)
+        self._fetched.pop(digest, None)
+        self._handover.asked.discard(digest)
+
+
+def find_by_name(name: str) -> Any:
+    """Return the task of this name, from the module that its name begins with.
+
+    Raises
+    ------
+    NotRegistered
+        When there is no such module, or no such task in it.
+    ImportError
+        When the module is there but cannot be imported.
+    """
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        module = _import(".".join(parts[:length]))
+        if module is not None:
+            task = _task_in(module, name, parts[length:])
+            if task is not None:
+                return task
+            break
+    raise NotRegistered(name)
+
+
+def _import(name: str) -> Any:
+    """Return a module, or None when there is none of that name."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        missing = getattr(error, "name", None)
+        if isinstance(error, ModuleNotFoundError) and missing is not None:
+            if name == missing or name.startswith(f"{missing}."):
+                return None
+        raise ImportError(
+            f"The worker cannot import the module {name}: {error}. It runs {sys.executable}. "
+            f"Install what is missing for this interpreter, or send the function itself with "
+            f"task.delay(...).",
+            name=name,
+        ) from error
+
+
+def _task_in(module: Any, name: str, path: list[str]) -> Any:
+    found = module
+    for part in path:
+        found = getattr(found, part, None)
+    candidates = [found, *vars(module).values()]
+    for candidate in candidates:
+        if getattr(candidate, "name", None) == name and callable(getattr(candidate, "run", None)):
+            return candidate
+    return None

@@ -1,0 +1,77 @@
+"""The soft time limit: an exception in the running body, and never in the next one.
+
+The I/O thread keeps the time. When it is over, it sends the main thread a signal, whose handler
+looks at the clock again and raises only if the body that runs *then* is over its limit: a signal
+that comes too late does nothing. Where there are no signals between threads, the exception is put
+into the main thread directly.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from nbtasks.exceptions import SoftTimeLimitExceeded
+
+_SIGNAL = getattr(signal, "SIGUSR1", None)
+
+
+class SoftLimit:
+    """The soft time limit of whatever runs on the main thread.
+
+    Parameters
+    ----------
+    stir
+        Lets the I/O thread look at `deadline` again.
+    """
+
+    def __init__(self, stir: Callable[[], None]) -> None:
+        self._stir = stir
+        self._main = threading.main_thread().ident or 0
+        self._seconds = 0.0
+        #: Monotonic seconds, or None when nothing with a limit runs.
+        self.deadline: float | None = None
+
+    def install(self) -> None:
+        """Be ready; call it on the main thread."""
+        if _SIGNAL is not None:
+            signal.signal(_SIGNAL, self._on_signal)
+
+    @contextmanager
+    def around(self, seconds: float) -> Iterator[None]:
+        """Raise SoftTimeLimitExceeded in this block when it lasts longer than `seconds`."""
+        self._seconds = seconds
+        self.deadline = time.monotonic() + seconds
+        self._stir()
+        try:
+            yield
+        finally:
+            self.deadline = None
+            if _SIGNAL is None:
+                _put_into(self._main, None)
+
+    def fire(self) -> None:
+        """Say that the time is over; called by the I/O thread."""
+        if _SIGNAL is None:
+            self.deadline = None
+            _put_into(self._main, SoftTimeLimitExceeded)
+        else:
+            signal.pthread_kill(self._main, _SIGNAL)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        deadline = self.deadline
+        if deadline is not None and time.monotonic() >= deadline:
+            self.deadline = None
+            raise SoftTimeLimitExceeded(self._seconds)
+
+
+def _put_into(thread: int, error: type[BaseException] | None) -> None:
+    import ctypes
+
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread), None if error is None else ctypes.py_object(error)
+    )

@@ -1,0 +1,398 @@
+"""One call: load it, run it, say what came of it. Main thread only.
+
+    Job ─▶ expired? ─▶ definition here? ─▶ begin ─▶ load function and arguments ─▶ life.run ─┐
+                                                                                             │
+    outbox ◀── Done | Again ◀── cell: finished ◀── output flushed ◀── encode ◀── store ◀─────┘
+
+From `begin` on the call counts as begun: loading a function or an argument runs code of the user,
+and if the process dies of it, the call is to blame.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from nbtasks import life
+from nbtasks.context import Request, RetryPlan
+from nbtasks.core import states
+from nbtasks.core.messages import Again, Call, Done, Options, Policy, Report, Started
+from nbtasks.exceptions import NotRegistered, TaskRevokedError
+from nbtasks.wire import payloads
+from nbtasks.wire.cell import Cell
+from nbtasks.wire.connection import now
+from nbtasks.worker.capture import Capture, clean
+from nbtasks.worker.functions import Function, Functions
+from nbtasks.worker.handover import Buffer, Handover, Job, Loaded
+from nbtasks.worker.limits import SoftLimit
+
+#: Seconds to wait until the broker has saved an outcome, before handlers run.
+NOTED_WAIT = 5.0
+#: Seconds to wait until a Started that arms a limit is on its way, before the body begins.
+STARTED_WAIT = 5.0
+#: Messages that may wait for the broker; a task that reports more waits too.
+BACKLOG = 50_000
+
+_NO_OPTIONS = Options()
+_clock = time.perf_counter
+
+
+class Runner:
+    """Runs calls, one at a time.
+
+    Parameters
+    ----------
+    name
+        Name of this worker.
+    handover
+        To the I/O thread.
+    cell
+        Where begun and finished calls are noted for the supervisor.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handover: Handover,
+        cell: Cell,
+        functions: Functions,
+        capture: Capture,
+        limit: SoftLimit,
+    ) -> None:
+        self.name = name
+        self._handover = handover
+        self._cell = cell
+        self._functions = functions
+        self._capture = capture
+        self._limit = limit
+        self._soft = 0.0
+        # The one that runs:
+        self._job: Job
+        self._function: Function | None = None
+        self._request: Request
+        self._ignored = False
+
+    def run(self, job: Job) -> None:
+        """Run a call and post its outcome.
+
+        Raises
+        ------
+        SystemExit
+            When the body raised it: this process is to end, and the task is lost.
+        """
+        self._job = job
+        run = job.run
+        call = run.call
+        assert call is not None
+        if call.expires is not None and time.time() >= call.expires:
+            self._post_refusal(states.REVOKED, TaskRevokedError("expired"))
+            return
+        function = self._functions.get(call.definition)
+        if function is not None:
+            policy = function.policy
+        else:
+            try:
+                policy = self._functions.policy(call)
+            except NotRegistered as error:
+                self._post_refusal(states.FAILURE, error)
+                return
+        self._begin(run.ticket, call, policy)
+        try:
+            self._run_begun(call, function)
+        finally:
+            self._capture.end()
+
+    def _begin(self, ticket: int, call: Call, policy: Policy) -> None:
+        self._cell.start(ticket)
+        self._handover.begin(ticket)
+        self._capture.begin(call.id)
+        options = call.options or _NO_OPTIONS
+        limited = (
+            policy.time_limit is not None
+            or policy.memory_limit is not None
+            or options.time_limit is not None
+            or options.memory_limit is not None
+        )
+        if limited or policy.track_started:
+            self._handover.told = ticket
+            self._handover.post(Started(ticket, time.time()))
+            if limited:
+                # The broker keeps the time, and only from when it knows.
+                self._handover.wait_sent(STARTED_WAIT)
+            else:
+                self._handover.settle()
+
+    def _run_begun(self, call: Call, function: Function | None) -> None:
+        self._function = None
+        self._ignored = False
+        try:
+            if function is None:
+                function = self._load_function(call)
+            args, kwargs = payloads.loads(call.body, self._job.buffers)
+            request = self._make_request(call, function, args, kwargs)
+        except BaseException as error:
+            self._fail(error)
+            return
+        self._function = function
+        self._request = request
+        soft = request.soft_time_limit
+        wrap = None
+        if soft is not None:
+            self._soft = soft
+            wrap = self._within_limit
+        life.run(function.task, request, args, kwargs, store=self._store, clock=_clock, wrap=wrap)
+
+    def _load_function(self, call: Call) -> Function:
+        try:
+            return self._functions.load(call)
+        except SystemExit as error:
+            raise ImportError(
+                f"A module that {call.name} needs ended the import with SystemExit({error.code!r}). "
+                f"A module that is imported must not call sys.exit()."
+            ) from error
+
+    def _make_request(
+        self, call: Call, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Request:
+        request = Request(
+            id=call.id,
+            task=function.task.name,
+            root_id=call.root or call.id,
+            parent_id=call.parent or None,
+            args=args,
+            kwargs=kwargs,
+            retries=call.retries,
+            hostname=self.name,
+            called_directly=False,
+            delivery_info={
+                "exchange": "",
+                "routing_key": call.queue,
+                "priority": call.priority,
+                "redelivered": self._job.run.deaths > 0,
+            },
+            time_limit=function.policy.time_limit,
+            soft_time_limit=function.soft_time_limit,
+            ignore_result=function.ignore_result,
+            _channel=self,
+        )
+        if call.eta is not None:
+            request.eta = _iso(call.eta)
+        if call.expires is not None:
+            request.expires = _iso(call.expires)
+        if call.options is not None:
+            _add_options(request, call.options)
+        self._ignored = request.ignore_result
+        return request
+
+    def _within_limit(self, body: Callable[[], Any]) -> Any:
+        with self._limit.around(self._soft):
+            return body()
+
+    # ------------------------------------------------------------------------------- outcomes
+
+    def _store(self, outcome: life.Outcome) -> None:
+        """Post the outcome of the running call; `EncodeError` if it cannot be."""
+        message = self._encode(outcome)
+        self._post_outcome(message)
+        if self._function is not None and self._function.handlers:
+            self._handover.wait_noted(self._job.run.ticket, NOTED_WAIT)
+
+    def _post_outcome(self, message: Done | Again | Loaded) -> None:
+        ticket = self._job.run.ticket
+        if self._capture.pending:
+            self._capture.flush()
+        self._cell.finish(ticket)
+        self._handover.ended = ticket
+        self._handover.post(message)
+
+    def _encode(self, outcome: life.Outcome) -> Done | Again | Loaded:
+        state = outcome.state
+        if state == states.SUCCESS:
+            if self._ignored:
+                return self._done(outcome, b"", ())
+            return self._done(outcome, *payloads.dumps(outcome.value))
+        if state == states.RETRY:
+            assert outcome.plan is not None
+            return self._again(outcome.plan, outcome.value, outcome.einfo, outcome.runtime)
+        if state == states.FAILURE or state == states.REVOKED:
+            return self._done(outcome, *payloads.dumps_exception(outcome.value))
+        return self._done(outcome, b"", ())
+
+    def _done(
+        self, outcome: life.Outcome, body: bytes, buffers: list[Buffer] | tuple[()]
+    ) -> Done | Loaded:
+        einfo = outcome.einfo
+        done = Done(
+            self._job.run.ticket,
+            outcome.state,
+            body,
+            len(buffers),
+            clean(einfo.traceback) if einfo is not None else "",
+            outcome.runtime,
+            time.time(),
+            tuple(self._request.children),
+        )
+        return Loaded(done, _owned(buffers)) if buffers else done
+
+    def _again(
+        self,
+        plan: RetryPlan,
+        reason: BaseException | None,
+        einfo: life.ExceptionInfo | None,
+        runtime: float,
+        over: bool = True,
+    ) -> Again | Loaded:
+        call, buffers = self._next_call(plan, over)
+        body, more = payloads.dumps_exception(reason) if reason is not None else payloads.dumps(None)
+        frames = [*buffers, *_owned(more)]
+        again = Again(
+            self._job.run.ticket,
+            call,
+            body,
+            len(frames),
+            clean(einfo.traceback) if einfo is not None else "",
+            runtime,
+            time.time(),
+            tuple(self._request.children),
+            over,
+        )
+        return Loaded(again, frames) if frames else again
+
+    def _next_call(self, plan: RetryPlan, over: bool) -> tuple[Call, list[Buffer]]:
+        """Return the running call as it shall run next."""
+        call = self._job.run.call
+        assert call is not None
+        options = dict(plan.options)
+        body, buffers = call.body, list(self._job.buffers)
+        if plan.args is not None or plan.kwargs is not None:
+            body, fresh = payloads.dumps_arguments(
+                self._request.args if plan.args is None else plan.args,
+                self._request.kwargs if plan.kwargs is None else plan.kwargs,
+                options.get("serializer") or "pickle",
+                options.get("compression"),
+            )
+            buffers = _owned(fresh)
+        due, eta = _start_of(plan)
+        return (
+            Call(
+                id=call.id if over else new_id(),
+                definition=call.definition,
+                name=call.name,
+                body=body,
+                frames=len(buffers),
+                summary=call.summary,
+                due=due,
+                eta=eta,
+                expires=options.get("expires", call.expires),
+                priority=options.get("priority", call.priority),
+                queue=options.get("queue") or call.queue,
+                root=call.root if over else call.root or call.id,
+                parent=call.parent if over else call.id,
+                retries=plan.retries,
+                options=_next_options(call.options, options),
+            ),
+            buffers,
+        )
+
+    def _fail(self, error: BaseException) -> None:
+        """Post the failure of a call whose body could not even begin."""
+        outcome = life.Outcome(states.FAILURE, error, life.ExceptionInfo(error))
+        self._request = Request()
+        self._post_outcome(self._encode(outcome))
+
+    def _post_refusal(self, state: str, error: BaseException) -> None:
+        """Post the end of a call that is not begun at all."""
+        ticket = self._job.run.ticket
+        body, buffers = payloads.dumps_exception(error)
+        done = Done(ticket, state, body, len(buffers), at=time.time())
+        self._handover.ended = ticket
+        self._handover.post(Loaded(done, _owned(buffers)) if buffers else done)
+
+    # -------------------------------------------------------------- what the running task says
+
+    def report(self, state: str, meta: Any) -> None:
+        """Make `state`, with `meta`, the state of the running task."""
+        if isinstance(meta, BaseException):
+            body, buffers = payloads.dumps_exception(meta)
+        else:
+            body, buffers = payloads.dumps(meta)
+        while len(self._handover.outbox) > BACKLOG:
+            time.sleep(0.005)
+        ticket = self._job.run.ticket
+        report = Report(ticket, clean(state), body, len(buffers), time.time())
+        self._handover.post(Loaded(report, _owned(buffers)) if buffers else report)
+
+    def again(
+        self, plan: RetryPlan, reason: BaseException | None, einfo: life.ExceptionInfo | None
+    ) -> None:
+        """Retry beside this run, which goes on: a task of its own, child of this one."""
+        message = self._again(plan, reason, einfo, 0.0, over=False)
+        again = message.message if isinstance(message, Loaded) else message
+        self._request.children.append(again.call.id)
+        self._handover.post(message)
+
+    def cancelled(self) -> bool:
+        """Return whether somebody wants the running task to end."""
+        return self._handover.unwanted == self._job.run.ticket
+
+
+def _owned(buffers: Any) -> list[Buffer]:
+    """Return payload frames that nobody else can change before they are sent (or sent again)."""
+    return [buffer if isinstance(buffer, bytes) else bytes(buffer) for buffer in buffers]
+
+
+def _start_of(plan: RetryPlan) -> tuple[float | None, float | None]:
+    """Return earliest start on the boot clock (or None) and on the wall clock."""
+    if plan.countdown is not None:
+        instant = now()
+        return instant.boot + plan.countdown, instant.wall + plan.countdown
+    return None, None if plan.eta is None else plan.eta.timestamp()
+
+
+def _iso(at: float) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(at, UTC).isoformat()
+
+
+def _add_options(request: Request, options: Options) -> None:
+    """Write a call's own options over those of its task."""
+    request.group, request.group_index = options.group, options.group_index
+    request.reply_to, request.origin = options.reply_to, options.origin
+    request.shadow = options.shadow
+    request.argsrepr, request.kwargsrepr = options.argsrepr, options.kwargsrepr
+    if options.time_limit is not None:
+        request.time_limit = options.time_limit
+    if options.soft_time_limit is not None:
+        request.soft_time_limit = options.soft_time_limit
+    if options.ignore_result is not None:
+        request.ignore_result = options.ignore_result
+    if options.headers:
+        request.headers = payloads.loads(options.headers)
+
+
+def _next_options(former: Options | None, changes: dict[str, Any]) -> Options | None:
+    """Return a call's options with those that `retry` was given."""
+    known = {name: changes[name] for name in Options.__struct_fields__ if name in changes}
+    headers = known.pop("headers", None)
+    if headers is not None:
+        body, buffers = payloads.dumps(headers)
+        known["headers"] = payloads.join(body, buffers) if buffers else body
+    if not known:
+        return former
+    base = former or _NO_OPTIONS
+    return Options(**{name: getattr(base, name) for name in Options.__struct_fields__} | known)
+
+
+def new_id() -> str:
+    """Return a random task id."""
+    digits = os.urandom(16).hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def interpreter() -> str:
+    """Return what runs here, for error messages."""
+    return f"{sys.executable} (Python {sys.version.split()[0]})"
