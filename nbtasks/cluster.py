@@ -34,12 +34,12 @@ from nbtasks.wire.connection import (
     STORE_FILE,
     Connection,
     Settings,
-    check_socket_path,
     prepare_directory,
     read_connection,
     read_settings,
     write_settings,
 )
+from nbtasks.wire.connection import check_socket_path as check_socket_path
 from nbtasks.wire.parent import alive
 
 if TYPE_CHECKING:
@@ -214,19 +214,7 @@ def stop(dir: str | os.PathLike[str] | None, purge: bool = False) -> bool:
     bool
         Whether one was running.
     """
-    with _opening:
-        place = place_of(dir)
-        known = _clusters.get(place.runtime)
-        if known is not None:
-            known.close()
-        if not place.runtime.is_dir():
-            return False
-        with _hold(place.runtime / START_LOCK):
-            running = is_held(place.runtime / SUPERVISOR_LOCK)
-            _stop_supervisor(place.runtime)
-            if purge:
-                _forget_store(place)
-            return running
+    return _stop_at(place_of(dir), purge)
 
 
 def current_cluster() -> Cluster | None:
@@ -249,7 +237,8 @@ class Cluster:
         _install_opener()
         self._place = place
         self._client = Client(place.runtime, revive=self._revive)
-        self._closed = False
+        #: Whether this connection was closed; whether the cluster was stopped through it.
+        self._closed = self._stopped = False
         _clusters[place.runtime] = self
 
     @property
@@ -336,11 +325,12 @@ class Cluster:
             Also forget all tasks and results. Otherwise they are kept, and what is open goes on at
             the next start.
         """
-        if self._closed and not purge:
+        if self._stopped and not purge:
             return
         with _opening:
+            self._stopped = True
             self.close()
-            stop(self.dir, purge=purge)
+            _stop_at(self._place, purge)
 
     def close(self) -> None:
         """Let go of the connection; the cluster goes on."""
@@ -713,6 +703,22 @@ def _story(runtime: Path, what: str, offset: int) -> str:
                 told += [f"The last lines of {path}:", *(f"    {line}" for line in lines)]
     told.append("`nbtasks doctor` looks for the cause; or give another place: start(dir=...).")
     return "\n".join(told)
+
+
+def _stop_at(place: Place, purge: bool) -> bool:
+    """Stop what runs at a place; return whether anything did."""
+    with _opening:
+        known = _clusters.get(place.runtime)
+        if known is not None:
+            known.close()
+        if not place.runtime.is_dir():
+            return False
+        with _hold(place.runtime / START_LOCK):
+            running = is_held(place.runtime / SUPERVISOR_LOCK)
+            _stop_supervisor(place.runtime)
+            if purge:
+                _forget_store(place)
+        return running
 
 
 def _stop_supervisor(runtime: Path) -> None:

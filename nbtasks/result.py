@@ -1,14 +1,10 @@
 """Results, under the module name that Celery has for them."""
 
-from nbtasks.client.result import (
-    AsyncResult,
-    EagerResult,
-    GroupResult,
-    Moment,
-    ResultBase,
-    ResultSet,
-    result_from_tuple,
-)
+from nbtasks.client.eager_result import EagerResult
+from nbtasks.client.family import ResultBase
+from nbtasks.client.outcome import Moment
+from nbtasks.client.result import AsyncResult
+from nbtasks.client.result_set import GroupResult, ResultSet, result_from_tuple
 
 __all__ = [
     "AsyncResult",

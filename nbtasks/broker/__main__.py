@@ -28,7 +28,7 @@ def main(runtime: str) -> int:
         (place / FAILED_FILE).write_text(str(error))
         logging.getLogger("nbtasks.broker").error("%s", error)
         return EXIT_CONFIG
-    server.install_signals(broker)
+    broker.obey_signals()
     try:
         broker.serve()
     finally:

@@ -18,6 +18,7 @@ import os
 import platform
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,8 +56,8 @@ from nbtasks.wire.parent import alive
 
 log = logging.getLogger("nbtasks.broker")
 
-#: Messages taken in at most before something is decided.
-DRAIN = 1_000
+#: What a turn takes in at most, in actions that follow: bounds memory, and how long others wait.
+DRAIN = 5_000
 #: Seconds between two looks at things that are nobody's news.
 HOUSEKEEPING = 5.0
 #: Seconds between two attempts to write when the store cannot.
@@ -111,8 +112,11 @@ class Server:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         bound = sockets.bind(self.context, runtime)
         self.socket = bound.socket
+        self._gatekeeper = bound.gatekeeper
         self.parent = parent
         self.running = True
+        self._waker, self._wake_up = socket.socketpair()
+        self._waker.setblocking(False)
         self._saves: list[Any] = []
         self._sends: list[core.Send] = []
         self._for_supervisor: list[core.Send] = []
@@ -146,6 +150,7 @@ class Server:
         gc.set_threshold(100_000, 50, 100)
         poller = zmq.Poller()
         poller.register(self.socket, zmq.POLLIN)
+        poller.register(self._wake_up.fileno(), zmq.POLLIN)
         if self.parent is not None:
             poller.register(self.parent, zmq.POLLIN)
         while self.running:
@@ -154,6 +159,17 @@ class Server:
                 log.info("the supervisor is gone")
                 return
             self.turn(now())
+
+    def obey_signals(self) -> None:
+        """Leave in an orderly way on SIGTERM; ignore SIGINT, which is the notebook's."""
+
+        def leave(*_: object) -> None:
+            self.running = False
+
+        signal.signal(signal.SIGTERM, leave)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A signal does not end a poll, but this does.
+        signal.set_wakeup_fd(self._waker.fileno())
 
     def _patience(self) -> int:
         """Return the milliseconds until something is to be done without a message."""
@@ -169,7 +185,7 @@ class Server:
         """Take in what has come, decide, save, send."""
         actions: list[core.Action] = []
         questions: list[tuple[bytes, Ask]] = []
-        for _ in range(DRAIN):
+        while len(actions) + len(questions) < DRAIN:
             try:
                 peer, *parts = self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -339,8 +355,12 @@ class Server:
     def close(self) -> None:
         """Let go of socket and store."""
         self.socket.close()
+        if self._gatekeeper is not None:
+            self._gatekeeper.stop()
         self.context.term()
         self.store.close()
+        self._waker.close()
+        self._wake_up.close()
 
     # ------------------------------------------------------------------------------- questions
 
@@ -441,16 +461,6 @@ class Server:
 
     def _answer_take(self, instant: Now, key: str) -> bytes | None:
         return self.store.take(key)
-
-
-def install_signals(server: Server) -> None:
-    """Leave in an orderly way on SIGTERM; ignore SIGINT, which is the notebook's."""
-
-    def leave(*_: Any) -> None:
-        server.running = False
-
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def lock(runtime: Path, seconds: float = 5.0) -> Any:

@@ -27,28 +27,24 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from nbtasks.core.messages import (
-    DEFAULT_PRIORITY,
-    DEFAULT_QUEUE,
-    Call,
-    Define,
-    Event,
-    Now,
-    Options,
+from nbtasks.broker.rows import (
+    BODY,
+    SHORT_BODY,
+    Save,
+    TaskRow,
+    Turn,
+    call_payloads,
+    end_of,
+    is_usual,
+    joined,
+    parts,
+    rest_of,
+    task_for,
+    without_known,
 )
-from nbtasks.core.scheduler import (
-    SaveCall,
-    SaveDefinition,
-    SaveEvent,
-    SaveForget,
-    SaveTask,
-    Task,
-)
-from nbtasks.core.states import DONE, PENDING, QUEUED
+from nbtasks.core.actions import SaveCall, SaveDefinition, SaveEvent, Task
+from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Define, Event, Now
 from nbtasks.exceptions import StoreCorrupt, StoreError, StoreTooNew
-
-Save = SaveCall | SaveTask | SaveEvent | SaveDefinition | SaveForget
-Buffer = bytes | bytearray | memoryview
 
 #: `application_id` of our files: "nbts".
 APPLICATION_ID: Final = 0x6E627473
@@ -66,50 +62,14 @@ CHECKPOINT: Final = 2_000
 LOG_LIMIT: Final = 16 * 1024 * 1024
 #: Seconds to wait for the lock at opening: a process just killed holds it a little longer.
 LOCK_TIMEOUT: Final = 5.0
-#: Longer bodies of calls (bytes) lie apart: a row is written anew whenever its task changes.
-SHORT_BODY: Final = 1024
-#: Number of the "frame" that is such a body.
-BODY: Final = -1
-#: Longer frames (bytes) lie in parts: SQLite takes 1,000,000,000 at most, and copies each.
-PART: Final = 64 * 1024 * 1024
 #: Values that one query names (SQLite before 3.32 takes 999).
 NAMED: Final = 999
 #: Pages that are given back to the file system at once.
-SHRINK: Final = 2_000
+SHRINK: Final = 1_000
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _HEADER: Final = 100
 _MAGIC: Final = b"SQLite format 3\0"
-
-
-class TaskRow(msgspec.Struct, gc=False):
-    """A task as the store knows it."""
-
-    seq: int
-    id: str
-    definition: bytes
-    name: str
-    client: bytes
-    priority: int
-    queue: str
-    phase: str
-    parent: str
-    root: str
-    state: str
-    n: int
-    retries: int
-    deaths: int
-    due: float | None
-    eta: float | None
-    expires: float | None
-    worker: str
-    ticket: int
-    ended_at: float | None
-    #: Wall clock.
-    accepted_at: float
-    #: The arguments as short text.
-    summary: str
-    options: Options | None
 
 
 # ------------------------------------------------------------------------------------------ SQL
@@ -138,8 +98,8 @@ _PUT_TASK = """
 UPDATE tasks SET
     (client, phase, state, n, worker, ticket, ended_at,
      priority, queue, retries, deaths, due, due_at, eta, expires)
-    = (?2, ?3, ?4, ?5, ?6, ?7, ?8, {rest})
-WHERE seq = ?1
+    = (?, ?, ?, ?, ?, ?, ?, {rest})
+WHERE seq = ?
 """
 
 # Most tasks have nothing special: to name that in the statement costs a third less than to bind it.
@@ -147,7 +107,7 @@ _USUAL = f"{DEFAULT_PRIORITY}, '{DEFAULT_QUEUE}', 0, 0, NULL, NULL, NULL, NULL"
 _PUT_USUAL_CALL = _PUT_CALL.format(rest=f"'', '', {_USUAL}")
 _PUT_USUAL_TASK = _PUT_TASK.format(rest=_USUAL)
 _PUT_ANY_CALL = _PUT_CALL.format(rest="?, ?, ?, ?, ?, ?, ?, ?, ?, ?")
-_PUT_ANY_TASK = _PUT_TASK.format(rest="?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16")
+_PUT_ANY_TASK = _PUT_TASK.format(rest="?, ?, ?, ?, ?, ?, ?, ?")
 
 _PUT_EVENT = "INSERT OR REPLACE INTO events (seq, n, event) VALUES (?, ?, ?)"
 
@@ -158,49 +118,12 @@ _PUT_DEFINITION = """
 INSERT INTO functions (digest, name, saved_at, version, definition) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (digest, name) DO UPDATE SET
     saved_at = excluded.saved_at, version = excluded.version, definition = excluded.definition
-RETURNING function
 """
 
 #: After another boot the boot clock starts anew: what `due` means now, by the wall clock.
 _TURN_CLOCK = """
 UPDATE tasks SET due = due_at - ? WHERE ended_at IS NULL AND due IS NOT NULL
 """
-
-
-# ---------------------------------------------------------------------------------------- a turn
-
-
-class _Turn:
-    """The saves of one turn, sorted and with each row once."""
-
-    __slots__ = ("calls", "definitions", "events", "forgotten", "tasks")
-
-    def __init__(self, saves: Iterable[Save]) -> None:
-        self.calls: dict[int, SaveCall] = {}
-        self.tasks: dict[int, Task] = {}
-        self.events: list[SaveEvent] = []
-        self.definitions: list[SaveDefinition] = []
-        self.forgotten: set[int] = set()
-        tasks, events = self.tasks, self.events
-        for save in saves:
-            if type(save) is SaveTask:
-                tasks[save.task.seq] = save.task
-            elif type(save) is SaveEvent:
-                events.append(save)
-            elif type(save) is SaveCall:
-                self.calls[save.seq] = save
-            elif type(save) is SaveDefinition:
-                self.definitions.append(save)
-            elif type(save) is SaveForget:
-                self.forgotten.add(save.seq)
-        if self.forgotten:
-            self._leave_out()
-
-    def _leave_out(self) -> None:
-        for seq in self.forgotten:
-            self.calls.pop(seq, None)
-            self.tasks.pop(seq, None)
-        self.events = [save for save in self.events if save.seq not in self.forgotten]
 
 
 # --------------------------------------------------------------------------------------- helpers
@@ -212,25 +135,6 @@ def boot_id() -> str:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
         return ""
-
-
-def _parts(buffers: Iterable[Buffer], first: int = 0) -> Iterator[tuple[int, int, Buffer]]:
-    """Yield (frame, part, data) of payload frames."""
-    for frame, buffer in enumerate(buffers, first):
-        if len(buffer) <= PART:
-            yield frame, 0, buffer
-            continue
-        view = memoryview(buffer).cast("B")
-        for part, start in enumerate(range(0, len(view), PART)):
-            yield frame, part, view[start : start + PART]
-
-
-def _joined(parts: Iterable[tuple[int, bytes]]) -> dict[int, bytes]:
-    """Return frame → data of (frame, data) in order of frame and part."""
-    frames: dict[int, list[bytes]] = {}
-    for frame, data in parts:
-        frames.setdefault(frame, []).append(data)
-    return {frame: data[0] if len(data) == 1 else b"".join(data) for frame, data in frames.items()}
 
 
 def _in_parcels(values: Iterable[Any]) -> Iterator[tuple[list[Any], str]]:
@@ -251,80 +155,30 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
 
 
-# ------------------------------------------------------------------------------- what becomes rows
-
-
-def _task_of(save: SaveCall) -> Task:
-    """Return the task that a call makes when nothing else is said of it."""
-    call = save.call
-    return Task(
-        save.seq, call.id, call.definition, call.name, save.client, call.priority, call.queue,
-        QUEUED, call.parent, call.root, state=PENDING, retries=call.retries, due=call.due,
-        eta=call.eta, expires=call.expires,
-    )  # fmt: skip
-
-
-def _without_known(call: Call, task: Task) -> Call:
-    """Return a call without what its row says already, and without a long body."""
-    body = call.body if len(call.body) <= SHORT_BODY else b""
-    if call.name == task.name and call.definition == task.definition:
-        return replace(call, id="", definition=b"", name="", body=body)
-    return replace(call, id="", body=body)
-
-
-def _call_payloads(save: SaveCall) -> Iterator[tuple[int, int, int, int, Buffer]]:
-    if len(save.call.body) > SHORT_BODY:
-        yield save.seq, 0, BODY, 0, save.call.body
-    for part in _parts(save.buffers):
-        yield save.seq, 0, *part
-
-
-def _is_usual(task: Task) -> bool:
-    """Return whether a task has nothing but what `_USUAL` says."""
-    return (
-        task.due is None
-        and task.expires is None
-        and task.eta is None
-        and not task.retries
-        and not task.deaths
-        and task.priority == DEFAULT_PRIORITY
-        and task.queue == DEFAULT_QUEUE
-    )
-
-
-def _rest_of(task: Task, now: Now) -> tuple[Any, ...]:
-    """Return the columns that `_USUAL` stands for."""
-    due = task.due
-    due_at = None if due is None else due - now.boot + now.wall
-    return (
-        task.priority, task.queue, task.retries, task.deaths, due, due_at, task.eta, task.expires,
-    )  # fmt: skip
-
-
-def _end_of(task: Task, now: Now) -> float | None:
-    if task.phase != DONE:
-        return None
-    return now.wall if task.ended_at is None else task.ended_at
-
-
 # --------------------------------------------------------------------------------------- opening
 
 
-def _touch_private(path: Path) -> None:
-    """Make sure that the file is there and only ours: SQLite gives -wal the same mode."""
+def _make_private(path: Path) -> None:
+    """Make the file, for us only, when it is not there; SQLite gives its log the same mode."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            if hasattr(os, "fchmod") and os.fstat(descriptor).st_mode & 0o077:
-                os.fchmod(descriptor, 0o600)
-        finally:
-            os.close(descriptor)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         raise StoreError(
             f"The store {path} cannot be written: {error.strerror or error}. nbtasks keeps what it "
             f"must not forget there. Make the file and its directory writable for you, or give "
             f"another place with start(dir=...)."
         ) from error
+
+
+def _close_to_others(path: Path) -> None:
+    for file in (path, _log_of(path)):
+        with contextlib.suppress(OSError):
+            if file.stat().st_mode & 0o077:
+                file.chmod(0o600)
+
+
+def _log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
 
 
 def _check_header(path: Path) -> None:
@@ -435,7 +289,7 @@ class Store:
     def _open(self) -> sqlite3.Connection:
         where = ":memory:"
         if self.durability != "none":
-            _touch_private(self.path)
+            _make_private(self.path)
             _check_header(self.path)
             where = os.fspath(self.path)
         try:
@@ -453,6 +307,7 @@ class Store:
             if version == 0:
                 self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
             if self.durability != "none":
+                _close_to_others(self.path)
                 self._db.execute("PRAGMA journal_mode = WAL")
             for setting in (
                 f"synchronous = {DURABILITY[self.durability]}",
@@ -481,7 +336,7 @@ class Store:
     def _migrate(self, version: int) -> None:
         """Bring the file to our version, each step and its record in one transaction."""
         for number, name in enumerate(MIGRATIONS[version:], version + 1):
-            script = Path(__file__).with_name(name).read_text(encoding="utf-8")
+            script = (Path(__file__).parent / name).read_text(encoding="utf-8")
             with self._transaction("be brought to the present version"):
                 for statement in _statements(script):
                     self._db.execute(statement)
@@ -503,7 +358,7 @@ class Store:
     def _errors(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OverflowError) as error:
+        except (sqlite3.Error, OverflowError, UnicodeError) as error:
             raise _error_of(self.path, doing, error) from error
 
     @contextlib.contextmanager
@@ -559,12 +414,12 @@ class Store:
         """
         if not saves:
             return
-        turn = _Turn(saves)
+        turn = Turn(saves)
         try:
             with self._transaction("save"):
                 self._write(turn, now)
         except BaseException:
-            self._load_functions()  # some may have been made by what was taken back
+            self._load_functions()  # keys may have been given by what was taken back
             raise
         self._clock_set = True
         if turn.calls:
@@ -572,7 +427,7 @@ class Store:
         if turn.forgotten:
             self._tasks_gone = True
 
-    def _write(self, turn: _Turn, now: Now) -> None:
+    def _write(self, turn: Turn, now: Now) -> None:
         self._set_clock(now)
         if turn.definitions:
             self._write_definitions(turn.definitions, now)
@@ -590,12 +445,15 @@ class Store:
             self._version += 1
             key = (save.define.digest, save.define.name)
             row = (*key, now.wall, self._version, self._encode(save.define))
-            [(function,)] = self._db.execute(_PUT_DEFINITION, row).fetchall()
+            self._db.execute(_PUT_DEFINITION, row)
+            function = int(
+                self._value("SELECT function FROM functions WHERE digest = ? AND name = ?", key)
+            )
             self._remember(key, function)
             self._db.execute("DELETE FROM function_payloads WHERE function = ?", (function,))
             self._db.executemany(
                 "INSERT INTO function_payloads (function, frame, part, data) VALUES (?, ?, ?, ?)",
-                [(function, *part) for part in _parts(save.buffers)],
+                [(function, *part) for part in parts(save.buffers)],
             )
 
     def _new_function(self, digest: bytes, name: str, now: Now) -> int:
@@ -621,21 +479,21 @@ class Store:
         payloads: list[tuple[Any, ...]] = []
         functions, encode = self._functions, self._encode
         for seq, save in saves.items():
-            task = tasks.pop(seq, None) or _task_of(save)
+            task = tasks.pop(seq, None) or task_for(save)
             function = functions.get((task.definition, task.name))
             if function is None:
                 function = self._new_function(task.definition, task.name, now)
             row = (
                 seq, task.id, function, task.client, save.accepted_at, task.phase, task.state,
-                task.n, task.worker, task.ticket, _end_of(task, now),
-                encode(_without_known(save.call, task)),
+                task.n, task.worker, task.ticket, end_of(task, now),
+                encode(without_known(save.call, task)),
             )  # fmt: skip
-            if _is_usual(task) and not task.parent and not task.root:
+            if is_usual(task) and not task.parent and not task.root:
                 usual.append(row)
             else:
-                special.append((*row, task.parent, task.root, *_rest_of(task, now)))
+                special.append((*row, task.parent, task.root, *rest_of(task, now)))
             if save.buffers or len(save.call.body) > SHORT_BODY:
-                payloads.extend(_call_payloads(save))
+                payloads.extend(call_payloads(save))
         self._put(_PUT_USUAL_CALL, usual)
         self._put(_PUT_ANY_CALL, special)
         known = [(seq,) for seq in saves if seq <= self._top]
@@ -647,13 +505,13 @@ class Store:
         special: list[tuple[Any, ...]] = []
         for seq, task in tasks.items():
             row = (
-                seq, task.client, task.phase, task.state, task.n, task.worker, task.ticket,
-                _end_of(task, now),
+                task.client, task.phase, task.state, task.n, task.worker, task.ticket,
+                end_of(task, now),
             )  # fmt: skip
-            if _is_usual(task):
-                usual.append(row)
+            if is_usual(task):
+                usual.append((*row, seq))
             else:
-                special.append((*row, *_rest_of(task, now)))
+                special.append((*row, *rest_of(task, now), seq))
         self._put(_PUT_USUAL_TASK, usual)
         self._put(_PUT_ANY_TASK, special)
 
@@ -664,7 +522,7 @@ class Store:
             (save.seq, save.event.n, *part)
             for save in saves
             if save.buffers
-            for part in _parts(save.buffers)
+            for part in parts(save.buffers)
         ]
         self._put(_PUT_PAYLOAD, payloads)
 
@@ -691,6 +549,7 @@ class Store:
         with self._transaction("be read"):
             self._set_clock(now)
         self._clock_set = True
+        # In parcels, so that no cursor stays open while the caller saves.
         query = (
             f"SELECT {_COLUMNS} FROM tasks WHERE ended_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"
         )
@@ -718,9 +577,7 @@ class Store:
         seq, function, task_id, *middle, call = columns
         digest, name = self._function_names[function]
         read = self._call(call)
-        return TaskRow(
-            seq, task_id, digest, name, *middle, summary=read.summary, options=read.options
-        )
+        return TaskRow(*(seq, task_id, digest, name, *middle, read.summary, read.options))
 
     def calls(self, seqs: Iterable[int]) -> dict[int, tuple[Call, tuple[bytes, ...]]]:
         """Return the calls of these tasks with their payload frames."""
@@ -738,7 +595,7 @@ class Store:
         return found
 
     def _whole(self, task_id: str, function: int, call: bytes) -> Call:
-        """Return a call as it was before `_without_known`, but for a long body."""
+        """Return a call as it was before `without_known`, but for a long body."""
         read = self._call(call)
         if read.name or read.definition:
             return replace(read, id=task_id)
@@ -748,18 +605,14 @@ class Store:
     def _call_frames(self, seqs: list[int]) -> dict[int, dict[int, bytes]]:
         """Return seq → frame → data for the calls of at most `NAMED` tasks."""
         marks = ",".join("?" * len(seqs))
-        parts: dict[int, list[tuple[int, bytes]]] = {}
+        found: dict[int, list[tuple[int, bytes]]] = {}
         for seq, frame, data in self._all(
             f"SELECT seq, frame, data FROM payloads WHERE seq IN ({marks}) AND n = 0 "
             f"ORDER BY seq, frame, part",
             seqs,
         ):
-            parts.setdefault(seq, []).append((frame, data))
-        return {seq: _joined(some) for seq, some in parts.items()}
-
-    def call_of(self, seq: int) -> tuple[Call, tuple[bytes, ...]] | None:
-        """Return the call of one task with its payload frames, or None."""
-        return self.calls([seq]).get(seq)
+            found.setdefault(seq, []).append((frame, data))
+        return {seq: joined(frames) for seq, frames in found.items()}
 
     def events(self, seq: int, after: int = 0) -> list[tuple[Event, tuple[bytes, ...]]]:
         """Return what happened to a task after event number `after`, with payload frames."""
@@ -767,13 +620,13 @@ class Store:
         events = [self._event(data) for (data,) in self._all(query, (seq, after))]
         if not any(event.frames for event in events):
             return [(event, ()) for event in events]
-        parts: dict[int, list[tuple[int, bytes]]] = {}
+        found: dict[int, list[tuple[int, bytes]]] = {}
         for n, frame, data in self._all(
             "SELECT n, frame, data FROM payloads WHERE seq = ? AND n > ? ORDER BY n, frame, part",
             (seq, max(after, 0)),
         ):
-            parts.setdefault(n, []).append((frame, data))
-        return [(event, tuple(_joined(parts.get(event.n, ())).values())) for event in events]
+            found.setdefault(n, []).append((frame, data))
+        return [(event, tuple(joined(found.get(event.n, ())).values())) for event in events]
 
     def definition(self, digest: bytes) -> tuple[Define, tuple[bytes, ...]] | None:
         """Return a function's code with its payload frames, or None when it has never come."""
@@ -786,11 +639,11 @@ class Store:
             return None
         [(function, definition)] = rows
         self._in_use.add(function)
-        parts = self._all(
+        frames = self._all(
             "SELECT frame, data FROM function_payloads WHERE function = ? ORDER BY frame, part",
             (function,),
         )
-        return self._define(definition), tuple(_joined(parts).values())
+        return self._define(definition), tuple(joined(frames).values())
 
     def definition_named(self, name: str) -> bytes | None:
         """Return the digest of the code that came last for a task's name, or None."""
@@ -916,9 +769,7 @@ class Store:
         """Forget everything; the store gets another name."""
         name = secrets.token_hex(16)
         with self._transaction("be emptied"):
-            for table in (
-                *("payloads", "events", "tasks", "function_payloads", "functions", "notes"),
-            ):
+            for table in ("payloads", "events", "tasks", "function_payloads", "functions", "notes"):
                 self._db.execute(f"DELETE FROM {table}")
             self._set_meta("name", name)
         self.name, self._top = name, 0
@@ -937,7 +788,7 @@ class Store:
         """Return the bytes that the store takes, its log included."""
         if self.durability == "none":
             return int(self._value("PRAGMA page_count") * self._value("PRAGMA page_size"))
-        files = (self.path, self.path.with_name(f"{self.path.name}-wal"))
+        files = (self.path, _log_of(self.path))
         return sum(file.stat().st_size for file in files if file.exists())
 
     def close(self) -> None:

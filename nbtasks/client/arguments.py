@@ -70,6 +70,9 @@ def _is_plain(name: str) -> bool:
     return name.isidentifier() and not keyword.iskeyword(name)
 
 
+_STARS: Final[dict[Any, str]] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
+
+
 def _parameter_list(parameters: list[Parameter]) -> str:
     """Return the text between the brackets of a definition with these parameters."""
     parts: list[str] = []
@@ -80,7 +83,7 @@ def _parameter_list(parameters: list[Parameter]) -> str:
             parts.append("/")
         if kind is Parameter.KEYWORD_ONLY and before not in (kind, Parameter.VAR_POSITIONAL):
             parts.append("*")
-        stars = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}.get(kind, "")
+        stars = _STARS.get(kind, "")
         default = "" if parameter.default is Parameter.empty else "=None"
         parts.append(f"{stars}{parameter.name}{default}")
         before = kind
@@ -153,7 +156,12 @@ def _item(value: Any) -> str:
     return _SHORT.get(kind, _other)(value)
 
 
-_BRACKETS: Final = {list: ("[", "]"), tuple: ("(", ")"), set: ("{", "}"), frozenset: ("{", "}")}
+_BRACKETS: Final[dict[type, tuple[str, str]]] = {
+    list: ("[", "]"),
+    tuple: ("(", ")"),
+    set: ("{", "}"),
+    frozenset: ("{", "}"),
+}
 
 _SHORT: Final[dict[type, Callable[[Any], str]]] = {
     int: _integer,
@@ -183,7 +191,7 @@ def _other(value: Any) -> str:
             return _clip(str(value) if home == "decimal" else repr(value))
         if home in _SHAPED:
             return _array(value)
-        if isinstance(value, type) or callable(value) and hasattr(value, "__name__"):
+        if isinstance(value, type) or (callable(value) and hasattr(value, "__name__")):
             return _clip(str(value.__name__))
         return _clip(f"<{kind.__name__}>")
     except Exception:  # a strange object must not stop its own submission

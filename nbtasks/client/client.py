@@ -63,11 +63,13 @@ log = logging.getLogger("nbtasks.client")
 #: Calls that may wait for acceptance before a further one makes its caller wait.
 UNACCEPTED = 50_000
 #: Calls in one Submit.
-BATCH = 2_000
+BATCH = 1_000
 #: Seconds after which what is not accepted is said again.
 RESEND = 3.0
 #: Seconds without a broker after which the client looks whether there still is a cluster.
 MISSING = 0.7
+#: Seconds that a cluster may be without a connection file while it is starting again.
+ABSENT = 1.2
 #: Seconds that one attempt to publish waits for a broker.
 ATTEMPT = 0.3
 #: Ended tasks of which late words (output of handlers) are still taken in.
@@ -757,7 +759,7 @@ class Client:
             return
         waited = time.monotonic() - self._link.down_since
         if self._revive is None:
-            if connection is not None or waited > FAREWELL:
+            if connection is not None or waited > ABSENT:
                 self._give_up(BrokerUnavailable(self.runtime, waited))
         elif self._reviving is None or not self._reviving.is_alive():
             self._reviving = threading.Thread(

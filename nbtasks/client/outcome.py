@@ -154,7 +154,7 @@ def _explain(error: BaseException, text: str, name: str) -> None:
     lines = readable(_without_notes(text, notes)).rstrip().splitlines()
     note = "\n".join([f"\nRemote traceback of task {name}:", *("  " + line for line in lines)])
     # The note says it all, and better: Python knows nothing of cells of other processes.
-    error.__traceback__ = None
+    error.with_traceback(None)
     if note not in notes:
         # Not add_note: an exception that is a frozen dataclass would refuse it.
         BaseException.__setattr__(error, "__notes__", [*notes, note])

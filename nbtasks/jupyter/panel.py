@@ -30,9 +30,10 @@ from nbtasks.jupyter.rows import WORDS, Row
 from nbtasks.jupyter.text import TextPanel
 
 if TYPE_CHECKING:
+    from nbtasks.client.result import AsyncResult
     from nbtasks.jupyter.widget import PanelWidget
 
-__all__ = ["NotebookPanel", "TextPanel", "install", "uninstall"]
+__all__ = ["NotebookPanel", "TextPanel", "install", "uninstall", "widget"]
 
 log = logging.getLogger("nbtasks.jupyter")
 
@@ -153,6 +154,32 @@ class NotebookPanel:
 
         for task_id in self._watch.open_ids(indices):
             AsyncResult(task_id).revoke(terminate=True)
+
+
+class SinglePanel(NotebookPanel):
+    """A panel that is nobody's but the user's, who puts it where he likes."""
+
+    def put(self, result: AsyncResult) -> PanelWidget:
+        """Follow the task and return the widget that shows it."""
+        self._widget = new_widget(self)
+        if self._widget is None:
+            raise ImportError(
+                "A widget needs the packages anywidget and ipywidgets, and they cannot be imported "
+                "here. Install them with: pip install anywidget"
+            )
+        record = client.current().record(result.id)
+        if record.call is None:
+            args = ", ".join(map(repr, result.args or ()))
+            self._watch.add(record, result.name or "task", f"({args})")
+        else:
+            self._watch.add(record)
+        self._shown = True
+        return self._widget
+
+
+def widget(result: AsyncResult) -> PanelWidget:
+    """Return a widget that shows one task, live, wherever it is put."""
+    return SinglePanel().put(result)
 
 
 def new_widget(panel: NotebookPanel) -> PanelWidget | None:

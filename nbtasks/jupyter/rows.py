@@ -63,11 +63,15 @@ Load = Callable[[Any, Event], Any]
 class Row:
     """One submitted task, as its panel draws it."""
 
-    __slots__ = ("attempts", "index", "record", "state")
+    __slots__ = ("attempts", "index", "name", "record", "state", "summary")
 
-    def __init__(self, record: Told, index: int, attempts: int | None = None) -> None:
+    def __init__(
+        self, record: Told, index: int, name: str, summary: str, attempts: int | None = None
+    ) -> None:
         self.record = record
         self.index = index
+        self.name = shorten(short_name(name), NAME_LIMIT)
+        self.summary = shorten(summary, NAME_LIMIT)
         #: How often the task may run at most; None when nobody knows or there is no end.
         self.attempts = attempts
         #: What it was when it was last looked at, a key of `WORDS`.
@@ -122,8 +126,8 @@ class Row:
         row: dict[str, Any] = {
             "i": self.index,
             "id": told.id,
-            "name": shorten(short_name(call.name if call else "task"), NAME_LIMIT),
-            "args": shorten(call.summary if call else "()", NAME_LIMIT),
+            "name": self.name,
+            "args": self.summary,
             "state": state,
             "final": state in FINAL,
         }

@@ -80,13 +80,25 @@ class Watch:
         self._index: dict[str, int] = {}
         self._changed: set[int] = set()
 
-    def add(self, record: client.Record) -> None:
-        """Follow a task from now on (once, however often it is added)."""
+    def add(self, record: client.Record, name: str = "task", summary: str = "") -> None:
+        """Follow a task from now on (once, however often it is added).
+
+        Parameters
+        ----------
+        record
+            What the client knows of it.
+        name, summary
+            The task's name and its arguments as text, where the record does not know them because
+            another process has sent it.
+        """
         if record.id in self._index:
             return
+        if record.call is not None:
+            options = record.call.options
+            name = (options and options.shadow) or record.call.name
+            summary = record.call.summary
         index = self._index[record.id] = len(self.rows)
-        name = record.call.name if record.call is not None else ""
-        row = Row(record, index, most_attempts(name))
+        row = Row(record, index, name, summary, most_attempts(name))
         self.rows.append(row)
         self.counts[row.look(now())] += 1
         record.subscribe(self._hear)

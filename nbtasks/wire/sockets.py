@@ -8,7 +8,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import zmq
 
@@ -137,6 +137,8 @@ class Bound(NamedTuple):
     client_public: str = ""
     client_secret: str = ""
     server_secret: str = ""
+    #: Checks keys in a thread of its own; to be stopped before the context is.
+    gatekeeper: Any = None
 
 
 def bind(context: zmq.Context[zmq.Socket[bytes]], runtime: Path) -> Bound:
@@ -189,7 +191,9 @@ def _bind_tcp(context: zmq.Context[zmq.Socket[bytes]], former: Connection | None
     except zmq.ZMQError:
         socket.bind("tcp://127.0.0.1:*")
     address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-    return Bound(socket, address, server_public, client_public, client_secret, server_secret)
+    return Bound(
+        socket, address, server_public, client_public, client_secret, server_secret, gatekeeper
+    )
 
 
 def _key_pair() -> tuple[str, str]:
@@ -204,9 +208,7 @@ class _Allowed:
         self._keys = keys
 
     def callback(self, domain: str, key: bytes) -> bool:
-        from zmq.utils import z85
-
-        return z85.encode(key) in self._keys
+        return key in self._keys
 
 
 def watch(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:

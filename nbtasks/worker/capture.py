@@ -1,9 +1,10 @@
 """What a task prints and logs becomes messages; what anything else prints stays in the log.
 
-    print, tqdm ──▶ Stream ──┐
-    logging ────▶ TaskLog ───┼──▶ pending ── flush ──▶ Output messages (the I/O thread, now and then;
-                             │                          the main thread, before a run is over)
-    outside a task ──────────┴──▶ the worker's log file
+    print, tqdm ──▶ Stream ──┬──▶ pending ── flush ──▶ Output messages
+    logging ────▶ TaskLog ───┤
+                             └──▶ the worker's log file, when no task runs
+
+The I/O thread flushes now and then, the main thread before a run is over.
 
 Descriptors 1 and 2 are not touched: what C libraries and child processes write goes to the log.
 """

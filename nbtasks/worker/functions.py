@@ -24,12 +24,12 @@ PATIENCE = 2.0
 class Function:
     """A task that can be run, and what must be known to run it."""
 
-    __slots__ = ("handlers", "ignore_result", "policy", "soft_time_limit", "task")
+    __slots__ = ("handlers", "name", "policy", "soft_time_limit", "task")
 
     def __init__(self, task: Any, policy: Policy) -> None:
         self.task = task
         self.policy = policy
-        self.ignore_result = policy.ignore_result
+        self.name: str = task.name
         self.soft_time_limit: float | None = getattr(task, "soft_time_limit", None)
         #: Whether it has handlers that must not run before the outcome is stored.
         self.handlers = life.has_handlers(task)
@@ -43,12 +43,18 @@ class Functions:
         self._load = load or payloads.load_definition
         self._loaded: OrderedDict[bytes, Function] = OrderedDict()
         self._fetched: dict[bytes, Reply] = {}
+        #: The one that was used last: calls of one function come in rows.
+        self._last: tuple[bytes, Function | None] = (b"", None)
 
     def get(self, digest: bytes) -> Function | None:
         """Return a function that is loaded already, or None."""
+        last, function = self._last
+        if last == digest:
+            return function
         function = self._loaded.get(digest)
         if function is not None:
             self._loaded.move_to_end(digest)
+            self._last = (digest, function)
         return function
 
     def policy(self, call: Call) -> Policy:

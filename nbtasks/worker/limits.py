@@ -26,15 +26,17 @@ class SoftLimit:
     Parameters
     ----------
     stir
-        Lets the I/O thread look at `deadline` again.
+        Lets the I/O thread look at `pending` again.
     """
 
     def __init__(self, stir: Callable[[], None]) -> None:
         self._stir = stir
         self._main = threading.main_thread().ident or 0
         self._seconds = 0.0
-        #: Monotonic seconds, or None when nothing with a limit runs.
-        self.deadline: float | None = None
+        #: Monotonic seconds, or None when nothing with a limit runs; written by the main thread.
+        self._deadline: float | None = None
+        #: The deadline that the I/O thread has acted upon.
+        self._fired: float | None = None
 
     def install(self) -> None:
         """Be ready; call it on the main thread."""
@@ -45,27 +47,35 @@ class SoftLimit:
     def around(self, seconds: float) -> Iterator[None]:
         """Raise SoftTimeLimitExceeded in this block when it lasts longer than `seconds`."""
         self._seconds = seconds
-        self.deadline = time.monotonic() + seconds
+        self._deadline = time.monotonic() + seconds
         self._stir()
         try:
             yield
         finally:
-            self.deadline = None
+            self._deadline = None
             if _SIGNAL is None:
                 _put_into(self._main, None)
 
-    def fire(self) -> None:
-        """Say that the time is over; called by the I/O thread."""
+    def pending(self) -> float | None:
+        """Return when there is something to do (monotonic seconds), or None; for the I/O thread."""
+        deadline = self._deadline
+        return None if deadline == self._fired else deadline
+
+    def fire_if_due(self, instant: float) -> None:
+        """Tell the main thread if its time is over; for the I/O thread."""
+        deadline = self.pending()
+        if deadline is None or deadline > instant:
+            return
+        self._fired = deadline
         if _SIGNAL is None:
-            self.deadline = None
             _put_into(self._main, SoftTimeLimitExceeded)
         else:
             signal.pthread_kill(self._main, _SIGNAL)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        deadline = self.deadline
+        deadline = self._deadline
         if deadline is not None and time.monotonic() >= deadline:
-            self.deadline = None
+            self._deadline = None
             raise SoftTimeLimitExceeded(self._seconds)
 
 

@@ -11,7 +11,6 @@ and if the process dies of it, the call is to blame.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,6 +39,45 @@ _NO_OPTIONS = Options()
 _clock = time.perf_counter
 
 
+class RunRequest(Request):
+    """The request of a run in a worker."""
+
+    called_directly = False
+
+    # Written out, and without what is so by default: each call pays for each line.
+    def __init__(
+        self, job: Job, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        run = job.run
+        call = run.call
+        assert call is not None
+        self.children = []
+        self.id = call.id
+        self.task = function.name
+        self.root_id = call.root or call.id
+        self.args = args
+        self.kwargs = kwargs
+        self.time_limit = function.policy.time_limit
+        self.soft_time_limit = function.soft_time_limit
+        self.ignore_result = function.policy.ignore_result
+        self.delivery_info = {
+            "exchange": "",
+            "routing_key": call.queue,
+            "priority": call.priority,
+            "redelivered": run.deaths > 0,
+        }
+        if call.parent:
+            self.parent_id = call.parent
+        if call.retries:
+            self.retries = call.retries
+        if call.eta is not None:
+            self.eta = _iso(call.eta)
+        if call.expires is not None:
+            self.expires = _iso(call.expires)
+        if call.options is not None:
+            _add_options(self, call.options)
+
+
 class Runner:
     """Runs calls, one at a time.
 
@@ -62,18 +100,17 @@ class Runner:
         capture: Capture,
         limit: SoftLimit,
     ) -> None:
-        self.name = name
         self._handover = handover
         self._cell = cell
         self._functions = functions
         self._capture = capture
         self._limit = limit
-        self._soft = 0.0
         # The one that runs:
         self._job: Job
-        self._function: Function | None = None
-        self._request: Request
-        self._ignored = False
+        self._request: Request = Request()
+        self._handlers = False
+        self._soft = 0.0
+        RunRequest.hostname = name
 
     def run(self, job: Job) -> None:
         """Run a call and post its outcome.
@@ -91,57 +128,49 @@ class Runner:
             self._post_refusal(states.REVOKED, TaskRevokedError("expired"))
             return
         function = self._functions.get(call.definition)
-        if function is not None:
-            policy = function.policy
-        else:
+        if function is None:
             try:
                 policy = self._functions.policy(call)
             except NotRegistered as error:
                 self._post_refusal(states.FAILURE, error)
                 return
-        self._begin(run.ticket, call, policy)
+        else:
+            policy = function.policy
+        self._cell.start(run.ticket)
+        self._handover.begin(run.ticket)
+        self._capture.begin(call.id)
+        if policy.track_started or _is_limited(policy, call):
+            self._tell_started(policy, call)
         try:
-            self._run_begun(call, function)
+            self._run_begun(job, call, function)
         finally:
             self._capture.end()
 
-    def _begin(self, ticket: int, call: Call, policy: Policy) -> None:
-        self._cell.start(ticket)
-        self._handover.begin(ticket)
-        self._capture.begin(call.id)
-        options = call.options or _NO_OPTIONS
-        limited = (
-            policy.time_limit is not None
-            or policy.memory_limit is not None
-            or options.time_limit is not None
-            or options.memory_limit is not None
-        )
-        if limited or policy.track_started:
-            self._handover.told = ticket
-            self._handover.post(Started(ticket, time.time()))
-            if limited:
-                # The broker keeps the time, and only from when it knows.
-                self._handover.wait_sent(STARTED_WAIT)
-            else:
-                self._handover.settle()
+    def _tell_started(self, policy: Policy, call: Call) -> None:
+        ticket = self._job.run.ticket
+        self._handover.told = ticket
+        self._handover.post(Started(ticket, time.time()))
+        if _is_limited(policy, call):
+            # The broker keeps the time, and only from when it knows.
+            self._handover.wait_sent(STARTED_WAIT)
+        else:
+            self._handover.settle()
 
-    def _run_begun(self, call: Call, function: Function | None) -> None:
-        self._function = None
-        self._ignored = False
+    def _run_begun(self, job: Job, call: Call, function: Function | None) -> None:
         try:
             if function is None:
                 function = self._load_function(call)
-            args, kwargs = payloads.loads(call.body, self._job.buffers)
-            request = self._make_request(call, function, args, kwargs)
+            args, kwargs = payloads.loads(call.body, job.buffers)
+            request = RunRequest(job, function, args, kwargs)
         except BaseException as error:
             self._fail(error)
             return
-        self._function = function
+        request._channel = self
         self._request = request
-        soft = request.soft_time_limit
+        self._handlers = function.handlers
         wrap = None
-        if soft is not None:
-            self._soft = soft
+        if request.soft_time_limit is not None:
+            self._soft = request.soft_time_limit
             wrap = self._within_limit
         life.run(function.task, request, args, kwargs, store=self._store, clock=_clock, wrap=wrap)
 
@@ -150,42 +179,9 @@ class Runner:
             return self._functions.load(call)
         except SystemExit as error:
             raise ImportError(
-                f"A module that {call.name} needs ended the import with SystemExit({error.code!r}). "
-                f"A module that is imported must not call sys.exit()."
+                f"A module that {call.name} needs called sys.exit({error.code!r}) when it was "
+                f"imported. Guard that line with `if __name__ == '__main__':`."
             ) from error
-
-    def _make_request(
-        self, call: Call, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Request:
-        request = Request(
-            id=call.id,
-            task=function.task.name,
-            root_id=call.root or call.id,
-            parent_id=call.parent or None,
-            args=args,
-            kwargs=kwargs,
-            retries=call.retries,
-            hostname=self.name,
-            called_directly=False,
-            delivery_info={
-                "exchange": "",
-                "routing_key": call.queue,
-                "priority": call.priority,
-                "redelivered": self._job.run.deaths > 0,
-            },
-            time_limit=function.policy.time_limit,
-            soft_time_limit=function.soft_time_limit,
-            ignore_result=function.ignore_result,
-            _channel=self,
-        )
-        if call.eta is not None:
-            request.eta = _iso(call.eta)
-        if call.expires is not None:
-            request.expires = _iso(call.expires)
-        if call.options is not None:
-            _add_options(request, call.options)
-        self._ignored = request.ignore_result
-        return request
 
     def _within_limit(self, body: Callable[[], Any]) -> Any:
         with self._limit.around(self._soft):
@@ -195,9 +191,8 @@ class Runner:
 
     def _store(self, outcome: life.Outcome) -> None:
         """Post the outcome of the running call; `EncodeError` if it cannot be."""
-        message = self._encode(outcome)
-        self._post_outcome(message)
-        if self._function is not None and self._function.handlers:
+        self._post_outcome(self._encode(outcome))
+        if self._handlers:
             self._handover.wait_noted(self._job.run.ticket, NOTED_WAIT)
 
     def _post_outcome(self, message: Done | Again | Loaded) -> None:
@@ -211,7 +206,7 @@ class Runner:
     def _encode(self, outcome: life.Outcome) -> Done | Again | Loaded:
         state = outcome.state
         if state == states.SUCCESS:
-            if self._ignored:
+            if self._request.ignore_result:
                 return self._done(outcome, b"", ())
             return self._done(outcome, *payloads.dumps(outcome.value))
         if state == states.RETRY:
@@ -246,7 +241,9 @@ class Runner:
         over: bool = True,
     ) -> Again | Loaded:
         call, buffers = self._next_call(plan, over)
-        body, more = payloads.dumps_exception(reason) if reason is not None else payloads.dumps(None)
+        body, more = (
+            payloads.dumps_exception(reason) if reason is not None else payloads.dumps(None)
+        )
         frames = [*buffers, *_owned(more)]
         again = Again(
             self._job.run.ticket,
@@ -301,6 +298,7 @@ class Runner:
         """Post the failure of a call whose body could not even begin."""
         outcome = life.Outcome(states.FAILURE, error, life.ExceptionInfo(error))
         self._request = Request()
+        self._handlers = False
         self._post_outcome(self._encode(outcome))
 
     def _post_refusal(self, state: str, error: BaseException) -> None:
@@ -337,6 +335,17 @@ class Runner:
     def cancelled(self) -> bool:
         """Return whether somebody wants the running task to end."""
         return self._handover.unwanted == self._job.run.ticket
+
+
+def _is_limited(policy: Policy, call: Call) -> bool:
+    """Return whether somebody outside ends the run when it takes too much."""
+    options = call.options or _NO_OPTIONS
+    return not (
+        policy.time_limit is None
+        and policy.memory_limit is None
+        and options.time_limit is None
+        and options.memory_limit is None
+    )
 
 
 def _owned(buffers: Any) -> list[Buffer]:
@@ -377,10 +386,9 @@ def _add_options(request: Request, options: Options) -> None:
 def _next_options(former: Options | None, changes: dict[str, Any]) -> Options | None:
     """Return a call's options with those that `retry` was given."""
     known = {name: changes[name] for name in Options.__struct_fields__ if name in changes}
-    headers = known.pop("headers", None)
-    if headers is not None:
-        body, buffers = payloads.dumps(headers)
-        known["headers"] = payloads.join(body, buffers) if buffers else body
+    if "headers" in known:
+        headers = known["headers"]
+        known["headers"] = b"" if headers is None else payloads.dumps(headers).body
     if not known:
         return former
     base = former or _NO_OPTIONS
@@ -391,8 +399,3 @@ def new_id() -> str:
     """Return a random task id."""
     digits = os.urandom(16).hex()
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-
-
-def interpreter() -> str:
-    """Return what runs here, for error messages."""
-    return f"{sys.executable} (Python {sys.version.split()[0]})"

@@ -35,7 +35,9 @@ class FakeClient:
 
     # ------------------------------------------------------------------ what the broker would do
 
-    def send(self, task_id: str = "", *, args: Any = (), kwargs: Any = None, **fields: Any) -> Record:
+    def send(
+        self, task_id: str = "", *, args: Any = (), kwargs: Any = None, **fields: Any
+    ) -> Record:
         """Return the record of a task that this process sends."""
         body, _ = payloads.dumps((args, kwargs or {}))
         options = Options(**fields.pop("options")) if "options" in fields else None
@@ -46,7 +48,9 @@ class FakeClient:
         self._records[task_id] = record
         return record
 
-    def happen(self, record: Record, kind: str = "state", value: Any = None, **fields: Any) -> Event:
+    def happen(
+        self, record: Record, kind: str = "state", value: Any = None, **fields: Any
+    ) -> Event:
         """Let something happen to a task; return the event."""
         body: bytes = b""
         buffers: list[Any] = []

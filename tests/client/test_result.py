@@ -6,18 +6,21 @@ import asyncio
 import builtins
 import copy
 import gc
+import itertools
 import pickle
+import subprocess
 import sys
 import threading
 import time
 import traceback
 import weakref
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from nbtasks import context, exceptions
-from nbtasks.client import outcome, result
+from nbtasks.client import outcome, waiting
 from nbtasks.client.callbacks import callbacks
 from nbtasks.client.result import (
     AsyncResult,
@@ -50,7 +53,7 @@ class Broken(ValueError):
 @pytest.fixture
 def client(monkeypatch):
     fake = FakeClient()
-    monkeypatch.setattr(result, "_client", lambda: fake)
+    monkeypatch.setattr(waiting, "client", lambda: fake)
     return fake
 
 
@@ -151,8 +154,15 @@ def test_making_a_result_is_cheap(record):
 
 
 def test_task_that_was_just_sent_is_pending(task):
-    assert (task.state, task.status, task.result, task.traceback) == ("PENDING", "PENDING", None, None)
-    assert not (task.ready() or task.successful() or task.failed())
+    assert (task.state, task.status, task.result, task.traceback) == (
+        "PENDING",
+        "PENDING",
+        None,
+        None,
+    )
+    assert not task.ready()
+    assert not task.successful()
+    assert not task.failed()
     assert task.accepted
     assert task.date_done is None
 
@@ -189,7 +199,8 @@ def test_revoked_task_is_ready_but_neither_successful_nor_failed(client, record,
     client.end_by_broker(record, "REVOKED", "TaskRevokedError", "expired")
 
     assert task.ready()
-    assert not (task.successful() or task.failed())
+    assert not task.successful()
+    assert not task.failed()
     assert isinstance(task.result, exceptions.TaskRevokedError)
     with pytest.raises(exceptions.TaskRevokedError, match="expired"):
         task.get()
@@ -230,7 +241,12 @@ def test_unknown_id_is_pending_and_does_not_exist(client):
     client.answers["show"] = lambda id: None
     unknown = AsyncResult("mistyped")
 
-    assert (unknown.state, unknown.retries, unknown.name, unknown.args) == ("PENDING", None, None, None)
+    assert (unknown.state, unknown.retries, unknown.name, unknown.args) == (
+        "PENDING",
+        None,
+        None,
+        None,
+    )
     assert not unknown.exists()
     with pytest.raises(exceptions.TimeoutError, match="knows no task 'mistyped'"):
         unknown.get(timeout=0)
@@ -267,7 +283,9 @@ def test_get_waits_for_the_value(client, record, task):
 def test_timeout_is_exact_and_leaves_the_task_alone(client, record, task):
     began = time.monotonic()
 
-    with pytest.raises(exceptions.TimeoutError, match=r"demo\.add\[task-1\] was not ready within 0\.2 s"):
+    with pytest.raises(
+        exceptions.TimeoutError, match=r"demo\.add\[task-1\] was not ready within 0\.2 s"
+    ):
         task.get(timeout=0.2)
 
     assert 0.2 <= time.monotonic() - began < 0.3
@@ -318,7 +336,7 @@ def test_callback_is_not_called_when_the_error_is_raised(client, record, task):
 
 
 def test_on_interval_is_called_while_waiting(client, record, task, monkeypatch):
-    monkeypatch.setattr(result, "BEAT", 0.02)
+    monkeypatch.setattr(waiting, "BEAT", 0.02)
     called = []
 
     def tick():
@@ -328,7 +346,7 @@ def test_on_interval_is_called_while_waiting(client, record, task, monkeypatch):
 
     assert task.get(on_interval=tick) == 1
     assert len(called) == 3
-    assert all(later - earlier >= 0.019 for earlier, later in zip(called, called[1:], strict=False))
+    assert all(later - earlier >= 0.019 for earlier, later in itertools.pairwise(called))
 
 
 def test_error_of_a_parent_is_raised_at_once(client, record):
@@ -343,7 +361,7 @@ def test_error_of_a_parent_is_raised_at_once(client, record):
 
 
 def test_error_of_a_parent_is_raised_while_waiting(client, record, monkeypatch):
-    monkeypatch.setattr(result, "BEAT", 0.02)
+    monkeypatch.setattr(waiting, "BEAT", 0.02)
     first = client.send("first")
     last = AsyncResult._of(record, parent=AsyncResult._of(first))
     client.scenes.append(lambda: client.fail(first, KeyError("first step")))
@@ -371,7 +389,8 @@ def test_task_that_raised_ignore_gives_none(client, record, task):
     client.happen(record, state="IGNORED", final=True)
 
     assert (task.state, task.ignored, task.ready(), task.get()) == ("IGNORED", True, True, None)
-    assert not (task.successful() or task.failed())
+    assert not task.successful()
+    assert not task.failed()
 
 
 def test_task_that_raised_ignore_after_a_state_of_its_own_gives_none(client, record, task):
@@ -566,39 +585,68 @@ def test_cells_are_named_as_the_notebook_names_them(monkeypatch):
     monkeypatch.setattr(outcome, "_shell", Shell)
 
     text = outcome.readable(REMOTE)
-    other = outcome.readable('  File "/tmp/ipykernel_9/11.py", line 1, in f\n  File "/a.py", line 2')
+    other = outcome.readable(
+        '  File "/tmp/ipykernel_9/11.py", line 1, in f\n  File "/a.py", line 2'
+    )
 
     assert "  Cell In[2], line 3, in load\n" in text
     assert other == '  Cell of another session, line 1, in f\n  File "/a.py", line 2'
 
 
-def test_ipython_shows_the_callers_lines_and_the_remote_ones_but_none_of_ours(client, record):
-    shell_module = pytest.importorskip("IPython.core.interactiveshell")
-    client.fail(record, ValueError("bad header"), traceback=REMOTE)
-    shell = shell_module.InteractiveShell.instance(colors="nocolor", history_manager_class=None)
-    try:
-        shell.user_ns["task"] = AsyncResult._of(record, "load")
-        shown = []
-        shell._showtraceback = lambda kind, value, lines: shown.extend(lines)
-        shell.run_cell("x = 1\ntask.get()")
-    finally:
-        shell_module.InteractiveShell.clear_instance()
+IN_IPYTHON = """
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+from nbtasks.client import result, waiting
+from tests.client.fakes import FakeClient
+from tests.client.test_result import REMOTE
 
-    text = "\n".join(shown)
-    assert "----> 2 task.get()" in text
-    assert "result.py" not in text
-    assert text.count("Remote traceback of task load") == 1
-    assert "Cell of another session, line 3, in load" in text
+config = Config()
+config.HistoryManager.enabled = False
+shell = InteractiveShell.instance(config=config, colors="nocolor")
+client = FakeClient()
+waiting.client = lambda: client
+record = client.send()
+client.fail(record, ValueError("bad header"), traceback=REMOTE)
+shell.user_ns["task"] = result.AsyncResult._of(record, "load")
+shell.run_cell("x = 1\\ntask.get()")
+shell.run_cell("try: task.get()\\nexcept ValueError as error: raise KeyError(1) from error")
+shell.run_line_magic("tb", "")
+"""
 
 
-def test_error_of_this_very_process_is_not_decorated_where_there_is_no_ipython(client, record, task):
+def test_ipython_shows_the_callers_lines_and_the_remote_ones_but_none_of_ours():
+    pytest.importorskip("IPython")
+
+    ran = subprocess.run(
+        [sys.executable, "-c", IN_IPYTHON],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=60,
+    )
+
+    direct, _, chained = ran.stdout.partition("1 try: task.get()")
+    assert "----> 2 task.get()" in direct, ran.stderr
+    assert "client/result.py" not in direct
+    assert direct.count("ValueError: bad header") == 2  # as itself, and in the remote text
+    assert direct.count("Remote traceback of task load") == 1
+    assert "Cell of another session, line 3, in load" in direct
+    assert "KeyError: 1" in chained
+    assert chained.count("Remote traceback of task load") == 2  # the cell, and %tb
+
+
+def test_error_of_this_very_process_is_not_decorated_where_there_is_no_ipython(
+    client, record, task
+):
     client.fail(record, ValueError("x"), traceback=REMOTE)
 
     assert "_render_traceback_" not in vars(task.result)
 
 
 def test_failure_that_cannot_be_loaded_says_so_and_shows_the_remote_traceback(client, record, task):
-    event = Event("task-1", 1, 5.0, "state", "FAILURE", b"\x80nonsense", traceback=REMOTE, final=True)
+    event = Event(
+        "task-1", 1, 5.0, "state", "FAILURE", b"\x80nonsense", traceback=REMOTE, final=True
+    )
     record.events.append(event)
     record.apply(event)
 
@@ -645,7 +693,13 @@ def test_on_message_tells_each_state_in_order_with_all_keys(client):
         "parent_id": "boss",
     }
     assert messages == [
-        {**fixed, "status": "PROGRESS", "result": {"progress": 50}, "children": [], "date_done": None},
+        {
+            **fixed,
+            "status": "PROGRESS",
+            "result": {"progress": 50},
+            "children": [],
+            "date_done": None,
+        },
         {
             **fixed,
             "status": "SUCCESS",
@@ -658,7 +712,9 @@ def test_on_message_tells_each_state_in_order_with_all_keys(client):
 
 def test_on_message_is_replayed_for_a_task_that_is_over(client, record, task):
     client.happen(record, state="PROGRESS", value=1)
-    client.happen(record, state="RETRY", value=ConnectionError("refused"), traceback=REMOTE, retries=1)
+    client.happen(
+        record, state="RETRY", value=ConnectionError("refused"), traceback=REMOTE, retries=1
+    )
     client.happen(record, "output", state="stdout", text="hello")
     client.fail(record, ValueError("x"), traceback=REMOTE, retries=1)
     messages = []
@@ -717,7 +773,12 @@ def test_on_message_tells_of_a_task_of_another_process_with_all_keys(client):
     assert theirs.get(on_message=messages.append, timeout=0) == 3
 
     assert messages[0]["name"] == theirs.name == "demo.theirs"
-    assert (messages[0]["args"], theirs.args, theirs.kwargs, theirs.queue) == ((1,), (1,), {}, "default")
+    assert (messages[0]["args"], theirs.args, theirs.kwargs, theirs.queue) == (
+        (1,),
+        (1,),
+        {},
+        "default",
+    )
 
 
 def test_error_in_on_message_is_the_callers(client, record, task):
@@ -785,7 +846,9 @@ def test_error_in_a_callback_goes_to_on_error(client, record, task):
     assert isinstance(caught.wait()[0], ZeroDivisionError)
 
 
-def test_error_in_a_callback_without_on_error_is_logged_and_others_are_called(client, record, task, caplog):
+def test_error_in_a_callback_without_on_error_is_logged_and_others_are_called(
+    client, record, task, caplog
+):
     client.succeed(record, 1)
     called = Gathered()
 
@@ -855,7 +918,7 @@ def test_giving_up_on_an_awaited_result_leaves_the_task_alone(client, record, ta
 
 
 def test_awaiting_ends_when_the_cluster_is_gone(client, record, task, monkeypatch):
-    monkeypatch.setattr(result, "BEAT", 0.02)
+    monkeypatch.setattr(waiting, "BEAT", 0.02)
     client.gone = True
 
     with pytest.raises(exceptions.BrokerUnavailable):
@@ -927,7 +990,9 @@ def test_failed_task_is_run_again_and_is_pending_at_once(client, record, task):
     def redo(*messages):
         tell(*messages)
         if isinstance(messages[0], Redo):
-            threading.Thread(target=client.happen, args=(record, "again"), kwargs={"text": "by hand"}).start()
+            threading.Thread(
+                target=client.happen, args=(record, "again"), kwargs={"text": "by hand"}
+            ).start()
 
     client.tell = redo
 
@@ -957,7 +1022,7 @@ def test_task_that_has_not_failed_is_not_run_again(client, record, task, state):
 def test_retry_that_the_broker_does_not_confirm_is_an_error(client, record, task):
     client.fail(record, ValueError("x"))
 
-    with pytest.raises(exceptions.TimeoutError, match="did not confirm within 0.01 s"):
+    with pytest.raises(exceptions.TimeoutError, match=r"did not confirm within 0\.01 s"):
         task.retry(timeout=0.01)
 
 
@@ -1211,14 +1276,14 @@ def test_timeout_of_a_set_is_for_all_together_and_exact(client, records, members
     client.succeed(records[0], 0)
     began = time.monotonic()
 
-    with pytest.raises(exceptions.TimeoutError, match="2 of 3 tasks were not ready within 0.2 s"):
+    with pytest.raises(exceptions.TimeoutError, match=r"2 of 3 tasks were not ready within 0\.2 s"):
         members.get(timeout=0.2)
 
     assert 0.2 <= time.monotonic() - began < 0.3
 
 
 def test_on_interval_of_a_set_is_called(client, records, members, monkeypatch):
-    monkeypatch.setattr(result, "BEAT", 0.02)
+    monkeypatch.setattr(waiting, "BEAT", 0.02)
     called = []
 
     with pytest.raises(exceptions.TimeoutError):
@@ -1239,7 +1304,9 @@ def test_set_yields_members_as_they_complete(client, records, members):
 
 def test_states_of_a_set(client, records, members):
     assert members.waiting()
-    assert not (members.ready() or members.successful() or members.failed())
+    assert not members.ready()
+    assert not members.successful()
+    assert not members.failed()
 
     client.succeed(records[0], 1)
     client.fail(records[1], ValueError("x"))
@@ -1464,7 +1531,7 @@ def test_eager_result_tells_its_one_message():
 
 
 def test_eager_result_needs_no_cluster(monkeypatch):
-    monkeypatch.setattr(result, "_client", lambda: pytest.fail("asked for the cluster"))
+    monkeypatch.setattr(waiting, "client", lambda: pytest.fail("asked for the cluster"))
     eager = EagerResult("1", 4, "SUCCESS")
 
     eager.forget()
@@ -1482,5 +1549,3 @@ def test_eager_result_needs_no_cluster(monkeypatch):
 @pytest.mark.usefixtures("in_a_task")
 def test_eager_result_may_be_had_inside_a_task():
     assert EagerResult("1", 4, "SUCCESS").get() == 4
-
-

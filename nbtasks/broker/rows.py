@@ -1,0 +1,174 @@
+"""What the scheduler wants kept, brought into the shape of rows. Knows no database."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from nbtasks.core.actions import (
+    SaveCall,
+    SaveDefinition,
+    SaveEvent,
+    SaveForget,
+    SaveTask,
+    Task,
+)
+from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Now, Options
+from nbtasks.core.states import DONE, PENDING, QUEUED
+
+Save = SaveCall | SaveTask | SaveEvent | SaveDefinition | SaveForget
+Buffer = bytes | bytearray | memoryview
+
+#: Longer bodies of calls (bytes) lie apart: a row is written anew whenever its task changes.
+SHORT_BODY: Final = 1024
+#: Number of the "frame" that is such a body.
+BODY: Final = -1
+#: Longer frames (bytes) lie in parts: SQLite takes 1,000,000,000 at most, and copies each.
+PART: Final = 64 * 1024 * 1024
+
+
+class TaskRow(msgspec.Struct, gc=False):
+    """A task as the store knows it."""
+
+    seq: int
+    id: str
+    definition: bytes
+    name: str
+    client: bytes
+    priority: int
+    queue: str
+    phase: str
+    parent: str
+    root: str
+    state: str
+    n: int
+    retries: int
+    deaths: int
+    due: float | None
+    eta: float | None
+    expires: float | None
+    worker: str
+    ticket: int
+    ended_at: float | None
+    #: Wall clock.
+    accepted_at: float
+    #: The arguments as short text.
+    summary: str
+    options: Options | None
+
+
+# ---------------------------------------------------------------------------------------- a turn
+
+
+class Turn:
+    """The saves of one turn, sorted and with each row once."""
+
+    __slots__ = ("calls", "definitions", "events", "forgotten", "tasks")
+
+    def __init__(self, saves: Iterable[Save]) -> None:
+        self.calls: dict[int, SaveCall] = {}
+        self.tasks: dict[int, Task] = {}
+        self.events: list[SaveEvent] = []
+        self.definitions: list[SaveDefinition] = []
+        self.forgotten: set[int] = set()
+        tasks, events = self.tasks, self.events
+        for save in saves:
+            if type(save) is SaveTask:
+                tasks[save.task.seq] = save.task
+            elif type(save) is SaveEvent:
+                events.append(save)
+            elif type(save) is SaveCall:
+                self.calls[save.seq] = save
+            elif type(save) is SaveDefinition:
+                self.definitions.append(save)
+            elif type(save) is SaveForget:
+                self.forgotten.add(save.seq)
+        if self.forgotten:
+            self._leave_out()
+
+    def _leave_out(self) -> None:
+        for seq in self.forgotten:
+            self.calls.pop(seq, None)
+            self.tasks.pop(seq, None)
+        self.events = [save for save in self.events if save.seq not in self.forgotten]
+
+
+# ----------------------------------------------------------------------------------- payload frames
+
+
+def parts(buffers: Iterable[Buffer]) -> Iterator[tuple[int, int, Buffer]]:
+    """Yield (frame, part, data) of payload frames."""
+    for frame, buffer in enumerate(buffers):
+        if len(buffer) <= PART:
+            yield frame, 0, buffer
+            continue
+        view = memoryview(buffer).cast("B")
+        for part, start in enumerate(range(0, len(view), PART)):
+            yield frame, part, view[start : start + PART]
+
+
+def joined(parts: Iterable[tuple[int, bytes]]) -> dict[int, bytes]:
+    """Return frame → data of (frame, data) in order of frame and part."""
+    frames: dict[int, list[bytes]] = {}
+    for frame, data in parts:
+        frames.setdefault(frame, []).append(data)
+    return {frame: data[0] if len(data) == 1 else b"".join(data) for frame, data in frames.items()}
+
+
+# ------------------------------------------------------------------------------- what becomes rows
+
+
+def task_for(save: SaveCall) -> Task:
+    """Return the task that a call makes when nothing else is said of it."""
+    call = save.call
+    return Task(
+        save.seq, call.id, call.definition, call.name, save.client, call.priority, call.queue,
+        QUEUED, call.parent, call.root, state=PENDING, retries=call.retries, due=call.due,
+        eta=call.eta, expires=call.expires,
+    )  # fmt: skip
+
+
+def without_known(call: Call, task: Task) -> Call:
+    """Return a call without what its row says already, and without a long body."""
+    body = call.body if len(call.body) <= SHORT_BODY else b""
+    if call.name == task.name and call.definition == task.definition:
+        return replace(call, id="", definition=b"", name="", body=body)
+    return replace(call, id="", body=body)
+
+
+def call_payloads(save: SaveCall) -> Iterator[tuple[int, int, int, int, Buffer]]:
+    if len(save.call.body) > SHORT_BODY:
+        yield save.seq, 0, BODY, 0, save.call.body
+    for part in parts(save.buffers):
+        yield save.seq, 0, *part
+
+
+def is_usual(task: Task) -> bool:
+    """Return whether a task has nothing but what `_USUAL` says."""
+    return (
+        task.due is None
+        and task.expires is None
+        and task.eta is None
+        and not task.retries
+        and not task.deaths
+        and task.priority == DEFAULT_PRIORITY
+        and task.queue == DEFAULT_QUEUE
+    )
+
+
+def rest_of(task: Task, now: Now) -> tuple[Any, ...]:
+    """Return the columns that `_USUAL` stands for."""
+    due = task.due
+    due_at = None if due is None else due - now.boot + now.wall
+    return (
+        task.priority, task.queue, task.retries, task.deaths, due, due_at, task.eta, task.expires,
+    )  # fmt: skip
+
+
+def end_of(task: Task, now: Now) -> float | None:
+    if task.phase != DONE:
+        return None
+    return now.wall if task.ended_at is None else task.ended_at

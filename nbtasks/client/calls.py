@@ -1,0 +1,221 @@
+"""From a task and its arguments to a call on its way.
+
+This is the hot path: what does not change from call to call is worked out once, in `Prepared`, and
+a call without options touches little else. Loaded at the first call only, for it brings sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from nbtasks import context
+from nbtasks.client import client as clients
+from nbtasks.client import definitions, models, options
+from nbtasks.client.arguments import cut, summarize
+from nbtasks.client.client import new_id
+from nbtasks.client.result import AsyncResult
+from nbtasks.core.messages import Call
+from nbtasks.core.retry import merge_policy
+from nbtasks.wire import payloads
+from nbtasks.wire.connection import now
+
+if TYPE_CHECKING:
+    from nbtasks.client.task import Task
+    from nbtasks.config import Settings
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+class Prepared:
+    """What holds for all calls of a task that name nothing else, until its options change.
+
+    Raises
+    ------
+    ValueError
+        When the task's limits contradict each other.
+    """
+
+    __slots__ = (
+        "compression", "default_priority", "dump_models", "expires", "ignored", "policy",
+        "priority", "queue", "rare", "retry", "serializer", "settings", "shadowed",
+        "soft_time_limit", "time_limit",
+    )  # fmt: skip
+
+    def __init__(self, task: Task, settings: Settings) -> None:
+        self.settings = settings
+        self.serializer: str = task.serializer
+        self.compression: str | None = task.compression
+        self.ignored = bool(task.ignore_result)
+        self.expires = task.expires
+        #: Given on the task; None: that of the sending task, or the default.
+        self.priority = None if task.priority is None else options.priority_of(task.priority)
+        self.default_priority = settings.task_default_priority
+        queue = task.queue or task.routing_key or settings.task_default_queue
+        self.queue = options.queue_of(queue)
+        self.retry = settings.task_publish_retry
+        self.policy = merge_policy(settings.task_publish_retry_policy)
+        self.time_limit = options.limit_of("time_limit", task.time_limit)
+        self.soft_time_limit = options.limit_of("soft_time_limit", task.soft_time_limit)
+        options.check_limits(self.soft_time_limit, self.time_limit)
+        # Pickle carries models as they are; other serializers need plain data.
+        self.dump_models = bool(task.pydantic) and self.serializer != "pickle"
+        self.shadowed = not hasattr(task.shadow_name, "does_nothing")
+
+
+def send(
+    task: Task,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    given: dict[str, Any],
+    *,
+    known: bool = True,
+) -> AsyncResult:
+    """Send one call of a task, and return its result to be.
+
+    Parameters
+    ----------
+    task, args, kwargs
+        Which, and with what; the arguments have been checked.
+    given
+        Options of the call.
+    known
+        Whether there is a function; otherwise there is a name only.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        When an option cannot be used.
+    EncodeError
+        When an argument cannot be sent.
+    OperationalError
+        When there is no broker.
+    """
+    prepared: Prepared = task._prepared
+    if prepared.shadowed and "shadow" not in given:
+        given = {**given, "shadow": task.shadow_name(args, kwargs, given)}
+    frame = context.current_frame()
+    priority = prepared.priority
+    if frame is None:
+        root = parent = ""
+    else:
+        request = frame.request
+        parent = request.id or ""
+        root = request.root_id or parent
+        if priority is None:
+            priority = (request.delivery_info or _NOTHING).get("priority")
+    if priority is None:
+        priority = prepared.default_priority
+    if given or prepared.expires is not None:
+        return _send_with_options(task, args, kwargs, given, known, frame, root, parent, priority)
+    body, buffers = payloads.dumps_arguments(
+        args, kwargs, prepared.serializer, prepared.compression
+    )
+    define = definitions.current(task) if known else None
+    call = Call(
+        new_id(),
+        b"" if define is None else define[0].digest,
+        task.name,
+        body,
+        len(buffers),
+        summarize(args, kwargs),
+        None,
+        None,
+        None,
+        priority,
+        prepared.queue,
+        root,
+        parent,
+    )
+    record = clients.current().submit(
+        call, buffers, define, retry=prepared.retry, policy=prepared.policy
+    )
+    if frame is not None and frame.task.trail:
+        frame.request.children.append(call.id)
+    return AsyncResult._of(record, task.name, None, prepared.ignored)
+
+
+def _send_with_options(
+    task: Task,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    given: dict[str, Any],
+    known: bool,
+    frame: context.Frame | None,
+    root: str,
+    parent: str,
+    priority: int,
+) -> AsyncResult:
+    prepared: Prepared = task._prepared
+    options.check_known("apply_async()", given)
+    get = given.get
+    instant = now()
+    start = options.start_of(get("countdown"), get("eta"), instant)
+    expires = options.end_of(given.get("expires", prepared.expires), instant.wall)
+    if get("priority") is not None:
+        priority = options.priority_of(given["priority"])
+    task_id = options.id_of(get("task_id"), get("idempotency_key"), task.name)
+    ignored = prepared.ignored if get("ignore_result") is None else bool(given["ignore_result"])
+    policy = prepared.policy
+    if get("retry_policy"):
+        policy = merge_policy(policy, given["retry_policy"])
+    rare = None
+    if not options.RARE.isdisjoint(given):
+        rare = options.rare_options(given, prepared.time_limit, prepared.soft_time_limit)
+    serializer = get("serializer") or prepared.serializer
+    plain = (args, kwargs)
+    if task.pydantic and serializer != "pickle":
+        plain = models.dumped(args, kwargs)
+    body, buffers = payloads.dumps_arguments(
+        *plain, serializer, given.get("compression", prepared.compression)
+    )
+    define = definitions.current(task) if known else None
+    call = Call(
+        id=task_id or new_id(),
+        definition=b"" if define is None else define[0].digest,
+        name=task.name,
+        body=body,
+        frames=len(buffers),
+        summary=_summary(args, kwargs, given),
+        due=start.due,
+        eta=start.eta,
+        expires=expires,
+        priority=priority,
+        queue=options.queue_of(get("queue") or get("routing_key") or prepared.queue),
+        root=get("root_id") or root,
+        parent=get("parent_id") or parent,
+        retries=get("retries") or 0,
+        options=rare,
+    )
+    record = clients.current().submit(
+        call,
+        buffers,
+        define,
+        confirm=bool(get("confirm")),
+        check=task_id is not None,
+        retry=prepared.retry if get("retry") is None else bool(given["retry"]),
+        policy=policy,
+    )
+    if frame is not None and frame.task.trail and given.get("add_to_parent", True):
+        frame.request.children.append(call.id)
+    return AsyncResult._of(record, task.name, None, ignored)
+
+
+def _summary(args: tuple[Any, ...], kwargs: dict[str, Any], given: dict[str, Any]) -> str:
+    """Return the arguments as text, or what the caller wants to be shown instead."""
+    shown_args, shown_kwargs = given.get("argsrepr"), given.get("kwargsrepr")
+    if shown_args is None and shown_kwargs is None:
+        return summarize(args, kwargs)
+    parts = [
+        summarize(args, {})[1:-1] if shown_args is None else _bare(shown_args),
+        summarize((), kwargs)[1:-1] if shown_kwargs is None else _bare(shown_kwargs),
+    ]
+    return cut(f"({', '.join(part for part in parts if part)})")
+
+
+def _bare(text: str) -> str:
+    """Return the text of a tuple or dict without its brackets."""
+    text = str(text).strip()
+    if text[:1] + text[-1:] in ("()", "[]", "{}"):
+        text = text[1:-1]
+    return text.strip().rstrip(",")

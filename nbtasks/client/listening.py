@@ -1,0 +1,94 @@
+"""State messages: what `on_message` is told of a task."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nbtasks.client import outcome
+from nbtasks.client.family import Listener
+from nbtasks.core import states
+from nbtasks.core.messages import Event
+from nbtasks.wire import payloads
+
+if TYPE_CHECKING:
+    from nbtasks.client.client import Record
+    from nbtasks.client.result import AsyncResult
+
+
+class Facts(NamedTuple):
+    """What was fixed when a task was sent."""
+
+    name: str | None = None
+    queue: str | None = None
+    parent: str | None = None
+    group: str | None = None
+    body: bytes = b""
+    buffers: Sequence[Any] = ()
+
+    def arguments(self) -> tuple[Any, Any]:
+        """Return `(args, kwargs)`."""
+        body, buffers = self.body, list(self.buffers)
+        if not body and buffers:
+            body = buffers.pop(0)
+        if not body:
+            return None, None
+        args, kwargs = payloads.loads(body, buffers)
+        return args, kwargs
+
+
+class Messages:
+    """Tells one listener of each state message of one task, in order and once."""
+
+    __slots__ = ("_facts", "_listener", "_result", "seen")
+
+    def __init__(self, result: AsyncResult, listener: Listener) -> None:
+        self._result = result
+        self._listener = listener
+        #: Number of the last event that was told.
+        self.seen = 0
+        self._facts: dict[str, Any] | None = None
+
+    def tell(self, record: Record) -> None:
+        """Tell what has not been told yet."""
+        for event in outcome.state_messages(record, self.seen):
+            self.tell_of(record, event)
+
+    def tell_of(self, record: Record, event: Event) -> None:
+        if event.n > self.seen:
+            self.seen = event.n
+            self._listener(self._body(record, event))
+
+    def _body(self, record: Record, event: Event) -> dict[str, Any]:
+        done = event.final or event.state in states.READY_STATES
+        if self._facts is None:
+            self._facts = self._fixed()
+        return {
+            "task_id": record.id,
+            "status": event.state,
+            "result": self._value(record, event),
+            "traceback": event.traceback or None,
+            "children": [((child, None), None) for child in event.children],
+            "date_done": outcome.moment(event.at).isoformat() if done else None,
+            "worker": event.worker or None,
+            "retries": event.retries,
+            **self._facts,
+        }
+
+    def _value(self, record: Record, event: Event) -> Any:
+        if event.state in states.EXCEPTION_STATES:
+            return self._result._error(record, event)
+        return outcome.load(record, event)
+
+    def _fixed(self) -> dict[str, Any]:
+        facts = self._result._facts()
+        args = kwargs = None
+        with contextlib.suppress(Exception):  # a message about the task matters more
+            args, kwargs = facts.arguments()
+        fixed = {"name": facts.name, "args": args, "kwargs": kwargs, "queue": facts.queue}
+        if facts.group:
+            fixed["group_id"] = facts.group
+        if facts.parent:
+            fixed["parent_id"] = facts.parent
+        return fixed

@@ -1,0 +1,155 @@
+"""What all results share when they wait for tasks, and when they talk to the broker."""
+
+from __future__ import annotations
+
+import signal as signals
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from nbtasks import context
+from nbtasks.client.family import ResultBase
+from nbtasks.core.messages import Forget
+
+if TYPE_CHECKING:
+    from nbtasks.client.client import Client, Record
+    from nbtasks.client.result import AsyncResult
+
+#: Seconds within which the broker must have told what it knows of a task.
+PATIENCE: Final = 10.0
+#: Seconds between two calls of `on_interval`, and between two looks at the parents.
+BEAT: Final = 1.0
+#: Seconds between two looks at the members of a set, while it waits for the last one.
+SLICE: Final = 0.05
+
+
+def client() -> Client:
+    """Return the client of this process; the cluster is started if there is none."""
+    from nbtasks.client.client import current
+
+    return current()
+
+
+def client_of(record: Record | None) -> Client:
+    """Return the client that a record came from; the present one where that is closed."""
+    owner: Client | None = getattr(record, "client", None)
+    return client() if owner is None or owner.closed else owner
+
+
+def is_orphan(record: Record) -> bool:
+    """Say whether nobody hears of an open task any more, because its client was closed."""
+    owner: Client | None = getattr(record, "client", None)
+    return owner is not None and owner.closed and not record.over
+
+
+def assert_may_wait(what: str) -> None:
+    """Refuse to wait for a task inside a task, as Celery does."""
+    if context.task_join_will_block():
+        raise RuntimeError(
+            f"{what} was asked to wait inside a running task. A worker that waits for other tasks "
+            f"cannot run them, and when all workers wait nothing goes on. Let the caller combine "
+            f"the results; or, if you know that workers are left, wait inside "
+            f"`with allow_join_result():` or with get(disable_sync_subtasks=False)."
+        )
+
+
+def told_to_the_end(record: Record) -> bool:
+    """Say whether a task is over and its last event stands among its events."""
+    if record.final is None:
+        return record.error is not None
+    return bool(record.events) and record.events[-1].n >= record.final.n
+
+
+class Beat:
+    """What `get` does about each second while it waits."""
+
+    __slots__ = ("_at", "_on_interval", "_parents")
+
+    def __init__(
+        self,
+        on_interval: Callable[[], object] | None = None,
+        parents: Sequence[ResultBase] = (),
+    ) -> None:
+        self._on_interval = on_interval
+        self._parents = parents
+        self._at = time.monotonic() + BEAT
+
+    def next(self, left: float | None, record: Record | None = None) -> float | None:
+        """Do what is due, and return how long to wait, `left` seconds at most."""
+        unknown = record is not None and record.known is False
+        if self._on_interval is None and not self._parents and not unknown:
+            return left
+        if time.monotonic() >= self._at:
+            self._at = time.monotonic() + BEAT
+            for parent in self._parents:
+                parent.maybe_throw()
+            if record is not None and unknown:
+                client_of(record).follow(record)  # somebody may have sent it by now
+            if self._on_interval is not None:
+                self._on_interval()
+        pause = max(0.0, self._at - time.monotonic())
+        return pause if left is None else min(left, pause)
+
+
+def forget(results: Iterable[AsyncResult]) -> None:
+    """Have the broker delete these results, and forget here what is known of them."""
+    here = client()
+    over = [result for result in results if result._learned().final is not None]
+    if not over:
+        return
+    here.tell(Forget(tuple(result.id for result in over)))
+    here.ask("peek", key="")  # questions are answered after what was said before them is done
+    for result in over:
+        here._records.pop(result.id, None)
+        here._recent.pop(result.id, None)
+        result._record = result._value = None
+
+
+class OnReady:
+    """The part of Celery's promises that people use."""
+
+    __slots__ = ("_result",)
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    @property
+    def ready(self) -> bool:
+        return bool(self._result.ready())
+
+    def then(
+        self,
+        callback: Callable[[Any], object],
+        on_error: Callable[[Exception], object] | None = None,
+    ) -> OnReady:
+        self._result.then(callback, on_error)
+        return self
+
+
+def call_back(
+    callback: Callable[[Any], object],
+    result: Any,
+    on_error: Callable[[Exception], object] | None,
+) -> None:
+    try:
+        callback(result)
+    except Exception as error:
+        if on_error is None:
+            raise
+        on_error(error)
+
+
+def signal_name(signal: str | int | None) -> str:
+    """Return a signal's name, checked here, where the mistake was made."""
+    try:
+        if signal is None:
+            return "SIGTERM"
+        if isinstance(signal, int):
+            return signals.Signals(signal).name
+        name = signal.upper() if signal.upper().startswith("SIG") else f"SIG{signal.upper()}"
+        return signals.Signals[name].name
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"This system has no signal {signal!r}. Name one such as 'SIGTERM', 'SIGINT' or "
+            f"'SIGKILL'."
+        ) from None

@@ -1,0 +1,1186 @@
+"""What users hand over ↔ bytes: the only file that pickles.
+
+    dumps_arguments, dumps, dumps_exception     value → Payload(body, buffers)
+    loads                                       body, buffers → value
+    pickle_task, pack_definition                task → the body of a Define
+    load_definition                             that body → task, in a worker
+
+A payload is a body and further buffers, which are pickle's out-of-band buffers (arrays, mostly). A
+body of over `INLINE_LIMIT` bytes becomes the first buffer, and the body is then empty. The body
+of a plain pickle is just that (its first byte is 0x80); any other begins with a header:
+
+    0x01, length of the head (2 bytes), head: content type \\n content encoding \\n compression
+
+Values of atoms alone (numbers, text, None) go through plain pickle, which takes half a microsecond;
+everything else goes through cloudpickle, because plain pickle takes what was defined in a
+notebook's `__main__` by reference, and fails in the worker.
+"""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import hashlib
+import importlib
+import inspect
+import io
+import json
+import linecache
+import lzma
+import os
+import pickle
+import sys
+import threading
+import types
+import uuid
+import weakref
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date, datetime, time
+from decimal import Decimal
+from functools import cache
+from typing import Any, Final, NamedTuple, cast
+
+import cloudpickle
+
+from nbtasks.core.messages import INLINE_LIMIT
+from nbtasks.exceptions import (
+    ContentDisallowed,
+    DecodeError,
+    EncodeError,
+    SerializerNotInstalled,
+    UnpickleableExceptionWrapper,
+)
+from nbtasks.wire import culprits, modules
+
+Buffer = bytes | bytearray | memoryview
+
+#: Buffers of fewer bytes stay inside the pickle: a frame of their own would cost more.
+OUT_OF_BAND: Final = 16 * 1024
+#: Payload frames of one value at most.
+MOST_BUFFERS: Final = 1024
+
+_PICKLE: Final = "application/x-python-serialize"
+_PLAIN: Final = 0x80  # what every pickle begins with
+_HEADED: Final = 0x01
+
+_ATOMS: Final = frozenset({int, float, str, bytes, bool, type(None)})
+_plain_dumps: Final = pickle.dumps
+_new: Final = tuple.__new__
+
+
+class Payload(NamedTuple):
+    """A value as bytes, the way a message wants it."""
+
+    #: Empty when it is the first of the buffers.
+    body: bytes
+    buffers: list[Buffer]
+
+
+# ------------------------------------------------------------------------------------ to bytes
+
+
+def dumps_arguments(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    serializer: str = "pickle",
+    compression: str | None = None,
+    *,
+    function: Callable[..., Any] | None = None,
+    copy: bool = True,
+) -> Payload:
+    """Return the arguments of a call as bytes; `loads` gives `(args, kwargs)` back.
+
+    Parameters
+    ----------
+    args, kwargs
+        The arguments.
+    serializer, compression
+        As in `dumps`.
+    function
+        What they are for: an error message then names the parameter.
+    copy
+        As in `dumps`.
+
+    Raises
+    ------
+    EncodeError
+        When an argument cannot be turned into bytes; it says which, and what to do.
+    """
+    # This is on the way of each call: the shortest of several forms that were measured.
+    if serializer == "pickle" and not compression:
+        for value in args:
+            if type(value) not in _ATOMS:
+                break
+        else:
+            if not kwargs or _ATOMS.issuperset(map(type, kwargs.values())):
+                body = _plain_dumps((args, kwargs), 5)
+                if len(body) <= INLINE_LIMIT:
+                    return _new(Payload, (body, []))
+                return Payload(b"", [body])
+
+    def parts(_: Any) -> list[culprits.Part]:
+        return culprits.arguments(args, kwargs, function)
+
+    return _dumps((args, kwargs), serializer, compression, copy, parts)
+
+
+def dumps(
+    value: Any,
+    serializer: str = "pickle",
+    compression: str | None = None,
+    *,
+    copy: bool = True,
+) -> Payload:
+    """Return a value as bytes.
+
+    Parameters
+    ----------
+    value
+        Anything that the serializer knows.
+    serializer
+        pickle, json, msgpack, yaml, raw, or one that was registered.
+    compression
+        gzip, bzip2, lzma, zstd, brotli, or one that was registered; None: none.
+    copy
+        Whether the buffers are copies, so that it does not matter what becomes of the arrays
+        afterwards. Without, the caller must have sent them before anybody changes them.
+
+    Raises
+    ------
+    EncodeError
+        When it cannot be turned into bytes; it says which part of it, and what to do.
+    SerializerNotInstalled
+        When there is no serializer or compression of that name.
+    """
+    if serializer == "pickle" and not compression and type(value) in _ATOMS:
+        return _sized(pickle.dumps(value, 5), [])
+    return _dumps(value, serializer, compression, copy, None)
+
+
+def _dumps(
+    value: Any,
+    serializer: str,
+    compression: str | None,
+    copy: bool,
+    parts: culprits.Parts | None,
+) -> Payload:
+    packer = find_compression(compression) if compression else None
+    if serializer == "pickle":
+        if packer is None:
+            pickled = _pickle_or_explain(value, parts, out_of_band=True, copy=copy)
+            return _sized(pickled.body, pickled.buffers)
+        data = _pickle_or_explain(value, parts).body
+        content_type, encoding = _PICKLE, "binary"
+    else:
+        codec = find_serializer(serializer)
+        content_type, encoding = codec.content_type, codec.content_encoding
+        data = _encode(codec, value, parts)
+    if packer is not None:
+        data = packer.encode(data)
+    head = "\n".join((content_type, encoding, packer.content_type if packer else "")).encode()
+    return _sized(b"".join((bytes((_HEADED,)), len(head).to_bytes(2, "big"), head, data)), [])
+
+
+def _sized(body: bytes, buffers: list[Buffer]) -> Payload:
+    if len(body) > INLINE_LIMIT:
+        return Payload(b"", [body, *buffers])
+    return Payload(body, buffers)
+
+
+def _encode(codec: Codec, value: Any, parts: culprits.Parts | None) -> bytes:
+    try:
+        data = codec.encode(value)
+    except SerializerNotInstalled:
+        raise
+    except Exception as error:
+
+        def works(part: Any) -> bool:
+            codec.encode(part)
+            return True
+
+        raise EncodeError(
+            culprits.explain(value, error, works, parts or culprits.of_data, verb=codec.name)
+        ) from error
+    if isinstance(data, str):
+        data = data.encode(codec.content_encoding if codec.is_text else "utf-8")
+    return bytes(data)
+
+
+# ---------------------------------------------------------------------------------- from bytes
+
+
+def loads(body: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
+    """Return the value that a payload holds.
+
+    Raises
+    ------
+    DecodeError
+        When the bytes cannot be read here.
+    ContentDisallowed
+        When nobody here knows how to read bytes of this kind, or they are not accepted.
+    """
+    if not body and buffers:
+        body, buffers = buffers[0], buffers[1:]
+    if not body:
+        raise DecodeError("There is nothing to read: the payload is empty.")
+    if body[0] == _PLAIN:
+        if _accepted is not None:
+            _check_accepted(_PICKLE)
+        return _unpickle(body, buffers)
+    if body[0] != _HEADED:
+        raise DecodeError(
+            f"The payload begins with byte {body[0]:#04x}, which no version of nbtasks writes. It "
+            f"is damaged, or not nbtasks' at all."
+        )
+    length = int.from_bytes(body[1:3], "big")
+    try:
+        content_type, encoding, compression = bytes(body[3 : 3 + length]).decode().split("\n")
+    except ValueError as error:
+        raise DecodeError(f"The head of the payload is damaged: {error}.") from None
+    _check_accepted(content_type)
+    data = bytes(body[3 + length :])
+    if compression:
+        data = _decompress(data, compression)
+    return _decode(data, content_type, encoding, buffers)
+
+
+def _decompress(data: bytes, content_type: str) -> bytes:
+    codec = _compressions_by_type.get(content_type)
+    if codec is None:
+        raise ContentDisallowed(
+            f"The payload is compressed as {content_type!r}, which is not known here. Register "
+            f"it with register_compression() in this process too."
+        )
+    try:
+        return codec.decode(data)
+    except SerializerNotInstalled:
+        raise
+    except Exception as error:
+        raise DecodeError(f"The payload cannot be decompressed ({content_type}): {error}.") from error
+
+
+def _decode(data: bytes, content_type: str, encoding: str, buffers: Sequence[Buffer]) -> Any:
+    if content_type == _PICKLE:
+        return _unpickle(data, buffers)
+    codec = _serializers_by_type[content_type]
+    try:
+        return codec.decode(data.decode(encoding) if codec.is_text else data)
+    except SerializerNotInstalled:
+        raise
+    except Exception as error:
+        raise DecodeError(
+            f"The payload is no valid {codec.name}: {type(error).__name__}: {error}."
+        ) from error
+
+
+def _unpickle(body: Buffer, buffers: Sequence[Buffer]) -> Any:
+    modules.freshen()
+    try:
+        return pickle.loads(body, buffers=map(_writable, buffers) if buffers else ())
+    except Exception as error:
+        raise DecodeError(_why_not_loaded(error, "A value")) from error
+
+
+def _writable(buffer: Buffer) -> Buffer:
+    """Return the buffer, or a copy that may be written to: arrays arrive as they were sent.
+
+    Those that were read-only when they were sent are made so again by pickle itself.
+    """
+    if isinstance(buffer, bytes) or (isinstance(buffer, memoryview) and buffer.readonly):
+        return bytearray(buffer)
+    return buffer
+
+
+def _why_not_loaded(error: BaseException, what: str) -> str:
+    """Return what an error while unpickling means, and what to do."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, ImportError) and error.name:
+        return _lacking_module(error.name, what, text)
+    if isinstance(error, ImportError | AttributeError):
+        return (
+            f"{what} cannot be loaded by the interpreter {sys.executable}: {text}. The module that "
+            f"it finds there differs from the one that the sender has: bring both to one version, "
+            f"save the file, or define the name in the notebook."
+        )
+    return (
+        f"{what} cannot be loaded by the interpreter {sys.executable}: {text}. The class of one of "
+        f"its parts may not come back from pickling, or the libraries differ in version from the "
+        f"sender's."
+    )
+
+
+def _lacking_module(name: str, what: str, text: str) -> str:
+    top = name.partition(".")[0]
+    return (
+        f"{what} needs the module {name!r}, which the interpreter {sys.executable} cannot import: "
+        f"{text}. If it is a package, install it there ({sys.executable} -m pip install {top}), or "
+        f"start the cluster from the kernel that has it (%nbtasks stop, then send again). If it is "
+        f"a file of your own, put it beside the notebook or add its folder to sys.path."
+    )
+
+
+# ----------------------------------------------------------------------------------- pickling
+
+
+class Pickled(NamedTuple):
+    """A pickle, and what it met on its way."""
+
+    body: bytes
+    buffers: list[Buffer]
+    #: Names of the modules to which it refers.
+    modules: frozenset[str]
+    #: Code that it carries by value.
+    codes: tuple[types.CodeType, ...]
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's, but for what is said at each method."""
+
+    def __init__(self, file: io.BytesIO, buffer_callback: Callable[[Any], Any] | None) -> None:
+        super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+        self.modules: set[str] = set()
+        self.codes: list[types.CodeType] = []
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is types.FunctionType:
+            return self._reduce_function(obj)
+        if kind is types.CodeType:
+            self.codes.append(obj)
+        elif kind is types.ModuleType:
+            self.modules.add(obj.__name__)
+        elif issubclass(kind, type):
+            return self._reduce_class(obj)
+        return super().reducer_override(obj)
+
+    def _reduce_function(self, function: types.FunctionType) -> Any:
+        """Take what a decorator hides in its module by reference too.
+
+        Such a function (`@task` in a helper.py) is not what its module has under its name, so
+        that cloudpickle would copy it, with all that it refers to, as it was when imported.
+        """
+        reduced = super().reducer_override(function)
+        if reduced is not NotImplemented and not is_behind(function):
+            return reduced
+        self.modules.add(function.__module__)
+        if reduced is NotImplemented:
+            return reduced
+        return _take_behind, (function.__module__, function.__qualname__)
+
+    def _reduce_class(self, cls: type) -> Any:
+        """Remember which classes were made here.
+
+        When one of them comes back with a result, cloudpickle would overwrite its attributes and
+        methods with those that the worker has.
+        """
+        reduced = super().reducer_override(cls)
+        if reduced is NotImplemented:
+            self.modules.add(cls.__module__)
+        elif isinstance(reduced, tuple) and len(reduced) == 6:
+            if cls not in _from_elsewhere:
+                _made_here.add(cls)
+            *others, state, _, _, set_state = reduced
+            return (*others, (set_state, state), None, None, _set_class_state)
+        return reduced
+
+
+_made_here: Final[weakref.WeakSet[type]] = weakref.WeakSet()
+_from_elsewhere: Final[weakref.WeakSet[type]] = weakref.WeakSet()
+_trial = threading.local()
+
+
+def _set_class_state(cls: type, state: tuple[Callable[[type, Any], Any], Any]) -> type:
+    known = cls in _from_elsewhere
+    if cls in _made_here or (known and getattr(_trial, "on", False)):
+        return cls
+    _from_elsewhere.add(cls)
+    set_state, inner = state
+    set_state(cls, inner)
+    return cls
+
+
+def is_behind(function: types.FunctionType) -> bool:
+    """Whether an importable module has a decorated `function` under the name of it."""
+    if function.__module__ in (None, "__main__") or "<" in function.__qualname__:
+        return False
+    found: Any = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = inspect.getattr_static(found, name, None)
+    return found is not function and _unwrap(found, function) is function
+
+
+def _unwrap(found: Any, wanted: Any = None) -> Any:
+    """Follow `__wrapped__` to the function `wanted`, or to the end."""
+    for _ in range(100):
+        if found is wanted and found is not None:
+            return found
+        inner = getattr(found, "__wrapped__", None)
+        if inner is None:
+            break
+        found = inner
+    return found
+
+
+def _take_behind(module: str, qualname: str) -> Any:
+    found: Any = importlib.import_module(module)
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    return _unwrap(found)
+
+
+def _pickle(value: Any, *, out_of_band: bool = False, copy: bool = True) -> Pickled:
+    """Pickle by cloudpickle."""
+    buffers: list[Buffer] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        """Say whether the buffer shall stay inside the pickle."""
+        try:
+            view = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        if view.nbytes < OUT_OF_BAND or len(buffers) >= MOST_BUFFERS:
+            return True
+        buffers.append(bytes(view) if copy else view)
+        return False
+
+    file = io.BytesIO()
+    pickler = _Pickler(file, keep if out_of_band else None)
+    pickler.dump(value)
+    return Pickled(file.getvalue(), buffers, frozenset(pickler.modules), tuple(pickler.codes))
+
+
+def _pickle_or_explain(
+    value: Any,
+    parts: culprits.Parts | None,
+    *,
+    out_of_band: bool = False,
+    copy: bool = True,
+) -> Pickled:
+    try:
+        return _pickle(value, out_of_band=out_of_band, copy=copy)
+    except Exception as error:
+        text = culprits.explain(value, error, _can_be_pickled, parts or culprits.of_object)
+        raise EncodeError(text) from error
+
+
+def _can_be_pickled(value: Any) -> bool:
+    _pickle(value)
+    return True
+
+
+# ---------------------------------------------------------------------------------- exceptions
+
+
+class _Link(NamedTuple):
+    """One exception of a chain; the others are named by their place in it."""
+
+    #: Pickle of the exception alone, or empty.
+    body: bytes
+    #: Module, name, arguments and text of it, in case that its class cannot be loaded.
+    module: str
+    name: str
+    args: tuple[str, ...]
+    notes: tuple[str, ...]
+    cause: int | None
+    context: int | None
+    suppress: bool
+    #: Members of an exception group.
+    members: tuple[int, ...] | None
+
+
+#: Links of a chain that travel at most: a RecursionError may hang on hundreds.
+MOST_LINKS: Final = 64
+
+
+def dumps_exception(exception: BaseException) -> Payload:
+    """Return an exception as bytes; `loads` gives it back as itself.
+
+    Class, arguments, attributes, notes, `__cause__`, `__context__` and the members of a group
+    travel. It is tried here whether each of them can be loaded again; one that cannot becomes an
+    `UnpickleableExceptionWrapper` with its text. This never fails.
+    """
+    try:
+        return _sized(pickle.dumps(_Chain(_links(exception)), 5), [])
+    except Exception:
+        wrapper = UnpickleableExceptionWrapper.from_exception(exception)
+        return _sized(pickle.dumps(wrapper, 5), [])
+
+
+class _Chain:
+    """Pickles to the exception that its links make."""
+
+    def __init__(self, links: list[_Link]) -> None:
+        self.links = links
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _join, (tuple(tuple(link) for link in self.links),)
+
+
+def _links(first: BaseException) -> list[_Link]:
+    found: list[BaseException] = [first]
+    places = {id(first): 0}
+
+    def place(exception: BaseException | None) -> int | None:
+        if exception is None:
+            return None
+        if id(exception) not in places:
+            if len(found) >= MOST_LINKS:
+                return None
+            places[id(exception)] = len(found)
+            found.append(exception)
+        return places[id(exception)]
+
+    links = []
+    for exception in found:  # it grows while we go
+        members = None
+        if isinstance(exception, BaseExceptionGroup):
+            members = tuple(n for n in map(place, exception.exceptions) if n is not None)
+        cause, context = place(exception.__cause__), place(exception.__context__)
+        links.append(_link(exception, cause, context, members))
+    return links
+
+
+def _link(
+    exception: BaseException,
+    cause: int | None,
+    context: int | None,
+    members: tuple[int, ...] | None,
+) -> _Link:
+    kind = type(exception)
+    wrapper = UnpickleableExceptionWrapper.from_exception(exception)
+    notes = getattr(exception, "__notes__", ())
+    return _Link(
+        _alone(exception, members is not None),
+        kind.__module__,
+        kind.__name__,
+        tuple(wrapper.exc_args),
+        tuple(str(note) for note in notes) if isinstance(notes, list | tuple) else (),
+        cause,
+        context,
+        exception.__suppress_context__,
+        members,
+    )
+
+
+def _alone(exception: BaseException, is_group: bool) -> bytes:
+    """Return a pickle of the exception without its chain that can be loaded again, or nothing."""
+    candidates: list[Callable[[], Any]] = [] if is_group else [lambda: exception]
+    candidates += [lambda: _Bare(exception, {}), lambda: _Bare(exception, _texts_of(exception))]
+    for candidate in candidates:
+        try:
+            body = _pickle(candidate()).body
+            if _survives(exception, body, is_group):
+                return body
+        except Exception:
+            continue
+    return b""
+
+
+def _survives(exception: BaseException, body: bytes, is_group: bool) -> bool:
+    _trial.on = True
+    try:
+        copy = pickle.loads(body)
+    finally:
+        _trial.on = False
+    if is_group:
+        copy = copy([ValueError("stands for a member")])
+    if type(copy) is not type(exception) or is_group:
+        return type(copy) is type(exception)
+    return len(copy.args) == len(exception.args) and bool(str(copy) == str(exception))
+
+
+class _Bare:
+    """Pickles an exception by its parts, for classes whose `__init__` wants other things.
+
+    Attributes in `instead` are replaced by what it says.
+    """
+
+    def __init__(self, exception: BaseException, instead: Mapping[str, str]) -> None:
+        self.exception = exception
+        self.instead = instead
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        exception = self.exception
+        attributes = {**exception.__dict__, **self.instead}
+        slots = _slots_of(exception)
+        if isinstance(exception, BaseExceptionGroup):
+            parts = (type(exception), exception.message, attributes, slots)
+            return _MakeGroup, parts
+        return _make_bare, (type(exception), exception.args, attributes, slots)
+
+
+#: Attributes of every exception, which travel by other ways or not at all.
+_COMMON: Final = frozenset(vars(BaseException)) | {"__dict__", "__weakref__"}
+
+
+def _slots_of(exception: BaseException) -> dict[str, Any]:
+    """Return attributes that do not lie in `__dict__`: errno, filename, `__slots__` ..."""
+    found: dict[str, Any] = {}
+    for cls in type(exception).__mro__:
+        for name, value in vars(cls).items():
+            is_slot = isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType)
+            if is_slot and name not in _COMMON and name not in found:
+                try:
+                    found[name] = getattr(exception, name)
+                except AttributeError:
+                    continue
+    return found
+
+
+def _texts_of(exception: BaseException) -> dict[str, str]:
+    """Return texts for those attributes that cannot be pickled."""
+    instead = {}
+    for name, value in exception.__dict__.items():
+        try:
+            _pickle(value)
+        except Exception:
+            instead[name] = f"{culprits.short_repr(value)} (its text: it cannot be pickled)"
+    return instead
+
+
+def _builtin_base(cls: type) -> type:
+    """Return the class that decides how instances lie in memory."""
+    while cls.__flags__ & (1 << 9):  # Py_TPFLAGS_HEAPTYPE: made by a class statement
+        cls = cast(type, cls.__base__)
+    return cls
+
+
+def _make_bare(
+    cls: type[BaseException],
+    args: tuple[Any, ...],
+    attributes: dict[str, Any],
+    slots: dict[str, Any],
+) -> BaseException:
+    exception: BaseException = _builtin_base(cls).__new__(cls)
+    exception.args = args
+    _set_attributes(exception, attributes, slots)
+    return exception
+
+
+def _set_attributes(
+    exception: BaseException, attributes: dict[str, Any], slots: dict[str, Any]
+) -> None:
+    exception.__dict__.update(attributes)
+    for name, value in slots.items():
+        try:
+            setattr(exception, name, value)
+        except (AttributeError, TypeError):  # read-only: it follows from the arguments
+            continue
+
+
+class _MakeGroup:
+    """Makes an exception group once its members are there."""
+
+    def __init__(
+        self,
+        cls: type[BaseExceptionGroup[Any]],
+        message: str,
+        attributes: dict[str, Any],
+        slots: dict[str, Any],
+    ) -> None:
+        self.cls, self.message, self.attributes, self.slots = cls, message, attributes, slots
+
+    def __call__(self, members: list[BaseException]) -> BaseException:
+        group = BaseExceptionGroup.__new__(self.cls, self.message, members)
+        _set_attributes(group, self.attributes, self.slots)
+        return group
+
+
+def _join(rows: tuple[tuple[Any, ...], ...]) -> BaseException:
+    """Make the exceptions of a chain and join them; the first is what is wanted."""
+    links = [_Link(*row) for row in rows]
+    made: dict[int, BaseException] = {}
+    # Members come after their group, so the innermost are made first.
+    for place in reversed(range(len(links))):
+        made[place] = _make_link(links[place], made)
+    for place, link in enumerate(links):
+        exception = made[place]
+        exception.__cause__ = None if link.cause is None else made[link.cause]
+        exception.__context__ = None if link.context is None else made[link.context]
+        exception.__suppress_context__ = link.suppress
+    return made[0]
+
+
+def _make_link(link: _Link, made: Mapping[int, BaseException]) -> BaseException:
+    try:
+        found = pickle.loads(link.body)
+        if link.members is not None:
+            found = found([made[member] for member in link.members])
+        return cast(BaseException, found)
+    except Exception:
+        wrapper = UnpickleableExceptionWrapper(link.module, link.name, link.args)
+        for note in link.notes:
+            wrapper.add_note(note)
+        return wrapper
+
+
+# --------------------------------------------------------------------------------- definitions
+
+
+def pickle_task(task: Any) -> Pickled:
+    """Return a task, with all that it refers to, as a pickle.
+
+    Raises
+    ------
+    EncodeError
+        When something that its function refers to cannot be pickled; it says what.
+    """
+    value = (task, _registered())
+    return _pickle_or_explain(value, lambda _: culprits.of_task(task), out_of_band=True)
+
+
+def size_of(value: Any) -> int:
+    """Return the bytes that a value takes in a pickle; 0 when it cannot be pickled."""
+    try:
+        pickled = _pickle(value, out_of_band=True, copy=False)
+    except Exception:
+        return 0
+    return len(pickled.body) + sum(memoryview(buffer).nbytes for buffer in pickled.buffers)
+
+
+def pack_definition(
+    name: str,
+    pickled: Pickled,
+    folders: Sequence[str],
+    sources: Mapping[str, str],
+    local: Iterable[modules.Stamp],
+) -> Payload:
+    """Return what `load_definition` reads in a worker.
+
+    Parameters
+    ----------
+    name
+        The task's name, for error messages.
+    pickled
+        From `pickle_task`.
+    folders
+        Where the sender finds modules of its own, to be put on `sys.path`.
+    sources
+        Text of notebook cells by the file name that their code carries.
+    local
+        The modules of the sender's own to which the task refers, as they are on disk.
+    """
+    stamps = tuple(tuple(stamp) for stamp in local)
+    # The task itself is a pickle in the pickle: the rest must be in place when it is loaded.
+    outer = (name, tuple(folders), dict(sources), stamps, pickled.body)
+    return _sized(pickle.dumps(outer, 5), pickled.buffers)
+
+
+def load_definition(body: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
+    """Return the task that a Define carries; for workers.
+
+    Modules of the sender's own that have changed since they were imported here are imported
+    anew, and the text of notebook cells is put where tracebacks look for it.
+
+    Raises
+    ------
+    ImportError
+        When a module cannot be imported here; it names the module and the interpreter.
+    DecodeError
+        When the bytes are not what they should be.
+    """
+    if not body and buffers:
+        body, buffers = buffers[0], buffers[1:]
+    try:
+        name, folders, sources, stamps, inner = pickle.loads(body)
+    except Exception as error:
+        raise DecodeError(f"The definition of a task cannot be read: {error}.") from error
+    for filename, text in sources.items():
+        # No modification time: linecache then keeps it, whatever lies on this disk.
+        linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
+    modules.prepare(folders, [modules.Stamp(*stamp) for stamp in stamps])
+    try:
+        task, registered = pickle.loads(inner, buffers=map(_writable, buffers))
+    except Exception as error:
+        what = f"The task {name!r}"
+        text = _why_not_loaded(error, what)
+        if isinstance(error, ImportError):
+            raise ImportError(text, name=error.name, path=error.path) from error
+        if isinstance(error, AttributeError) or modules.is_importing(error):
+            raise ImportError(text) from error
+        raise DecodeError(text) from error
+    _register_all(registered)
+    return task
+
+
+def digest(parts: Iterable[Buffer]) -> bytes:
+    """Return 16 bytes that name these parts."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        state.update(memoryview(part).nbytes.to_bytes(8, "big"))
+        state.update(part)
+    return state.digest()
+
+
+# --------------------------------------------------------------------------------- serializers
+
+
+class Codec(NamedTuple):
+    """A serializer, or a compression."""
+
+    name: str
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
+    content_type: str
+    content_encoding: str = "binary"
+
+    @property
+    def is_text(self) -> bool:
+        """Whether `decode` gets text rather than bytes."""
+        return self.content_encoding not in ("binary", "ascii-8bit")
+
+
+_serializers: Final[dict[str, Codec]] = {}
+_serializers_by_type: Final[dict[str, Codec]] = {}
+_compressions: Final[dict[str, Codec]] = {}
+_compressions_by_type: Final[dict[str, Codec]] = {}
+#: What `register` and `register_compression` added: it travels with each definition.
+_custom: Final[dict[tuple[str, str], tuple[Codec, tuple[str, ...]]]] = {}
+#: Content types that may be read; None: all that are registered.
+_accepted: frozenset[str] | None = None
+#: Goes up whenever a codec is added or removed.
+registrations = 0
+
+
+def register(
+    name: str,
+    encode: Callable[[Any], Any],
+    decode: Callable[[Any], Any],
+    content_type: str,
+    content_encoding: str = "utf-8",
+) -> None:
+    """Add a serializer, or replace one.
+
+    Parameters
+    ----------
+    name
+        What to say in `serializer=`.
+    encode
+        Given a value, returns text or bytes.
+    decode
+        Given what `encode` returned, returns the value.
+    content_type
+        Says what the bytes are, such as `application/x-mine`.
+    content_encoding
+        Encoding of text; `binary` when `decode` wants bytes.
+
+    Notes
+    -----
+    Workers need not import it: it travels with the tasks that are sent afterwards.
+    """
+    codec = Codec(name, encode, decode, content_type, content_encoding)
+    _add(codec, ())
+    _note(("serializer", name), codec, ())
+
+
+def unregister(name: str) -> None:
+    """Remove a serializer.
+
+    Raises
+    ------
+    SerializerNotInstalled
+        When there is none of that name.
+    """
+    codec = find_serializer(name)
+    del _serializers[name]
+    if _serializers_by_type.get(codec.content_type) is codec:
+        del _serializers_by_type[codec.content_type]
+    _note(("serializer", name), None, ())
+
+
+def register_compression(
+    encoder: Callable[[bytes], bytes],
+    decoder: Callable[[bytes], bytes],
+    content_type: str,
+    aliases: Sequence[str] = (),
+) -> None:
+    """Add a compression, or replace one.
+
+    Parameters
+    ----------
+    encoder, decoder
+        From bytes to bytes, there and back.
+    content_type
+        Says what the bytes are; may be given in `compression=`.
+    aliases
+        Names to be given instead.
+    """
+    codec = Codec(aliases[0] if aliases else content_type, encoder, decoder, content_type)
+    _add_compression(codec, tuple(aliases))
+    _note(("compression", content_type), codec, tuple(aliases))
+
+
+def _note(key: tuple[str, str], codec: Codec | None, aliases: tuple[str, ...]) -> None:
+    global registrations
+    registrations += 1
+    _custom.pop(key, None)
+    if codec is not None:
+        _custom[key] = (codec, aliases)
+
+
+def _add(codec: Codec, _: tuple[str, ...]) -> None:
+    _serializers[codec.name] = _serializers_by_type[codec.content_type] = codec
+
+
+def _add_compression(codec: Codec, aliases: tuple[str, ...]) -> None:
+    for name in (codec.content_type, *aliases):
+        _compressions[name] = codec
+    _compressions_by_type[codec.content_type] = codec
+
+
+def _registered() -> tuple[Any, ...]:
+    return tuple((key[0], tuple(codec), aliases) for key, (codec, aliases) in _custom.items())
+
+
+def _register_all(rows: Iterable[Any]) -> None:
+    for kind, codec, aliases in rows:
+        (_add if kind == "serializer" else _add_compression)(Codec(*codec), aliases)
+
+
+def find_serializer(name: str) -> Codec:
+    """Return the serializer of that name.
+
+    Raises
+    ------
+    SerializerNotInstalled
+        When there is none.
+    """
+    try:
+        return _serializers[name]
+    except (KeyError, TypeError):
+        raise SerializerNotInstalled(
+            f"There is no serializer {name!r}. There are: {', '.join(sorted(_serializers))}; "
+            f"nbtasks.wire.payloads.register() adds others."
+        ) from None
+
+
+def find_compression(name: str) -> Codec:
+    """Return the compression of that name.
+
+    Raises
+    ------
+    SerializerNotInstalled
+        When there is none.
+    """
+    try:
+        return _compressions[name]
+    except (KeyError, TypeError):
+        names = sorted(name for name in _compressions if "/" not in name)
+        raise SerializerNotInstalled(
+            f"There is no compression {name!r}. There are: {', '.join(names)}; "
+            f"nbtasks.wire.payloads.register_compression() adds others."
+        ) from None
+
+
+def accept(names: Iterable[str] | None) -> None:
+    """Say which serializers may be read in this process.
+
+    Parameters
+    ----------
+    names
+        Names of serializers, or content types; None: all that are registered.
+    """
+    global _accepted
+    if names is None:
+        _accepted = None
+    else:
+        _accepted = frozenset(
+            name if "/" in name else find_serializer(name).content_type for name in names
+        )
+
+
+def _check_accepted(content_type: str) -> None:
+    if content_type not in _serializers_by_type:
+        raise ContentDisallowed(
+            f"The payload is of the kind {content_type!r}, which is not known here. Register its "
+            f"serializer with nbtasks.wire.payloads.register() in this process too."
+        )
+    if _accepted is not None and content_type not in _accepted:
+        raise ContentDisallowed(
+            f"The payload is of the kind {content_type!r}, which is not accepted here. Accepted "
+            f"are: {', '.join(sorted(_accepted))}. Add its serializer to the setting "
+            f"accept_content, or send with another one."
+        )
+
+
+@cache
+def _package(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise SerializerNotInstalled(
+            f"{extra} needs the package {name}, which the interpreter {sys.executable} cannot "
+            f"import. Install it: {sys.executable} -m pip install 'nbtasks[{extra}]'."
+        ) from error
+
+
+# --- what json, msgpack and yaml do not know of themselves, as a word and a text
+
+
+def _to_text(value: Any) -> tuple[str, str] | None:
+    if isinstance(value, datetime):
+        return "datetime", value.isoformat()
+    if isinstance(value, date | time):
+        return type(value).__name__, value.isoformat()
+    if isinstance(value, Decimal | uuid.UUID):
+        return type(value).__name__.lower(), str(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return "bytes", base64.b64encode(value).decode()
+    return None
+
+
+_FROM_TEXT: Final[dict[str, Callable[[str], Any]]] = {
+    "datetime": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "time": time.fromisoformat,
+    "decimal": Decimal,
+    "uuid": uuid.UUID,
+    "bytes": base64.b64decode,
+}
+
+
+def _refuse(value: Any) -> TypeError:
+    return TypeError(f"it knows no objects of type {type(value).__name__}")
+
+
+_MARK: Final = "__nbtasks__"
+
+
+def _json_default(value: Any) -> Any:
+    known = _to_text(value)
+    if known is not None:
+        return {_MARK: known}
+    if hasattr(type(value), "__json__"):
+        return value.__json__()
+    raise _refuse(value)
+
+
+def _json_hook(found: dict[str, Any]) -> Any:
+    if len(found) == 1 and _MARK in found:
+        match found[_MARK]:
+            case [str(word), str(text)] if word in _FROM_TEXT:
+                return _FROM_TEXT[word](text)
+    return found
+
+
+def _json_encode(value: Any) -> str:
+    return json.dumps(value, default=_json_default)
+
+
+def _json_decode(text: str) -> Any:
+    return json.loads(text, object_hook=_json_hook)
+
+
+_MSGPACK_CODE: Final = 1
+
+
+def _msgpack_encode(value: Any) -> bytes:
+    msgpack = _package("msgpack", "msgpack")
+
+    def default(other: Any) -> Any:
+        known = _to_text(other)
+        if known is not None:
+            return msgpack.ExtType(_MSGPACK_CODE, "\0".join(known).encode())
+        if hasattr(type(other), "__json__"):
+            return other.__json__()
+        raise _refuse(other)
+
+    return bytes(msgpack.packb(value, default=default, use_bin_type=True))
+
+
+def _msgpack_decode(data: bytes) -> Any:
+    msgpack = _package("msgpack", "msgpack")
+
+    def hook(code: int, content: bytes) -> Any:
+        if code != _MSGPACK_CODE:
+            return msgpack.ExtType(code, content)
+        word, _, text = content.decode().partition("\0")
+        return _FROM_TEXT[word](text)
+
+    return msgpack.unpackb(data, raw=False, strict_map_key=False, ext_hook=hook)
+
+
+_YAML_TAG: Final = "!nbtasks/"
+
+
+@cache
+def _yaml_classes() -> tuple[type[Any], type[Any]]:
+    """Return dumper and loader: yaml's safe ones, with our words added."""
+    yaml = _package("yaml", "yaml")
+
+    def represent(dumper: Any, value: Any) -> Any:
+        word, text = cast("tuple[str, str]", _to_text(value))
+        return dumper.represent_scalar(_YAML_TAG + word, text)
+
+    def represent_other(dumper: Any, value: Any) -> Any:
+        if hasattr(type(value), "__json__"):
+            return dumper.represent_data(value.__json__())
+        raise _refuse(value)
+
+    def construct(loader: Any, word: str, node: Any) -> Any:
+        return _FROM_TEXT[word](loader.construct_scalar(node))
+
+    dumper = type("Dumper", (yaml.SafeDumper,), {"ignore_aliases": lambda *_: True})
+    loader = type("Loader", (yaml.SafeLoader,), {})
+    for kind in (datetime, date, time, Decimal, uuid.UUID, bytes, bytearray):
+        dumper.add_representer(kind, represent)  # type: ignore[attr-defined]
+    dumper.add_representer(None, represent_other)  # type: ignore[attr-defined]
+    loader.add_multi_constructor(_YAML_TAG, construct)  # type: ignore[attr-defined]
+    return dumper, loader
+
+
+def _yaml_encode(value: Any) -> str:
+    dumper, _ = _yaml_classes()
+    return cast(str, _package("yaml", "yaml").dump(value, Dumper=dumper, sort_keys=False))
+
+
+def _yaml_decode(text: str) -> Any:
+    _, loader = _yaml_classes()
+    return _package("yaml", "yaml").load(text, Loader=loader)
+
+
+def _raw_encode(value: Any) -> bytes:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError("it takes bytes only")
+    return bytes(value)
+
+
+_add(Codec("pickle", lambda value: _pickle(value).body, pickle.loads, _PICKLE), ())
+_add(Codec("json", _json_encode, _json_decode, "application/json", "utf-8"), ())
+_add(Codec("msgpack", _msgpack_encode, _msgpack_decode, "application/x-msgpack"), ())
+_add(Codec("yaml", _yaml_encode, _yaml_decode, "application/x-yaml", "utf-8"), ())
+_add(Codec("raw", _raw_encode, bytes, "application/data"), ())
+
+
+# --------------------------------------------------------------------------------- compressions
+
+
+def _zstd_encode(data: bytes) -> bytes:
+    return bytes(_package("zstandard", "zstd").ZstdCompressor().compress(data))
+
+
+def _zstd_decode(data: bytes) -> bytes:
+    # Also of streams that do not say how long they are.
+    return bytes(_package("zstandard", "zstd").ZstdDecompressor().decompressobj().decompress(data))
+
+
+def _brotli_encode(data: bytes) -> bytes:
+    return bytes(_package("brotli", "brotli").compress(data))
+
+
+def _brotli_decode(data: bytes) -> bytes:
+    return bytes(_package("brotli", "brotli").decompress(data))
+
+
+_add_compression(
+    Codec("gzip", zlib.compress, zlib.decompress, "application/x-gzip"), ("gzip", "zlib")
+)
+_add_compression(
+    Codec("bzip2", bz2.compress, bz2.decompress, "application/x-bz2"), ("bzip2", "bzip")
+)
+_add_compression(Codec("lzma", lzma.compress, lzma.decompress, "application/x-lzma"), ("lzma", "xz"))
+_add_compression(
+    Codec("zstd", _zstd_encode, _zstd_decode, "application/zstd"), ("zstd", "zstandard")
+)
+_add_compression(Codec("brotli", _brotli_encode, _brotli_decode, "application/x-brotli"), ("brotli",))

@@ -1,0 +1,157 @@
+"""The main thread of a worker: take calls and run them, one at a time, until there are no more."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType, ModuleType
+
+from nbtasks.wire.cell import Cell
+from nbtasks.wire.connection import Settings
+from nbtasks.worker.process import Link
+
+#: Seconds that a running thread may keep the interpreter to itself while the other one waits.
+SWITCH = 0.000_5
+#: Seconds that the ends of user threads and `atexit` functions may take.
+LAST_ORDERS = 2.0
+#: Seconds between two looks at the memory in use.
+MEMORY_LOOK = 0.1
+
+
+class Work:
+    """Calls, one after the other."""
+
+    def __init__(self, link: Link, runtime: Path, name: str, settings: Settings) -> None:
+        from nbtasks.worker.capture import Capture
+        from nbtasks.worker.functions import Functions
+        from nbtasks.worker.limits import SoftLimit
+        from nbtasks.worker.run import Runner
+
+        self._handover = handover = link.handover
+        self._most = settings.max_tasks_per_worker
+        self._memory_limit = settings.memory_limit
+        self._memory_at = 0.0
+        capture = Capture(handover.post, handover.stir)
+        capture.log_path = str(runtime / "logs" / f"{name}.log")
+        limit = SoftLimit(handover.stir)
+        limit.install()
+        capture.install()
+        link.attend(capture, limit)
+        cells = runtime / "cells"
+        cells.mkdir(mode=0o700, exist_ok=True)
+        self._runner = Runner(
+            name, handover, Cell(cells / name), Functions(handover), capture, limit
+        )
+
+    def until_told(self) -> int:
+        """Run calls until told to leave; return the exit code."""
+        handover, run = self._handover, self._runner.run
+        inbox, count = handover.inbox, 0
+        try:
+            while True:
+                if not inbox.qsize():
+                    handover.settle()
+                job = inbox.get()
+                if job is None:
+                    return 0
+                run(job)
+                count += 1
+                if count == self._most or (self._memory_limit and self._is_too_big()):
+                    handover.leave(orderly=True)
+                    return 0
+        except SystemExit:
+            # The task is lost with this process, as its supervisor will say.
+            handover.leave(orderly=False, timeout=LAST_ORDERS)
+            raise
+
+    def _is_too_big(self) -> bool:
+        instant = time.monotonic()
+        if instant - self._memory_at < MEMORY_LOOK:
+            return False
+        self._memory_at = instant
+        return resident() > (self._memory_limit or 0)
+
+
+def resident() -> int:
+    """Return the resident memory of this process, bytes (its peak where the present is unknown)."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except OSError:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def serve(runtime: Path, name: str, queues: tuple[str, ...], settings: Settings) -> int:
+    """Be a worker until told to leave; return the exit code.
+
+    Raises
+    ------
+    SystemExit
+        When a task raised it.
+    """
+    parent = detach_stdin()
+    sys.setswitchinterval(SWITCH)
+    signal.signal(signal.SIGINT, _ignore)
+    link = Link(runtime, name, queues, parent)
+    # Hello is said while the rest is imported.
+    link.start()
+    work = Work(link, runtime, name, settings)
+    become_main(settings.sys_path)
+    gc.collect()
+    gc.freeze()
+    code = 1
+    try:
+        code = work.until_told()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else error.code is not None
+        raise
+    finally:
+        bound_exit(code)
+    return code
+
+
+def bound_exit(code: int) -> None:
+    """Let the interpreter end in its own way, but not for ever: threads of users may not want to."""
+    last = threading.Timer(LAST_ORDERS, os._exit, (code,))
+    last.daemon = True
+    last.start()
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing; SIG_IGN would be inherited by all that tasks start."""
+
+
+def detach_stdin() -> int | None:
+    """Arrange to end with the supervisor; return the descriptor that says when it is gone.
+
+    The pipe moves away from descriptor 0, where tasks would wait on it for input and child
+    processes would inherit it.
+    """
+    from nbtasks.wire.parent import die_with_parent
+
+    parent = die_with_parent()
+    if parent is not None:
+        parent = os.dup(parent)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return parent
+
+
+def become_main(sys_path: tuple[str, ...]) -> None:
+    """Look to user code like the program that it comes from.
+
+    Its modules are found where the kernel finds them, and `__main__` is a bare module: what tasks
+    see there, or what `multiprocessing` makes of it, must not be this program.
+    """
+    sys.modules["__main__"] = ModuleType("__main__")
+    if sys_path:
+        sys.path[:] = [*sys_path, *(entry for entry in sys.path if entry not in sys_path)]

@@ -1,0 +1,291 @@
+"""A real broker process and real sockets; no workers, no supervisor."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from nbtasks.client.client import Client, load_value, new_id
+from nbtasks.core.messages import (
+    Ask,
+    Call,
+    Define,
+    Hello,
+    Policy,
+    Refused,
+    Revoke,
+    Submit,
+    Welcome,
+)
+from nbtasks.exceptions import BrokerUnavailable, ForkedError, TaskRevokedError
+from nbtasks.wire import sockets
+from nbtasks.wire.connection import (
+    EXIT_CONFIG,
+    FAILED_FILE,
+    Settings,
+    prepare_directory,
+    read_connection,
+    write_settings,
+)
+from nbtasks.wire.frames import pack, unpack_from_broker
+
+DIGEST = b"d" * 16
+DEFINE = (Define(DIGEST, "f", Policy(), b"function"), ())
+
+
+class Broker:
+    """A broker process on a directory, that can be killed and started again."""
+
+    def __init__(self, runtime: Path, transport: str = "ipc") -> None:
+        self.runtime = runtime
+        write_settings(runtime, Settings(data=str(runtime), workers=0, transport=transport))
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "nbtasks.broker", str(self.runtime)], stdin=subprocess.PIPE
+        )
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.close()
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="nbt-") as place:
+        yield prepare_directory(Path(place) / "c")
+
+
+@pytest.fixture
+def broker(runtime: Path) -> Iterator[Broker]:
+    started = Broker(runtime)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def client(broker: Broker) -> Iterator[Client]:
+    connected = Client(broker.runtime)
+    yield connected
+    connected.close()
+
+
+def a_call(body: bytes = b"x", **fields: Any) -> Call:
+    return Call(new_id(), DIGEST, "f", body, **fields)
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.005)
+
+
+def test_confirmed_call_is_in_the_store(client: Client) -> None:
+    record = client.submit(a_call(), (), DEFINE, confirm=True)
+
+    assert record.accepted
+    assert client.ask("show", id=record.id)["phase"] == "queued"
+
+
+def test_same_id_again_is_the_same_task(client: Client) -> None:
+    call = a_call()
+
+    client.submit(call, (), DEFINE, confirm=True)
+    client.submit(call, (), DEFINE, confirm=True, check=True)
+
+    assert client.ask("status")["phases"] == {"queued": 1}
+
+
+def test_calls_survive_a_killed_broker_and_clients_come_back(
+    broker: Broker, client: Client
+) -> None:
+    first = client.submit(a_call(), (), DEFINE, confirm=True)
+    before = client.instance
+    broker.kill()
+    broker.start()
+
+    until(lambda: client.instance != before)
+    second = client.submit(a_call(), (), DEFINE, confirm=True)
+
+    assert client.ask("status")["phases"] == {"queued": 2}
+    client.tell(Revoke((first.id, second.id)))
+    assert client.wait([first, second], 10)
+    assert isinstance(load_value(first.final), TaskRevokedError)  # type: ignore[arg-type]
+
+
+def test_what_was_sent_into_a_dying_broker_is_sent_again(broker: Broker, client: Client) -> None:
+    records = [client.submit(a_call(), (), DEFINE) for _ in range(5_000)]
+    broker.kill()
+    broker.start()
+
+    assert client.flush(20)
+    assert all(record.accepted for record in records)
+    assert client.ask("status")["phases"] == {"queued": 5_000}
+
+
+def test_large_payloads_come_back_whole(client: Client) -> None:
+    large = os.urandom(3_000_000)
+    record = client.submit(a_call(b"", frames=1), (large,), DEFINE, confirm=True)
+
+    shown = client.ask("show", id=record.id)
+
+    assert shown["buffers"] == [large]
+
+
+def test_no_broker_for_good_is_an_error_within_two_seconds(broker: Broker, client: Client) -> None:
+    record = client.submit(a_call(), (), DEFINE, confirm=True)
+    broker.kill()
+    # The connection file names a supervisor that is this very process: pretend that it is gone.
+    connection = read_connection(broker.runtime)
+    assert connection is not None
+    (broker.runtime / "connection.json").unlink()
+
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable):
+        client.wait([record], 60)
+    assert time.monotonic() - began < 10  # P13 says 2 s; machines in CI may be slow
+    with pytest.raises(BrokerUnavailable):
+        client.submit(a_call(), (), DEFINE)
+
+
+def test_using_a_client_after_a_fork_is_a_clear_error(client: Client) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            client.submit(a_call(), (), DEFINE)
+        except ForkedError:
+            os._exit(7)
+        finally:
+            os._exit(1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_eight_threads_submit_at_once(client: Client) -> None:
+    import threading
+
+    def submit() -> None:
+        for _ in range(250):
+            client.submit(a_call(), (), DEFINE)
+
+    threads = [threading.Thread(target=submit) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert client.flush(20)
+    assert client.ask("status")["phases"] == {"queued": 2_000}
+
+
+class Peer:
+    """A bare socket, for what a client of ours would never say."""
+
+    def __init__(self, runtime: Path) -> None:
+        self.context = zmq.Context()
+        self.socket = sockets.dealer(self.context, runtime, sockets.identity("x"))
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close(0)
+        self.context.term()
+
+    def say(self, *frames: bytes) -> list[Any]:
+        self.socket.send_multipart(frames)
+        assert self.socket.poll(10_000)
+        return unpack_from_broker(self.socket.recv_multipart())[1]
+
+
+def test_stranger_is_told_to_say_hello(broker: Broker) -> None:
+    with Peer(broker.runtime) as peer:
+        assert peer.say(*pack(b"", [Ask(1, "status")])) == [Refused("hello")]
+
+
+def test_garbage_is_refused_and_the_broker_lives(broker: Broker, client: Client) -> None:
+    with Peer(broker.runtime) as peer:
+        for frames in ([b"garbage", b"more"], [b"nbt\x01", b"\xff\xff"], [b"x"]):
+            (answer,) = peer.say(*frames)
+            assert isinstance(answer, Refused)
+
+    assert client.ask("status")["phases"] == {}
+
+
+def test_unlike_python_is_refused_with_both_versions(broker: Broker) -> None:
+    with Peer(broker.runtime) as peer:
+        (answer,) = peer.say(*pack(b"", [Hello("client", "old", 1, "2.7.18")]))
+
+    assert "2.7.18" in answer.reason
+    assert platform.python_version() in answer.reason
+
+
+def test_call_of_an_unknown_definition_is_asked_for(broker: Broker) -> None:
+    with Peer(broker.runtime) as peer:
+        hello = Hello("client", "me", os.getpid(), platform.python_version())
+        (welcome,) = peer.say(*pack(b"", [hello]))
+        assert isinstance(welcome, Welcome)
+
+        (answer,) = peer.say(*pack(welcome.instance, [Submit(1, (a_call(),))]))
+
+    assert answer.digests == (DIGEST,)
+
+
+def test_second_broker_on_a_living_one_gives_up(broker: Broker, client: Client) -> None:
+    second = subprocess.run(
+        [sys.executable, "-m", "nbtasks.broker", str(broker.runtime)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+    )
+
+    assert second.returncode == EXIT_CONFIG
+    assert "Another broker" in (broker.runtime / FAILED_FILE).read_text()
+    assert client.ask("status")["broker_pid"] == broker.process.pid
+
+
+def test_nothing_is_readable_by_others(broker: Broker, client: Client) -> None:
+    client.submit(a_call(), (), DEFINE, confirm=True)
+
+    for path in broker.runtime.rglob("*"):
+        assert not path.stat().st_mode & 0o077, path
+
+
+def test_tcp_with_keys_works_and_without_keys_does_not(runtime: Path) -> None:
+    broker = Broker(runtime, transport="tcp")
+    try:
+        client = Client(runtime)
+        connection = read_connection(runtime)
+        assert connection is not None
+        assert connection.endpoint.startswith("tcp://127.0.0.1:")
+        assert client.submit(a_call(), (), DEFINE, confirm=True).accepted
+        client.close()
+
+        context = zmq.Context()
+        bare = context.socket(zmq.DEALER)
+        bare.connect(connection.endpoint)
+        hello = Hello("client", "thief", 1, platform.python_version())
+        bare.send_multipart(pack(b"", [hello]))
+        assert not bare.poll(1_000)
+        bare.close(0)
+        context.term()
+    finally:
+        broker.close()

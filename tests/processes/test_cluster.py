@@ -1,0 +1,482 @@
+"""Clusters of real processes: start, attach, scale, stop, and what can go wrong on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import nbtasks
+from nbtasks import cluster as clusters
+from nbtasks import config
+from nbtasks.exceptions import BrokerUnavailable, ClusterError, ImproperlyConfigured
+
+MakeCluster = Callable[..., nbtasks.Cluster]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Default clusters go by the present folder; no two tests shall share one."""
+    monkeypatch.chdir(tmp_path)
+
+
+def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {seconds:g} s"
+        time.sleep(0.005)
+    return value
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def family(cluster: nbtasks.Cluster) -> list[int]:
+    return [cluster.supervisor_pid, cluster.broker_pid, *cluster.worker_pids()]
+
+
+# -------------------------------------------------------------------------------- start and stop
+
+
+def test_cluster_has_a_supervisor_with_a_broker_and_the_wanted_workers(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=2)
+
+    pids = cluster.worker_pids()
+    assert len(pids) == 2
+    children = {p.pid for p in psutil.Process(cluster.supervisor_pid).children()}
+    assert children == {cluster.broker_pid, *pids}
+    assert cluster.endpoint == f"ipc://{cluster.dir}/broker.sock"
+    assert nbtasks.current_cluster() is cluster
+
+
+def test_start_in_the_same_folder_attaches(make_cluster: MakeCluster) -> None:
+    first = make_cluster(workers=1)
+
+    assert nbtasks.start(dir=first.dir) is first
+    assert nbtasks.start(workers=1, dir=first.dir) is first
+    assert nbtasks.connect(first.dir) is first
+
+
+def test_another_process_attaches_to_the_same_broker(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1)
+    code = f"import nbtasks; print(nbtasks.start(dir={str(cluster.dir)!r}).broker_pid)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert int(done.stdout) == cluster.broker_pid
+
+
+def test_cluster_outlives_the_process_that_started_it(short_path: Path) -> None:
+    code = f"import nbtasks; print(nbtasks.start(workers=1, dir={str(short_path)!r}).broker_pid)"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    with nbtasks.connect(short_path) as cluster:
+        assert cluster.broker_pid == int(done.stdout)
+
+
+def test_many_starts_at_once_make_one_cluster(short_path: Path) -> None:
+    code = f"import nbtasks; print(nbtasks.start(workers=1, dir={str(short_path)!r}).broker_pid)"
+
+    starters = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(3)
+    ]
+
+    pids = {int(starter.communicate()[0]) for starter in starters}
+    with nbtasks.connect(short_path) as cluster:
+        assert pids == {cluster.broker_pid}
+
+
+def test_shutdown_ends_all_processes_and_keeps_the_store(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=2)
+    pids = family(cluster)
+    began = time.monotonic()
+
+    cluster.shutdown()
+
+    assert time.monotonic() - began < 3
+    assert not any(lives(pid) for pid in pids)
+    assert not psutil.pid_exists(pids[0]), "the supervisor is left as a zombie"
+    assert (cluster.dir / "store.sqlite").exists()
+    assert not (cluster.dir / "connection.json").exists()
+    assert nbtasks.current_cluster() is None
+    assert "stopped" in repr(cluster)
+
+
+def test_shutdown_with_purge_forgets_the_store(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1)
+
+    cluster.shutdown(purge=True)
+
+    assert not list(cluster.dir.glob("store*"))
+
+
+def test_cluster_can_be_stopped_after_its_connection_was_closed(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=0)
+    pid = cluster.supervisor_pid
+    cluster.close()
+
+    cluster.shutdown()
+
+    assert not lives(pid)
+
+
+def test_stopped_cluster_starts_again_with_its_store(make_cluster: MakeCluster) -> None:
+    first = make_cluster(workers=1)
+    first.shutdown()
+
+    second = make_cluster(workers=1, dir=first.dir)
+
+    assert second is not first
+    assert second.running
+
+
+def test_with_block_stops_the_cluster(short_path: Path) -> None:
+    with nbtasks.start(workers=1, dir=short_path) as cluster:
+        pid = cluster.supervisor_pid
+
+    assert not lives(pid)
+
+
+def test_shutdown_without_a_cluster_does_nothing() -> None:
+    nbtasks.shutdown()
+
+
+def test_first_use_starts_the_cluster_of_the_folder() -> None:
+    from nbtasks.client import client
+
+    config.configure(worker_concurrency=1)
+    try:
+        status = client.current().ask("status")
+
+        cluster = nbtasks.current_cluster()
+        assert status["broker_pid"] == cluster.broker_pid
+        assert cluster.dir.parts[-2] == "nbtasks"
+    finally:
+        nbtasks.shutdown()
+        config.reset()
+
+
+def test_default_cluster_can_be_named_by_its_folder() -> None:
+    with nbtasks.start(workers=1) as cluster:
+        store = cluster.settings.data
+        assert Path(store) != cluster.dir
+
+        assert clusters.place_of(cluster.dir) == clusters.Place(cluster.dir, Path(store))
+
+
+def test_files_are_closed_to_others(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1)
+    cluster.worker_pids()
+
+    paths = [cluster.dir, *cluster.dir.rglob("*")]
+
+    assert {path.name for path in paths if path.stat().st_mode & 0o077} == set()
+
+
+def test_stray_modules_in_the_folder_do_no_harm(
+    make_cluster: MakeCluster, tmp_path: Path
+) -> None:
+    for name in ("queue", "select", "msgspec", "zmq", "sqlite3", "json", "platform"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+
+    assert make_cluster(workers=1).client.ask("status")["broker_pid"]
+
+
+# --------------------------------------------------------------------------------- deaths
+
+
+def test_killed_broker_comes_back(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1)
+    former = cluster.broker_pid
+
+    os.kill(former, signal.SIGKILL)
+
+    until(lambda: cluster.broker_pid != former)
+    assert cluster.status()["broker_pid"] == cluster.broker_pid
+
+
+def test_killed_worker_is_replaced(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=2)
+    victim, survivor = cluster.worker_pids()
+
+    os.kill(victim, signal.SIGKILL)
+
+    pids = until(lambda: (p := cluster.worker_pids()) and victim not in p and len(p) == 2 and p)
+    assert survivor in pids
+
+
+def test_killed_supervisor_takes_all_along_and_is_started_again(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=1)
+    former = family(cluster)
+
+    os.kill(former[0], signal.SIGKILL)
+
+    until(lambda: not any(lives(pid) for pid in former), seconds=2)
+    until(lambda: cluster.supervisor_pid not in former)
+    assert cluster.status()["supervisor_pid"] not in former
+    assert len(cluster.worker_pids()) == 1
+
+
+def test_cluster_stopped_by_another_process_is_not_started_again(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=1)
+    code = f"from nbtasks import cluster; cluster.stop({str(cluster.dir)!r})"
+
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+    with pytest.raises(BrokerUnavailable):
+        cluster.client.ask("status", timeout=5)
+    assert not cluster.running
+
+
+def test_idle_cluster_goes(short_path: Path) -> None:
+    cluster = nbtasks.start(workers=1, dir=short_path, idle_timeout=0.1)
+    pids = family(cluster)
+
+    cluster.close()
+
+    until(lambda: not any(lives(pid) for pid in pids), seconds=15)
+
+
+# --------------------------------------------------------------------------------- scale
+
+
+def test_scale_up_and_down(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1)
+
+    cluster.scale(3)
+    until(lambda: len(cluster.worker_pids()) == 3)
+
+    cluster.scale(1)
+    until(lambda: len(cluster.worker_pids()) == 1)
+    assert cluster.settings.workers == 1
+
+
+@pytest.mark.parametrize("workers", [-1, 1.5, True, "two"])
+def test_scale_to_nonsense_is_refused(workers: Any) -> None:
+    scale = nbtasks.Cluster.scale
+    with pytest.raises(ImproperlyConfigured, match="whole number"):
+        scale(object.__new__(nbtasks.Cluster), workers)
+
+
+# --------------------------------------------------------------------------------- bad input
+
+
+def test_second_start_with_other_options_names_both_values_and_the_remedies(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=1)
+
+    with pytest.raises(ImproperlyConfigured) as caught:
+        nbtasks.start(workers=4, dir=cluster.dir)
+    text = str(caught.value)
+    assert "workers=1" in text
+    assert "workers=4" in text
+    assert "cluster.scale(4)" in text
+    assert "shutdown()" in text
+    with pytest.raises(ImproperlyConfigured, match=r"durability='full'.*durability='none'"):
+        nbtasks.start(durability="none", dir=cluster.dir)
+    assert cluster.running
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workers": -1},
+        {"workers": 1.5},
+        {"durability": "fsync"},
+        {"transport": "http"},
+        {"memory_limit": "lots"},
+        {"max_tasks_per_worker": 0},
+        {"workers": 1, "queues": {"gpu": 2}},
+    ],
+)
+def test_wrong_option_is_refused_before_anything_starts(
+    short_path: Path, options: dict[str, Any]
+) -> None:
+    place = short_path / "c"
+
+    with pytest.raises(ImproperlyConfigured) as caught:
+        nbtasks.start(dir=place, **options)
+
+    assert next(reversed(options)) in str(caught.value) or "workers" in str(caught.value)
+    assert not place.exists()
+
+
+def test_path_too_long_for_a_socket_is_named_with_its_length_and_the_limit(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / ("long" * 30)
+
+    with pytest.raises(ClusterError) as caught:
+        nbtasks.start(dir=place)
+
+    text = str(caught.value)
+    assert str(place) in text
+    assert str(len(f"{place}/broker.sock")) in text
+    assert ("103" if sys.platform == "darwin" else "107") in text
+    assert not place.exists()
+
+
+def test_long_home_directory_moves_the_default_cluster_to_a_short_path(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(short_path / ("long" * 30)))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
+
+    place = clusters.place_of(None)
+
+    assert place.runtime.parent == short_path / "nbtasks"
+
+
+def test_symbolic_link_is_refused(short_path: Path) -> None:
+    (short_path / "real").mkdir()
+    (short_path / "link").symlink_to(short_path / "real")
+
+    with pytest.raises(ClusterError, match="symbolic link"):
+        nbtasks.start(dir=short_path / "link")
+
+
+def test_file_in_the_place_of_the_folder_is_refused(short_path: Path) -> None:
+    (short_path / "file").touch()
+
+    with pytest.raises(ClusterError, match=r"cannot use the directory .*file"):
+        nbtasks.start(dir=short_path / "file")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_place_where_nobody_may_write_is_refused() -> None:
+    with pytest.raises(ClusterError, match=r"cannot use the directory /proc/nbtasks.*start\(dir"):
+        nbtasks.start(dir="/proc/nbtasks")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_folder_without_write_permission_is_refused(short_path: Path) -> None:
+    place = short_path / "closed"
+    place.mkdir(0o500)
+
+    with pytest.raises(ClusterError, match="may not write"):
+        nbtasks.start(dir=place)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_folder_of_somebody_else_is_refused(short_path: Path) -> None:
+    place = short_path / "theirs"
+    place.mkdir()
+    os.chown(place, 65534, 65534)
+
+    with pytest.raises(ClusterError, match="belongs to user 65534"):
+        nbtasks.start(dir=place)
+
+
+def test_store_of_a_newer_version_is_refused_and_kept(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1)
+    cluster.shutdown()
+    store = cluster.dir / "store.sqlite"
+    with contextlib.closing(sqlite3.connect(store)) as database:
+        database.execute("PRAGMA user_version = 1000")
+    before = store.read_bytes()
+
+    with pytest.raises(ClusterError, match=r"(?s)version 1000.*start\(dir"):
+        nbtasks.start(workers=1, dir=cluster.dir)
+
+    assert store.read_bytes() == before
+
+
+def test_file_that_is_no_store_is_refused_and_kept(short_path: Path) -> None:
+    (short_path / "store.sqlite").write_bytes(b"my diary" * 1000)
+
+    with pytest.raises(ClusterError, match="store"):
+        nbtasks.start(workers=1, dir=short_path)
+
+    assert (short_path / "store.sqlite").read_bytes().startswith(b"my diary")
+
+
+def test_connect_without_a_cluster_says_how_to_start_one(short_path: Path) -> None:
+    with pytest.raises(BrokerUnavailable, match="nbtasks start"):
+        nbtasks.connect(short_path)
+
+
+def test_supervisor_that_cannot_even_start_is_quoted(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+
+    with pytest.raises(ClusterError, match=r"(?s)supervisor\.log.*nbtasks doctor"):
+        nbtasks.start(workers=1, dir=short_path)
+
+
+# --------------------------------------------------------------------------------- processes
+
+
+def test_process_lists_show_no_more_than_names_and_the_folder(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1)
+
+    for pid in family(cluster):
+        words = psutil.Process(pid).cmdline()
+        assert words[1] == "-P"
+        assert words[3].startswith("nbtasks.")
+        assert words[4] == str(cluster.dir)
+        assert len(words) <= 6
+
+
+def test_workers_run_the_same_interpreter_in_the_same_folder(
+    make_cluster: MakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_OWN_VARIABLE", "42")
+    cluster = make_cluster(workers=1)
+
+    worker = psutil.Process(cluster.worker_pids()[0])
+
+    assert worker.cmdline()[0] == sys.executable
+    assert Path(worker.cwd()) == tmp_path.resolve()
+    assert worker.environ()["MY_OWN_VARIABLE"] == "42"
+    assert worker.environ()["NBTASKS_RUNTIME"] == str(cluster.dir)
+
+
+def test_workers_of_named_queues(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=None, queues={"gpu": 1, "io": 2})
+    cluster.worker_pids()
+
+    queues = sorted(tuple(worker["queues"]) for worker in cluster.status()["workers"])
+
+    assert queues == [("gpu",), ("io",), ("io",)]
+
+
+def test_threads_that_start_together_get_one_cluster(make_cluster: MakeCluster) -> None:
+    first = make_cluster(workers=1)
+    found: list[nbtasks.Cluster] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(nbtasks.start(dir=first.dir)))
+        for _ in range(4)
+    ]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert found == [first] * 4
