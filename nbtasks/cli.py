@@ -122,9 +122,8 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _version() -> str:
-    from nbtasks import __version__
-
-    return __version__
+    # Not `from nbtasks import ...`: the package's door would wait for everything behind it.
+    return str(vars(sys.modules["nbtasks"])["__version__"])
 
 
 # ------------------------------------------------------------------------------------ the commands

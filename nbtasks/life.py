@@ -63,8 +63,8 @@ HANDLERS: Final = ("on_success", "on_retry", "on_failure", "after_return")
 _PACKAGE: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 #: Files that stand between a body and whoever runs it; their lines tell the user nothing.
 _MACHINERY: Final = frozenset(
-    os.path.join(_PACKAGE, *path)
-    for path in (("life.py",), ("client", "task.py"), ("client", "models.py"), ("worker", "run.py"))
+    os.path.join(_PACKAGE, *path.split("/"))
+    for path in ("life.py", "client/base.py", "client/retrying.py", "client/models.py")
 )
 
 

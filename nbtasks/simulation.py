@@ -271,9 +271,7 @@ class Simulation:
         scheduler = Scheduler(
             self.store, first_ticket=self._brokers << 20, first_seq=max(self.store.rows, default=0)
         )
-        self._carry_out(
-            scheduler.receive(SUPERVISOR, Hello("supervisor", "s", 1, "3.11"), self.now)
-        )
+        scheduler.receive(SUPERVISOR, Hello("supervisor", "s", 1, "3.11"), self.now)
         return scheduler
 
     def _hello_again(self, worker: InventedWorker) -> Hello:
@@ -314,6 +312,7 @@ class Simulation:
 
     def _carry_out(self, actions: list[Action]) -> None:
         self.store.commit(actions)
+        self.scheduler.committed()
         for action in actions:
             if isinstance(action, Send):
                 self._deliver(action)

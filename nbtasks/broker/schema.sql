@@ -12,12 +12,12 @@
 -- What the store knows about itself.
 CREATE TABLE meta (
     key         TEXT PRIMARY KEY,   -- name: random name of this store; boot_id: machine run of due
-    value       TEXT NOT NULL
+    value       TEXT NOT NULL       -- what key says
 ) WITHOUT ROWID;
 
 -- Functions, one row for each version of their code that was ever sent.
 CREATE TABLE functions (
-    function    INTEGER PRIMARY KEY,
+    function    INTEGER PRIMARY KEY, -- what tasks name it by
     digest      BLOB NOT NULL,      -- 16 bytes; empty: calls by name, whose code nobody has sent
     name        TEXT NOT NULL,      -- of the task
     saved_at    REAL NOT NULL,      -- wall
@@ -33,7 +33,7 @@ CREATE TABLE function_payloads (
     function    INTEGER NOT NULL,   -- functions.function
     frame       INTEGER NOT NULL,   -- 0, 1, ... in the order of the message
     part        INTEGER NOT NULL,   -- 0, 1, ...: a frame longer than SQLite takes lies in parts
-    data        BLOB NOT NULL,
+    data        BLOB NOT NULL,      -- the bytes, as they came
     PRIMARY KEY (function, frame, part)
 ) WITHOUT ROWID;
 
@@ -44,14 +44,14 @@ CREATE TABLE tasks (
     function    INTEGER NOT NULL,   -- functions.function
     client      BLOB NOT NULL,      -- wire identity of the client that sent it
     priority    INTEGER NOT NULL,   -- 9 first, 0 last
-    queue       TEXT NOT NULL,
+    queue       TEXT NOT NULL,      -- that a worker must serve to get it
     parent      TEXT NOT NULL,      -- id of the task that sent it, or empty
     root        TEXT NOT NULL,      -- id of the first task of its tree; empty: itself
     accepted_at REAL NOT NULL,      -- wall
     phase       TEXT NOT NULL,      -- states.PHASES
     state       TEXT NOT NULL,      -- what users see: PENDING, STARTED, PROGRESS, SUCCESS ...
     n           INTEGER NOT NULL,   -- number of its last event
-    retries     INTEGER NOT NULL,
+    retries     INTEGER NOT NULL,   -- how many came before the present attempt
     deaths      INTEGER NOT NULL,   -- processes that died under it
     due         REAL,               -- boot; earliest start by countdown or back-off
     due_at      REAL,               -- wall; what due meant when it was saved, for the next boot
@@ -88,12 +88,12 @@ CREATE TABLE payloads (
     n           INTEGER NOT NULL,   -- 0: of the call; otherwise of event n
     frame       INTEGER NOT NULL,   -- 0, 1, ... in the order of the message; -1: the call's body
     part        INTEGER NOT NULL,   -- 0, 1, ...: a frame longer than SQLite takes lies in parts
-    data        BLOB NOT NULL,
+    data        BLOB NOT NULL,      -- the bytes, as they came
     PRIMARY KEY (seq, n, frame, part)
 ) WITHOUT ROWID;
 
 -- Small things kept under a name (saved groups).
 CREATE TABLE notes (
-    key         TEXT PRIMARY KEY,
-    data        BLOB NOT NULL
+    key         TEXT PRIMARY KEY,   -- as the client chose it
+    data        BLOB NOT NULL       -- the bytes, as they came
 ) WITHOUT ROWID;

@@ -62,6 +62,8 @@ DRAIN = 5_000
 HOUSEKEEPING = 5.0
 #: Seconds between two attempts to write when the store cannot.
 STORE_RETRY = 0.2
+#: Ended tasks that are dropped in one turn, so that nobody waits for it.
+EXPIRE = 1_000
 #: Payload frames from this size on are sent without a copy.
 ZERO_COPY = 64 * 1024
 
@@ -261,6 +263,7 @@ class Server:
                 return
             self._store_failed_at = None
             self._saves.clear()
+            self.scheduler.committed()
         if self._sends:
             sends, self._sends = self._sends, []
             self._post(sends)
@@ -344,13 +347,21 @@ class Server:
             if not alive(hello.pid):
                 actions += self.scheduler.gone(peer, instant)
         if self.settings.result_expires is not None:
-            self.store.expire(instant.wall - self.settings.result_expires, 10_000)
+            self._expire(instant.wall - self.settings.result_expires)
         if self.scheduler.clients or self.scheduler.tasks:
             self._busy_at = instant.boot
         elif instant.boot - self._busy_at > self.settings.idle_timeout:
             log.info("idle for %.0f s", self.settings.idle_timeout)
             actions.append(core.Send(self.scheduler.supervisor, Stop()))
         return actions
+
+    def _expire(self, before: float) -> None:
+        """Drop results that have been kept long enough, a few at a time."""
+        try:
+            if self.store.expire(before, EXPIRE) == EXPIRE:
+                self._next_look = 0.0  # there are more
+        except ClusterError as error:
+            log.warning("cannot drop old results: %s", error)
 
     def close(self) -> None:
         """Let go of socket and store."""

@@ -740,7 +740,7 @@ class Store:
         if len(seqs) < limit and self._tasks_gone:
             self._expire_functions(before)
             self._tasks_gone = False
-        self._shrink()
+        self._shrink_a_little()
         return len(seqs)
 
     def _expire_functions(self, before: float) -> None:
@@ -758,12 +758,16 @@ class Store:
         for function in spare:
             del self._functions[self._function_names.pop(function)]
 
-    def _shrink(self, pages: int = SHRINK) -> None:
+    def _shrink_a_little(self) -> None:
         """Give unused pages back to the file system, unless they are few and soon used again."""
         free = self._value("PRAGMA freelist_count")
-        if free > 256 + self._value("PRAGMA page_count") // 8:
-            with self._errors("be made smaller"):
-                self._db.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+        if free > SHRINK // 4 + self._value("PRAGMA page_count") // 8:
+            self._shrink(SHRINK)
+
+    def _shrink(self, pages: int) -> None:
+        # The one statement that must be stepped without giving rows, which `execute` does not do.
+        with self._errors("be made smaller"):
+            self._db.executescript(f"PRAGMA incremental_vacuum({pages})")
 
     def clear(self) -> None:
         """Forget everything; the store gets another name."""
@@ -775,8 +779,7 @@ class Store:
         self.name, self._top = name, 0
         self._in_use.clear()
         self._load_functions()
-        with self._errors("be made smaller"):
-            self._db.execute("PRAGMA incremental_vacuum").fetchall()
+        self._shrink(0)  # all
         self.checkpoint()
 
     def checkpoint(self) -> None:

@@ -110,6 +110,11 @@ def summarize(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     return cut(f"({', '.join(shown)})")
 
 
+def shown(value: object) -> str:
+    """Return one value as short text."""
+    return cut(_SHORT.get(type(value), _other)(value))
+
+
 def cut(text: str) -> str:
     """Return a summary of at most `SUMMARY` letters."""
     return text if len(text) <= SUMMARY else f"{text[: SUMMARY - 2]}…)"

@@ -21,7 +21,7 @@ from nbtasks.wire import payloads
 from nbtasks.wire.connection import now
 
 if TYPE_CHECKING:
-    from nbtasks.client.task import Task
+    from nbtasks.client.base import Task
     from nbtasks.config import Settings
 
 _NOTHING: Mapping[str, Any] = {}
@@ -37,13 +37,15 @@ class Prepared:
     """
 
     __slots__ = (
-        "compression", "default_priority", "dump_models", "expires", "ignored", "policy",
-        "priority", "queue", "rare", "retry", "serializer", "settings", "shadowed",
+        "check", "compression", "default_priority", "dump_models", "expires", "ignored", "policy",
+        "priority", "queue", "retry", "serializer", "settings", "shadowed",
         "soft_time_limit", "time_limit",
     )  # fmt: skip
 
     def __init__(self, task: Task, settings: Settings) -> None:
         self.settings = settings
+        #: Raises TypeError when arguments do not fit; None: not wanted, or nobody can say.
+        self.check = task._check if task.typing else None
         self.serializer: str = task.serializer
         self.compression: str | None = task.compression
         self.ignored = bool(task.ignore_result)
@@ -108,8 +110,9 @@ def send(
         priority = prepared.default_priority
     if given or prepared.expires is not None:
         return _send_with_options(task, args, kwargs, given, known, frame, root, parent, priority)
+    plain = models.dumped(args, kwargs) if prepared.dump_models else (args, kwargs)
     body, buffers = payloads.dumps_arguments(
-        args, kwargs, prepared.serializer, prepared.compression
+        *plain, prepared.serializer, prepared.compression, task
     )
     define = definitions.current(task) if known else None
     call = Call(
@@ -167,7 +170,7 @@ def _send_with_options(
     if task.pydantic and serializer != "pickle":
         plain = models.dumped(args, kwargs)
     body, buffers = payloads.dumps_arguments(
-        *plain, serializer, given.get("compression", prepared.compression)
+        *plain, serializer, given.get("compression", prepared.compression), task
     )
     define = definitions.current(task) if known else None
     call = Call(

@@ -21,7 +21,7 @@ from nbtasks.wire import payloads
 from nbtasks.wire.connection import now
 
 if TYPE_CHECKING:
-    from nbtasks.client.task import Task
+    from nbtasks.client.base import Task
 
 
 class _Here:
@@ -81,6 +81,7 @@ def apply_instead(
         kwargs,
         given.get("serializer") or task.serializer,
         given.get("compression", task.compression),
+        task,
     )
     args, kwargs = payloads.loads(body, buffers)
     return apply(task, tuple(args), dict(kwargs), given, throw)
@@ -105,10 +106,7 @@ def _store_nothing(outcome: life.Outcome) -> None:
 def _result(task: Task, request: Request, outcome: life.Outcome) -> EagerResult:
     assert request.id is not None
     text = outcome.einfo.traceback if outcome.einfo is not None else None
-    result = EagerResult(request.id, outcome.value, outcome.state, traceback=text, name=task.name)
-    if request.ignore_result:
-        result.ignored = True
-    return result
+    return EagerResult(request.id, outcome.value, outcome.state, traceback=text, name=task.name)
 
 
 def _request(

@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from nbtasks.config import parse_size
-from nbtasks.core.messages import Now, Options
+from nbtasks.core.messages import INLINE_LIMIT, Now, Options
 from nbtasks.exceptions import NaiveTimeWarning
 
 #: Options that become fields of `Options` as they are.
@@ -314,8 +314,8 @@ def encode_headers(headers: Any) -> bytes:
     ------
     TypeError
         When they are no mapping.
-    EncodeError
-        When they cannot be encoded.
+    EncodeError, ValueError
+        When they cannot be encoded, or are too large.
     """
     if not headers:
         return b""
@@ -326,7 +326,12 @@ def encode_headers(headers: Any) -> bytes:
     from nbtasks.wire import payloads
 
     body, buffers = payloads.dumps(dict(headers))
-    return payloads.join(body, buffers) if buffers else body
+    if buffers:
+        raise ValueError(
+            f"The headers take more than {INLINE_LIMIT // 1024} KiB, but they travel inside the "
+            f"message. Give large values as arguments of the task."
+        )
+    return body
 
 
 def rare_options(options: Mapping[str, Any], hard: float | None, soft: float | None) -> Options:

@@ -63,6 +63,7 @@ class Row(Protocol):
     worker: str
     ticket: int
     ended_at: float | None
+    options: Options | None
 
 
 class Archive(Protocol):
@@ -82,7 +83,7 @@ def task_of(row: Row) -> Task:
     return Task(
         row.seq, row.id, row.definition, row.name, row.client, row.priority, row.queue, row.phase,
         row.parent, row.root, row.state, row.n, row.retries, row.deaths, row.due, row.eta,
-        row.expires, row.worker, row.ticket, row.ended_at,
+        row.expires, row.worker, row.ticket, row.ended_at, options=row.options,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ the boot clock, which no step of the wall clock moves.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
@@ -39,6 +39,13 @@ DEFAULT_PRIORITY = 5
 
 #: The queue of calls that name none.
 DEFAULT_QUEUE = "default"
+
+
+#: What may come from outside in a field that counts: anything else would not fit the store.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+#: A time or a duration, seconds; not NaN, not infinite.
+Seconds = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+Priority = Annotated[int, msgspec.Meta(ge=0, le=9)]
 
 
 class Now(NamedTuple):
@@ -65,9 +72,9 @@ class Options(Part, frozen=True):
     """What few calls carry."""
 
     #: Hard limit of one run, seconds.
-    time_limit: float | None = None
+    time_limit: Seconds | None = None
     #: Soft limit of one run, seconds.
-    soft_time_limit: float | None = None
+    soft_time_limit: Seconds | None = None
     #: Overrides the task's `ignore_result`.
     ignore_result: bool | None = None
     #: Payload of the caller's own headers (a dict), or empty.
@@ -82,10 +89,10 @@ class Options(Part, frozen=True):
     #: Ids of the tasks that must succeed first.
     needs: tuple[str, ...] = ()
     group: str | None = None
-    group_index: int | None = None
+    group_index: Count | None = None
     reply_to: str | None = None
     #: Resident memory of one run, bytes.
-    memory_limit: int | None = None
+    memory_limit: Count | None = None
     #: Anything later versions add, by name (msgpack values only).
     extra: dict[str, Any] = {}  # noqa: RUF012 (msgspec copies it)
 
@@ -101,24 +108,24 @@ class Call(Part, frozen=True):
     name: str
     #: The payload of `(args, kwargs)`.
     body: bytes
-    frames: int = 0
+    frames: Count = 0
     #: Arguments as short text, for people: `(3, lr=0.1)`.
     summary: str = ""
     #: Earliest start by countdown or back-off, boot clock.
-    due: float | None = None
+    due: Seconds | None = None
     #: Earliest start as the caller gave it, wall clock (set for countdowns too: it is what
     #: `request.eta` shows; `due` wins).
-    eta: float | None = None
+    eta: Seconds | None = None
     #: Latest start, wall clock.
-    expires: float | None = None
-    priority: int = DEFAULT_PRIORITY
+    expires: Seconds | None = None
+    priority: Priority = DEFAULT_PRIORITY
     queue: str = DEFAULT_QUEUE
     #: Id of the first task of the tree; empty means this one.
     root: str = ""
     #: Id of the task that sent this one, or empty.
     parent: str = ""
     #: How many retries came before this attempt.
-    retries: int = 0
+    retries: Count = 0
     options: Options | None = None
 
 
@@ -126,25 +133,25 @@ class Policy(Part, frozen=True):
     """What the broker must know of a task to schedule its calls."""
 
     #: Least seconds between two starts, or 0.
-    interval: float = 0.0
+    interval: Seconds = 0.0
     #: A run whose process died, was killed for time, or failed is handed out again, or not.
     acks_late: bool = False
     acks_on_failure: bool = True
     acks_on_timeout: bool = True
     #: A lost process counts as a retry, at most `max_retries` of them (None: without end).
     retry_on_worker_lost: bool = False
-    max_retries: int | None = 3
+    max_retries: Count | None = 3
     ignore_result: bool = False
     store_errors_even_if_ignored: bool = False
-    time_limit: float | None = None
-    memory_limit: int | None = None
+    time_limit: Seconds | None = None
+    memory_limit: Count | None = None
     track_started: bool = False
 
 
 class Held(Part, frozen=True):
     """A call that a worker has in hand when it meets a (new) broker."""
 
-    ticket: int
+    ticket: Count
     id: str
     #: Whether its body has begun.
     started: bool
@@ -160,7 +167,7 @@ class Hello(Message, frozen=True):
     role: str
     #: Name of the peer: `worker-1f3c@host`, `1234@host`.
     name: str
-    pid: int
+    pid: Count
     #: `3.11.7`; workers and clients of unlike minor versions are refused.
     python: str
     #: Queues that a worker serves; empty means all of them.
@@ -184,7 +191,7 @@ class Refused(Message, frozen=True):
     """The broker will not: the peer, or one of its submissions (`batch` > 0)."""
 
     reason: str
-    batch: int = 0
+    batch: Count = 0
     ids: tuple[str, ...] = ()
 
 
@@ -204,7 +211,7 @@ class Define(Message, frozen=True):
     policy: Policy
     #: Payload: opaque to the broker.
     body: bytes
-    frames: int = 0
+    frames: Count = 0
 
 
 class Lacking(Message, frozen=True):
@@ -217,7 +224,7 @@ class Submit(Message, frozen=True):
     """Calls to be accepted together."""
 
     #: Numbered by the client from 1; Accepted names it.
-    batch: int
+    batch: Count
     calls: tuple[Call, ...]
     #: Whether any of the ids may be known already (sent again, or chosen by the user).
     again: bool = False
@@ -249,21 +256,21 @@ class Event(Message, frozen=True):
 
     id: str
     #: 1, 2, ... without a gap in each task.
-    n: int
-    at: float
+    n: Count
+    at: Seconds
     kind: str
     state: str = ""
     body: bytes = b""
-    frames: int = 0
+    frames: Count = 0
     text: str = ""
     traceback: str = ""
     worker: str = ""
-    pid: int = 0
-    retries: int = 0
+    pid: Count = 0
+    retries: Count = 0
     #: Seconds that the body took, for final states.
-    runtime: float = 0.0
+    runtime: Seconds = 0.0
     #: Next start, boot clock, for RETRY.
-    due: float | None = None
+    due: Seconds | None = None
     children: tuple[str, ...] = ()
     #: Whether nothing further will change the task by itself.
     final: bool = False
@@ -286,7 +293,7 @@ class Replayed(Message, frozen=True):
     id: str
     #: False: the broker has never heard of it, or has forgotten it.
     known: bool
-    n: int
+    n: Count
     #: What the phase is: scheduled, queued ... (for people).
     phase: str = ""
 
@@ -324,21 +331,21 @@ class Update(Message, frozen=True):
     id: str
     state: str
     body: bytes
-    frames: int = 0
+    frames: Count = 0
     traceback: str = ""
 
 
 class Ask(Message, frozen=True):
     """A question to the broker; see `Server.answer_*` for the words."""
 
-    request: int
+    request: Count
     #: status, list, show, purge
     what: str
     args: dict[str, Any] = {}  # noqa: RUF012 (msgspec copies it)
 
 
 class Answer(Message, frozen=True):
-    request: int
+    request: Count
     #: msgpack values only.
     value: Any
     #: Set instead of a value when the question was refused.
@@ -348,7 +355,7 @@ class Answer(Message, frozen=True):
 class Scale(Message, frozen=True):
     """Have this many workers."""
 
-    workers: int
+    workers: Count
 
 
 class Stop(Message, frozen=True):
@@ -366,11 +373,11 @@ class Run(Message, frozen=True):
 
     #: Counts the calls given to this worker: 1, 2, ... With the worker's name it is the token
     #: that fences answers of earlier attempts.
-    ticket: int
+    ticket: Count
     #: None only inside the broker, until the server has read it from the store.
     call: Call | None
     #: How many processes died under this task before.
-    deaths: int = 0
+    deaths: Count = 0
 
 
 class Recall(Message, frozen=True):
@@ -388,18 +395,18 @@ class Returned(Message, frozen=True):
 class Started(Message, frozen=True):
     """The body of this ticket has begun."""
 
-    ticket: int
-    at: float
+    ticket: Count
+    at: Seconds
 
 
 class Report(Message, frozen=True):
     """`update_state` by the running task itself."""
 
-    ticket: int
+    ticket: Count
     state: str
     body: bytes
-    frames: int = 0
-    at: float = 0.0
+    frames: Count = 0
+    at: Seconds = 0.0
     traceback: str = ""
 
 
@@ -410,36 +417,36 @@ class Output(Message, frozen=True):
     #: stdout, stderr or log
     stream: str
     text: str
-    at: float = 0.0
+    at: Seconds = 0.0
 
 
 class Done(Message, frozen=True):
     """A run is over."""
 
-    ticket: int
+    ticket: Count
     #: SUCCESS, FAILURE, REVOKED, IGNORED, or REQUEUE (Reject with requeue)
     state: str
     body: bytes
-    frames: int = 0
+    frames: Count = 0
     traceback: str = ""
     #: Seconds that the body took.
-    runtime: float = 0.0
-    at: float = 0.0
+    runtime: Seconds = 0.0
+    at: Seconds = 0.0
     children: tuple[str, ...] = ()
 
 
 class Again(Message, frozen=True):
     """A run ended in retry: the call as it shall run next."""
 
-    ticket: int
+    ticket: Count
     call: Call
     #: Payload of the exception that was given to `retry` (or of None).
     reason: bytes
     #: Payload frames: first the call's, then the reason's.
-    frames: int = 0
+    frames: Count = 0
     traceback: str = ""
-    runtime: float = 0.0
-    at: float = 0.0
+    runtime: Seconds = 0.0
+    at: Seconds = 0.0
     children: tuple[str, ...] = ()
     #: False: the run goes on (`retry(throw=False)`); the retry runs beside it.
     over: bool = True
@@ -454,7 +461,7 @@ class Fetch(Message, frozen=True):
 class Noted(Message, frozen=True):
     """Done and Again of all tickets up to this one are in the store."""
 
-    ticket: int
+    ticket: Count
 
 
 # ------------------------------------------------------------------------------ the supervisor
@@ -464,21 +471,21 @@ class Pool(Message, frozen=True):
     """Which workers there are, and how many there shall be."""
 
     workers: tuple[str, ...]
-    wanted: int
+    wanted: Count
 
 
 class Died(Message, frozen=True):
     """A worker process is gone."""
 
     name: str
-    pid: int
+    pid: Count
     #: Exit code, or minus the signal's number.
     code: int
     #: Ticket last begun and last finished, from the worker's cell (0: none).
-    started: int = 0
-    finished: int = 0
+    started: Count = 0
+    finished: Count = 0
     #: Peak resident memory, bytes (0: not known).
-    peak_memory: int = 0
+    peak_memory: Count = 0
 
 
 class Kill(Message, frozen=True):
@@ -486,9 +493,9 @@ class Kill(Message, frozen=True):
 
     name: str
     #: Only while it runs this ticket (0: whatever it runs).
-    ticket: int = 0
+    ticket: Count = 0
     signal: str = "SIGKILL"
-    grace: float = 2.0
+    grace: Seconds = 2.0
 
 
 ToBroker = (

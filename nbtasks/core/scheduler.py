@@ -124,6 +124,8 @@ class Scheduler:
         self.needs = Needs()
         self.pool = Workers(archive, self.agenda)
         self.workers = self.pool.workers
+        #: Ended since the last commit: the archive does not know it yet.
+        self._just_ended: dict[str, Task] = {}
         self._followers: dict[str, set[bytes]] = {}
         self._worker_of: dict[bytes, Worker] = {}
         self._accepted: dict[bytes, list[int]] = {}
@@ -193,6 +195,10 @@ class Scheduler:
             self.agenda.add_boot(now.boot + ROLL_CALL, "missing", worker)
         return self._hand_over()
 
+    def committed(self) -> None:
+        """All saves handed over so far are in the archive."""
+        self._just_ended.clear()
+
     def gone(self, peer: bytes, now: Now) -> list[Action]:
         """A client's process is no more."""
         self._bye(peer, Bye(), now, iter(()))
@@ -203,6 +209,10 @@ class Scheduler:
     def phases(self) -> dict[str, int]:
         """Return how many open tasks are in each phase."""
         return dict(Counter(task.phase for task in self.tasks.values()))
+
+    def _find(self, task_id: str) -> Row | None:
+        """Return what is known of a task that is not open."""
+        return self._just_ended.get(task_id) or self.archive.find(task_id)
 
     def _knows(self, peer: bytes) -> bool:
         return peer in self.clients or peer in self._worker_of or peer == self.supervisor
@@ -336,7 +346,7 @@ class Scheduler:
             payload = take(buffers, call.frames)
             if call.id in self.tasks:
                 self._follow_open(peer, self.tasks[call.id], 0)
-            elif submit.again and (row := self.archive.find(call.id)) is not None:
+            elif submit.again and (row := self._find(call.id)) is not None:
                 self._out.append(
                     Send(peer, Replayed(row.id, True, row.n, row.phase), replay=(row.seq, 0))
                 )
@@ -378,7 +388,7 @@ class Scheduler:
             if need in self.tasks:
                 missing.append(need)
                 continue
-            row = self.archive.find(need)
+            row = self._find(need)
             if row is None or row.state != states.SUCCESS:
                 self._end_in_vain(task, need, row.state if row else "unknown", now)
                 return True
@@ -416,7 +426,7 @@ class Scheduler:
             if task is not None:
                 self._follow_open(peer, task, after)
                 continue
-            row = self.archive.find(task_id)
+            row = self._find(task_id)
             if row is None:
                 # It may still come, from another client.
                 self._followers.setdefault(task_id, set()).add(peer)
@@ -484,10 +494,11 @@ class Scheduler:
 
     def _redo(self, peer: bytes, redo: Redo, now: Now, _: Iterator[Any]) -> None:
         for task_id in redo.ids:
-            row = None if task_id in self.tasks else self.archive.find(task_id)
+            row = None if task_id in self.tasks else self._find(task_id)
             if row is None or row.state not in states.PROPAGATE_STATES:
                 continue
             task = self.tasks[task_id] = task_of(row)
+            self._just_ended.pop(task_id, None)
             task.state, task.ended_at, task.client = states.PENDING, None, peer
             task.due = task.eta = task.expires = None
             task.deaths = 0
@@ -498,7 +509,7 @@ class Scheduler:
 
     def _forget(self, peer: bytes, forget: Forget, now: Now, _: Iterator[Any]) -> None:
         for task_id in forget.ids:
-            row = None if task_id in self.tasks else self.archive.find(task_id)
+            row = None if task_id in self.tasks else self._find(task_id)
             if row is not None:
                 self._out.append(SaveForget(row.seq))
 
@@ -659,8 +670,8 @@ class Scheduler:
 
     def _ended(self, task_id: str) -> Task | None:
         """Return a task that is over, for what may still come: the output of its handlers."""
-        row = self.archive.find(task_id)
-        return None if row is None else task_of(row)
+        row = self._find(task_id)
+        return row if row is None or isinstance(row, Task) else task_of(row)
 
     def _done(self, peer: bytes, done: Done, now: Now, buffers: Iterator[Any]) -> None:
         payload = take(buffers, done.frames)
@@ -733,9 +744,10 @@ class Scheduler:
         """The only way out for a task."""
         self._step(task, "end")
         task.state = state
-        task.ended_at = event.at
+        task.ended_at = now.wall
         self._release(task)
         del self.tasks[task.id]
+        self._just_ended[task.id] = task
         self._tell(task, event, buffers, keep)
         self._save(task)
         self._followers.pop(task.id, None)

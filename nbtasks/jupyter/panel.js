@@ -342,7 +342,7 @@ class Line {
   /** @param {Row} row @param {number} now */
   when(row, now) {
     const left = (row.due || 0) - now;
-    return left > 0 ? `in ${clock(Math.ceil(left))}` : "as soon as a worker is free";
+    return left > 0 ? `in ${clock(Math.ceil(left))}` : "due now";
   }
 
   /** Small print after the text. */

@@ -76,9 +76,10 @@ class NotebookPanel:
         """Return all that is drawn, for a view that knows nothing yet."""
         return {**self._frame(self._watch.rows), "words": WORDS}
 
-    def _frame(self, rows: Iterable[Row], limit: int = LIMIT) -> dict[str, Any]:
+    def _frame(self, rows: Iterable[Row], limit: int | None = None) -> dict[str, Any]:
         now = watch.now()
-        drawn = [row.paint(now, watch.load) for row in rows if row.index < limit]
+        last = LIMIT if limit is None else limit
+        drawn = self._watch.paint([row for row in rows if row.index < last], now)
         return {"now": now.wall, "rows": drawn, "total": self._watch.total()}
 
     def flush(self) -> None:
@@ -121,6 +122,7 @@ class NotebookPanel:
         if self._shown and not self._still:
             return
         self._still = False
+        self._watch.settle()
         self._widget = new_widget(self)
         bundle = self._picture()
         if self._widget is not None:
@@ -170,7 +172,7 @@ class SinglePanel(NotebookPanel):
         record = client.current().record(result.id)
         if record.call is None:
             args = ", ".join(map(repr, result.args or ()))
-            self._watch.add(record, result.name or "task", f"({args})")
+            self._watch.add(record, (result.name or "task", f"({args})"))
         else:
             self._watch.add(record)
         self._shown = True
@@ -266,9 +268,12 @@ class Cells:
         cell = self._current.get() or self._latest
         if cell is None:
             return
-        if cell.panel is None:
-            cell.panel = self._new_panel(cell)
-        cell.panel.add(record)
+        try:
+            if cell.panel is None:
+                cell.panel = self._new_panel(cell)
+            cell.panel.add(record)
+        except Exception:  # the task was sent; that it cannot be drawn is no reason to fail
+            log.exception("The panel of this cell cannot be shown.")
         self._open[id(cell)] = cell
 
     def settle(self, cell: Cell) -> None:

@@ -63,19 +63,22 @@ Load = Callable[[Any, Event], Any]
 class Row:
     """One submitted task, as its panel draws it."""
 
-    __slots__ = ("attempts", "index", "name", "record", "state", "summary")
+    __slots__ = ("_called", "index", "record", "state")
 
-    def __init__(
-        self, record: Told, index: int, name: str, summary: str, attempts: int | None = None
-    ) -> None:
+    def __init__(self, record: Told, index: int, called: tuple[str, str] | None = None) -> None:
         self.record = record
         self.index = index
-        self.name = shorten(short_name(name), NAME_LIMIT)
-        self.summary = shorten(summary, NAME_LIMIT)
-        #: How often the task may run at most; None when nobody knows or there is no end.
-        self.attempts = attempts
-        #: What it was when it was last looked at, a key of `WORDS`.
-        self.state = "waiting"
+        #: What it was when it was last looked at, a key of `WORDS`; at first nothing.
+        self.state = ""
+        self._called = called
+
+    @property
+    def called(self) -> tuple[str, str]:
+        """The task's name and its arguments as text."""
+        call = self.record.call
+        if self._called is not None or call is None:
+            return self._called or ("task", "")
+        return (call.options and call.options.shadow) or call.name, call.summary
 
     @property
     def final(self) -> bool:
@@ -123,16 +126,17 @@ class Row:
     def paint(self, now: Now, load: Load) -> dict[str, Any]:
         """Return all that is drawn of the row; times are wall-clock seconds."""
         told, call, state = self.record, self.record.call, self.look(now)
+        name, summary = self.called
         row: dict[str, Any] = {
             "i": self.index,
             "id": told.id,
-            "name": self.name,
-            "args": self.summary,
+            "name": shorten(short_name(name), NAME_LIMIT),
+            "args": shorten(summary, NAME_LIMIT),
             "state": state,
             "final": state in FINAL,
         }
         if told.retries:
-            row["attempt"], row["attempts"] = told.retries + 1, self.attempts
+            row["attempt"] = told.retries + 1
         if state in ("scheduled", "retrying"):
             row["due"] = self._starts(now)
         if state in ("scheduled", "waiting") and call and call.expires is not None:

@@ -83,7 +83,7 @@ class TextPanel:
             if self._paused:
                 return
             now = watch.now()
-            rows = [row.paint(now, watch.load) for row in self._watch.look(now)]
+            rows = self._watch.paint(self._watch.look(now), now)
             for row in rows:
                 self._tell(row)
             self._tell_total(self._watch.total())

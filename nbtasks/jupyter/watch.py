@@ -70,8 +70,26 @@ class Flusher:
 flusher = Flusher()
 
 
+class _Alarm:
+    """Released like the lock of somebody who waits: a refused submission has no event to tell."""
+
+    __slots__ = ("_index", "_watch")
+
+    def __init__(self, watch: Watch, index: int) -> None:
+        self._watch = watch
+        self._index = index
+
+    def release(self) -> None:
+        if self._watch.rows[self._index].record.error is not None:
+            self._watch._note(self._index)
+
+
 class Watch:
-    """The rows of one panel, which of them have changed, and how many are in which state."""
+    """The rows of one panel, which of them have changed, and how many are in which state.
+
+    `add` may be called by any thread. All that counts (`look`, `paint`, `settle`, `total`) is
+    called by whoever draws, one thread at a time.
+    """
 
     def __init__(self, drawn: Drawn) -> None:
         self.rows: list[Row] = []
@@ -80,28 +98,25 @@ class Watch:
         self._index: dict[str, int] = {}
         self._changed: set[int] = set()
 
-    def add(self, record: client.Record, name: str = "task", summary: str = "") -> None:
+    def add(self, record: client.Record, called: tuple[str, str] | None = None) -> None:
         """Follow a task from now on (once, however often it is added).
+
+        Called for each submission, so it leaves all that can wait to the flusher.
 
         Parameters
         ----------
         record
             What the client knows of it.
-        name, summary
+        called
             The task's name and its arguments as text, where the record does not know them because
             another process has sent it.
         """
         if record.id in self._index:
             return
-        if record.call is not None:
-            options = record.call.options
-            name = (options and options.shadow) or record.call.name
-            summary = record.call.summary
         index = self._index[record.id] = len(self.rows)
-        row = Row(record, index, name, summary, most_attempts(name))
-        self.rows.append(row)
-        self.counts[row.look(now())] += 1
+        self.rows.append(Row(record, index, called))
         record.subscribe(self._hear)
+        record.waiters.append(_Alarm(self, index))
         self._note(index)
 
     def _hear(self, record: client.Record, event: Event) -> None:
@@ -126,8 +141,17 @@ class Watch:
         return taken
 
     def _count(self, row: Row, instant: Now) -> None:
-        self.counts[row.state] -= 1
+        if row.state:
+            self.counts[row.state] -= 1
         self.counts[row.look(instant)] += 1
+
+    def paint(self, rows: Iterable[Row], instant: Now) -> list[dict[str, Any]]:
+        """Return all that is drawn of these rows."""
+        painted = [row.paint(instant, load) for row in rows]
+        for row in painted:
+            if "attempt" in row:
+                row["attempts"] = most_attempts(self.rows[row["i"]].called[0])
+        return painted
 
     def settle(self) -> bool:
         """Look at all rows that are open, told of or not; return whether every task is over."""
@@ -158,18 +182,18 @@ class Watch:
 
 def most_attempts(name: str) -> int | None:
     """Return how often a task may run at most, or None when this process does not know."""
-    found: Any = registry().get(name)
+    found: Any = known_tasks().get(name)
     if found is None:
         return None
     limit = (getattr(found, "retry_kwargs", None) or {}).get("max_retries", found.max_retries)
     return None if limit is None else int(limit) + 1
 
 
-def registry() -> Mapping[str, Any]:
+def known_tasks() -> Mapping[str, Any]:
     """Return the tasks that this process knows, by name."""
     from nbtasks.client import task
 
-    return task.registry
+    return task.tasks
 
 
 def load(record: client.Record, event: Event) -> Any:

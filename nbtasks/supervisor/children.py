@@ -7,6 +7,7 @@ before the supervisor itself has loaded its sockets and messages.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -16,8 +17,8 @@ from typing import NamedTuple, TypeVar
 #: Bytes after which a log starts afresh (the last one is kept as `.old`).
 LOG_LIMIT = 4 * 1024 * 1024
 
-#: Signals that a child must find in their default state, whatever its parent made of them.
-_DEFAULTED = (1, 2, 3, 15)  # SIGHUP, SIGINT, SIGQUIT, SIGTERM: `signal` is not loaded yet
+#: Signals by which somebody wants a process to end.
+ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 class Child:
@@ -110,7 +111,7 @@ class Children:
                 ],
                 setsid=True,
                 setsigmask=[],
-                setsigdef=_DEFAULTED,
+                setsigdef=ENDING,
             )
         finally:
             os.close(output)
@@ -151,11 +152,11 @@ class Children:
             return
         dying = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if dying is not None and dying.si_pid in self._alive:
-            _signal_group(dying.si_pid, 9)
+            _signal_group(dying.si_pid, signal.SIGKILL)
 
     def freeze(self, child: Child) -> None:
         """Stop the child and wait (for 50 ms at most) until it does stand still."""
-        os.kill(child.pid, 19 if sys.platform == "linux" else 17)  # SIGSTOP
+        os.kill(child.pid, signal.SIGSTOP)
         if not hasattr(os, "waitid"):
             return
         for _ in range(50):
@@ -164,12 +165,18 @@ class Children:
                 return
             time.sleep(0.001)
 
-    def kill(self, child: Child, signal: int) -> None:
+    def kill(self, child: Child, number: int) -> None:
         """Send a signal to the child and all that it started in its own session."""
-        if self.alive(child) and not _signal_group(child.pid, signal):
+        if self.alive(child) and not _signal_group(child.pid, number):
             # Between its start and its setsid() a child has no group of its own yet.
             with suppress(ProcessLookupError):
-                os.kill(child.pid, signal)
+                os.kill(child.pid, number)
+
+    def anybody_died(self) -> bool:
+        """Return whether there is an end to be taken note of."""
+        if not hasattr(os, "waitid"):
+            return False
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def orphans(self) -> bool:
         """Return whether we have children that we did not start: what dead workers left behind."""
@@ -187,10 +194,10 @@ class Children:
         os.close(self._lifeline)
 
 
-def _signal_group(group: int, signal: int) -> bool:
+def _signal_group(group: int, number: int) -> bool:
     """Send a signal to a process group; say whether there is one that may be sent to."""
     try:
-        os.killpg(group, signal)
+        os.killpg(group, number)
     except (ProcessLookupError, PermissionError):  # macOS forbids a group of zombies
         return False
     return True

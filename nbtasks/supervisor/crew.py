@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from nbtasks.supervisor.children import Child, Children, module_command
 
 
+#: Logs of dead workers that are kept.
+KEPT_LOGS = 20
+
+
 class Worker(Child):
     """A worker process and the queues that it serves (none named: all)."""
 
@@ -80,6 +84,19 @@ class Crew:
 
     def log(self, name: str) -> str:
         return os.path.join(self.runtime, "logs", f"{name}.log")
+
+    def drop_old_logs(self) -> None:
+        """Keep the logs of the workers that died last, not those of all that ever died."""
+        folder = os.path.join(self.runtime, "logs")
+        alive = {f"{name}.log" for name in self.workers}
+        with os.scandir(folder) as entries:
+            dead = [
+                (entry.stat().st_mtime, entry.path)
+                for entry in entries
+                if entry.name.startswith("worker-") and entry.name not in alive
+            ]
+        for _, path in sorted(dead)[:-KEPT_LOGS]:
+            os.unlink(path)
 
     def cell(self, name: str) -> str:
         return os.path.join(self.runtime, "cells", name)

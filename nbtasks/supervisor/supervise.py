@@ -36,7 +36,7 @@ import zmq
 
 from nbtasks.core.messages import Bye, Died, Hello, Kill, Pool, Refused, Scale, Stop, Welcome
 from nbtasks.supervisor import limits
-from nbtasks.supervisor.children import Child, Exit, News, tail
+from nbtasks.supervisor.children import ENDING, Child, Exit, News, tail
 from nbtasks.supervisor.crew import Crew, Worker
 from nbtasks.wire import cell, frames, sockets
 from nbtasks.wire.connection import (
@@ -168,8 +168,9 @@ class Supervisor:
         os.set_blocking(reading, False)
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGCHLD, *ENDING):
             signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         return reading
 
     def _read_signals(self) -> None:
@@ -349,6 +350,8 @@ class Supervisor:
         self._tell_pool()
         if exit_.code:
             note(f"{name} {describe(exit_.code)} after {lived:.1f} s.")
+            with suppress(OSError):
+                self.crew.drop_old_logs()
         else:
             with suppress(FileNotFoundError):
                 os.unlink(exit_.child.log)

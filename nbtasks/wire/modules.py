@@ -74,7 +74,9 @@ def is_local(path: str | None) -> bool:
     if not path or not path.endswith(".py"):
         return False
     foreign = _foreign_folders()
-    return not (os.path.abspath(path).startswith(foreign) or os.path.realpath(path).startswith(foreign))
+    return not (
+        os.path.abspath(path).startswith(foreign) or os.path.realpath(path).startswith(foreign)
+    )
 
 
 def is_local_module(name: str | None) -> bool:
@@ -368,7 +370,7 @@ def watch() -> None:
     _finder = _Finder()
     # Just before the finder that it asks, so that those before keep their precedence.
     place = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
-    sys.meta_path.insert(place, _finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(place, _finder)
 
 
 def prepare(folders: Iterable[str], stamps: Iterable[Stamp]) -> None:

@@ -9,7 +9,8 @@ A payload is a body and further buffers, which are pickle's out-of-band buffers 
 body of over `INLINE_LIMIT` bytes becomes the first buffer, and the body is then empty. The body
 of a plain pickle is just that (its first byte is 0x80); any other begins with a header:
 
-    0x01, length of the head (2 bytes), head: content type \\n content encoding \\n compression
+    0x01, length of the head (2 bytes), head: content type, encoding, compression
+    0x02, then body and buffers in one piece, each after its length (8 bytes): see `join`
 
 Values of atoms alone (numbers, text, None) go through plain pickle, which takes half a microsecond;
 everything else goes through cloudpickle, because plain pickle takes what was defined in a
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import bz2
+import functools
 import hashlib
 import importlib
 import inspect
@@ -27,11 +29,11 @@ import io
 import json
 import linecache
 import lzma
-import os
 import pickle
 import sys
 import threading
 import types
+import typing
 import uuid
 import weakref
 import zlib
@@ -63,6 +65,7 @@ MOST_BUFFERS: Final = 1024
 _PICKLE: Final = "application/x-python-serialize"
 _PLAIN: Final = 0x80  # what every pickle begins with
 _HEADED: Final = 0x01
+_JOINED: Final = 0x02
 
 _ATOMS: Final = frozenset({int, float, str, bytes, bool, type(None)})
 _plain_dumps: Final = pickle.dumps
@@ -85,7 +88,6 @@ def dumps_arguments(
     kwargs: dict[str, Any],
     serializer: str = "pickle",
     compression: str | None = None,
-    *,
     function: Callable[..., Any] | None = None,
     copy: bool = True,
 ) -> Payload:
@@ -228,6 +230,8 @@ def loads(body: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
         if _accepted is not None:
             _check_accepted(_PICKLE)
         return _unpickle(body, buffers)
+    if body[0] == _JOINED:
+        return loads(*_part(body))
     if body[0] != _HEADED:
         raise DecodeError(
             f"The payload begins with byte {body[0]:#04x}, which no version of nbtasks writes. It "
@@ -245,6 +249,28 @@ def loads(body: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
     return _decode(data, content_type, encoding, buffers)
 
 
+def join(body: Buffer, buffers: Sequence[Buffer]) -> bytes:
+    """Return a payload in one piece, for where no frames can travel; `loads` reads it."""
+    if not buffers:
+        return bytes(body)
+    pieces: list[Buffer] = [bytes((_JOINED,))]
+    for buffer in (body, *buffers):
+        pieces += (memoryview(buffer).nbytes.to_bytes(8, "big"), buffer)
+    return b"".join(pieces)
+
+
+def _part(joined: Buffer) -> tuple[Buffer, list[Buffer]]:
+    view, place = memoryview(joined), 1
+    found: list[Buffer] = []
+    while place < len(view):
+        length = int.from_bytes(view[place : place + 8], "big")
+        place += 8 + length
+        if place > len(view):
+            raise DecodeError("The payload is damaged: it ends in the middle of a part.")
+        found.append(view[place - length : place])
+    return found[0], found[1:]
+
+
 def _decompress(data: bytes, content_type: str) -> bytes:
     codec = _compressions_by_type.get(content_type)
     if codec is None:
@@ -253,11 +279,13 @@ def _decompress(data: bytes, content_type: str) -> bytes:
             f"it with register_compression() in this process too."
         )
     try:
-        return codec.decode(data)
+        return bytes(codec.decode(data))
     except SerializerNotInstalled:
         raise
     except Exception as error:
-        raise DecodeError(f"The payload cannot be decompressed ({content_type}): {error}.") from error
+        raise DecodeError(
+            f"The payload cannot be decompressed ({content_type}): {error}."
+        ) from error
 
 
 def _decode(data: bytes, content_type: str, encoding: str, buffers: Sequence[Buffer]) -> Any:
@@ -352,6 +380,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             self.modules.add(obj.__name__)
         elif issubclass(kind, type):
             return self._reduce_class(obj)
+        elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
+            return _NAMED[kind](obj)
         return super().reducer_override(obj)
 
     def _reduce_function(self, function: types.FunctionType) -> Any:
@@ -384,6 +414,55 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return (*others, (set_state, state), None, None, _set_class_state)
         return reduced
 
+
+def _reduce_cached(cached: Any) -> tuple[Any, ...]:
+    # The function is only put in afterwards, because it may refer to what caches it.
+    parameters = cached.cache_parameters()
+    return (
+        _make_cached,
+        (parameters["maxsize"], parameters["typed"]),
+        cached.__wrapped__,
+        None,
+        None,
+        _fill_cached,
+    )
+
+
+def _make_cached(maxsize: int | None, typed: bool) -> Any:
+    inside: list[Callable[..., Any]] = []
+
+    @functools.lru_cache(maxsize, typed)
+    def cached(*args: Any, **kwargs: Any) -> Any:
+        return inside[0](*args, **kwargs)
+
+    cached._inside = inside  # type: ignore[attr-defined]
+    return cached
+
+
+def _fill_cached(cached: Any, function: Callable[..., Any]) -> None:
+    inside = cached._inside
+    functools.update_wrapper(cached, function)
+    del cached._inside
+    inside.append(function)
+
+
+def _reduce_alias(alias: Any) -> tuple[Any, ...]:
+    return _make_alias, (alias.__name__, alias.__value__, alias.__type_params__)
+
+
+def _make_alias(name: str, value: Any, parameters: tuple[Any, ...]) -> Any:
+    return typing.TypeAliasType(name, value, type_params=parameters)  # type: ignore[attr-defined]
+
+
+#: Things that say of themselves that their name is enough, which it is not in a notebook.
+_NAMED: Final[dict[type, Callable[[Any], tuple[Any, ...]]]] = {
+    functools._lru_cache_wrapper: _reduce_cached,
+    typing.NewType: lambda it: (typing.NewType, (it.__name__, it.__supertype__)),
+    typing.ParamSpec: lambda it: (typing.ParamSpec, (it.__name__,)),
+    typing.TypeVarTuple: lambda it: (typing.TypeVarTuple, (it.__name__,)),
+}
+if sys.version_info >= (3, 12):
+    _NAMED[typing.TypeAliasType] = _reduce_alias
 
 _made_here: Final[weakref.WeakSet[type]] = weakref.WeakSet()
 _from_elsewhere: Final[weakref.WeakSet[type]] = weakref.WeakSet()
@@ -652,7 +731,8 @@ def _make_bare(
     attributes: dict[str, Any],
     slots: dict[str, Any],
 ) -> BaseException:
-    exception: BaseException = _builtin_base(cls).__new__(cls)
+    make: Any = _builtin_base(cls).__new__
+    exception = cast(BaseException, make(cls))
     exception.args = args
     _set_attributes(exception, attributes, slots)
     return exception
@@ -1179,8 +1259,12 @@ _add_compression(
 _add_compression(
     Codec("bzip2", bz2.compress, bz2.decompress, "application/x-bz2"), ("bzip2", "bzip")
 )
-_add_compression(Codec("lzma", lzma.compress, lzma.decompress, "application/x-lzma"), ("lzma", "xz"))
+_add_compression(
+    Codec("lzma", lzma.compress, lzma.decompress, "application/x-lzma"), ("lzma", "xz")
+)
 _add_compression(
     Codec("zstd", _zstd_encode, _zstd_decode, "application/zstd"), ("zstd", "zstandard")
 )
-_add_compression(Codec("brotli", _brotli_encode, _brotli_decode, "application/x-brotli"), ("brotli",))
+_add_compression(
+    Codec("brotli", _brotli_encode, _brotli_decode, "application/x-brotli"), ("brotli",)
+)

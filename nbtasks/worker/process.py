@@ -313,20 +313,24 @@ class Link:
 
     def _receive(self) -> None:
         try:
-            parts = self._socket.recv_multipart(zmq.NOBLOCK)
+            frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return
+        # Payload frames stay where they are, and nobody may write to them: a retry sends them on.
+        payload = [frame.buffer.toreadonly() for frame in frames[2:]]
         try:
-            _, messages, buffers = unpack_from_broker(parts)
+            _, messages, buffers = unpack_from_broker(
+                [*(frame.bytes for frame in frames[:2]), *payload]
+            )
         except ProtocolError as error:
             print(f"A message of the broker was not understood: {error}", file=sys.__stderr__)
             return
         self._news_at = time.monotonic()
-        frames = iter(buffers)
+        rest = iter(buffers)
         for message in messages:
             obey = self._obey.get(type(message))
             if obey is not None:
-                obey(message, frames)
+                obey(message, rest)
 
     def _on_welcome(self, welcome: Welcome, _: Iterator[Buffer]) -> None:
         self._welcome = True

@@ -19,7 +19,7 @@ from nbtasks import life
 from nbtasks.context import Request, RetryPlan
 from nbtasks.core import states
 from nbtasks.core.messages import Again, Call, Done, Options, Policy, Report, Started
-from nbtasks.exceptions import NotRegistered, TaskRevokedError
+from nbtasks.exceptions import EncodeError, NotRegistered, TaskRevokedError
 from nbtasks.wire import payloads
 from nbtasks.wire.cell import Cell
 from nbtasks.wire.connection import now
@@ -108,6 +108,7 @@ class Runner:
         # The one that runs:
         self._job: Job
         self._request: Request = Request()
+        self._task: Any = None
         self._handlers = False
         self._soft = 0.0
         RunRequest.hostname = name
@@ -161,12 +162,15 @@ class Runner:
             if function is None:
                 function = self._load_function(call)
             args, kwargs = payloads.loads(call.body, job.buffers)
+            if type(args) is not tuple:  # serializers other than pickle make a list of it
+                args = tuple(args)
             request = RunRequest(job, function, args, kwargs)
         except BaseException as error:
             self._fail(error)
             return
         request._channel = self
         self._request = request
+        self._task = function.task
         self._handlers = function.handlers
         wrap = None
         if request.soft_time_limit is not None:
@@ -230,7 +234,7 @@ class Runner:
             time.time(),
             tuple(self._request.children),
         )
-        return Loaded(done, _owned(buffers)) if buffers else done
+        return Loaded(done, buffers) if buffers else done
 
     def _again(
         self,
@@ -244,7 +248,7 @@ class Runner:
         body, more = (
             payloads.dumps_exception(reason) if reason is not None else payloads.dumps(None)
         )
-        frames = [*buffers, *_owned(more)]
+        frames = [*buffers, *more]
         again = Again(
             self._job.run.ticket,
             call,
@@ -268,10 +272,10 @@ class Runner:
             body, fresh = payloads.dumps_arguments(
                 self._request.args if plan.args is None else plan.args,
                 self._request.kwargs if plan.kwargs is None else plan.kwargs,
-                options.get("serializer") or "pickle",
-                options.get("compression"),
+                options.get("serializer") or self._task.serializer,
+                options.get("compression") or self._task.compression,
             )
-            buffers = _owned(fresh)
+            buffers = list(fresh)
         due, eta = _start_of(plan)
         return (
             Call(
@@ -307,7 +311,7 @@ class Runner:
         body, buffers = payloads.dumps_exception(error)
         done = Done(ticket, state, body, len(buffers), at=time.time())
         self._handover.ended = ticket
-        self._handover.post(Loaded(done, _owned(buffers)) if buffers else done)
+        self._handover.post(Loaded(done, buffers) if buffers else done)
 
     # -------------------------------------------------------------- what the running task says
 
@@ -321,7 +325,7 @@ class Runner:
             time.sleep(0.005)
         ticket = self._job.run.ticket
         report = Report(ticket, clean(state), body, len(buffers), time.time())
-        self._handover.post(Loaded(report, _owned(buffers)) if buffers else report)
+        self._handover.post(Loaded(report, buffers) if buffers else report)
 
     def again(
         self, plan: RetryPlan, reason: BaseException | None, einfo: life.ExceptionInfo | None
@@ -346,11 +350,6 @@ def _is_limited(policy: Policy, call: Call) -> bool:
         and options.time_limit is None
         and options.memory_limit is None
     )
-
-
-def _owned(buffers: Any) -> list[Buffer]:
-    """Return payload frames that nobody else can change before they are sent (or sent again)."""
-    return [buffer if isinstance(buffer, bytes) else bytes(buffer) for buffer in buffers]
 
 
 def _start_of(plan: RetryPlan) -> tuple[float | None, float | None]:
@@ -387,12 +386,23 @@ def _next_options(former: Options | None, changes: dict[str, Any]) -> Options | 
     """Return a call's options with those that `retry` was given."""
     known = {name: changes[name] for name in Options.__struct_fields__ if name in changes}
     if "headers" in known:
-        headers = known["headers"]
-        known["headers"] = b"" if headers is None else payloads.dumps(headers).body
+        known["headers"] = _encode_headers(known["headers"])
     if not known:
         return former
     base = former or _NO_OPTIONS
     return Options(**{name: getattr(base, name) for name in Options.__struct_fields__} | known)
+
+
+def _encode_headers(headers: Any) -> bytes:
+    if not headers:
+        return b""
+    body, buffers = payloads.dumps(headers)
+    if buffers:
+        raise EncodeError(
+            "The headers given to retry() are too large: they travel with every message about "
+            "the task. Give large values as arguments."
+        )
+    return body
 
 
 def new_id() -> str:

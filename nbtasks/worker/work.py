@@ -119,7 +119,7 @@ def serve(runtime: Path, name: str, queues: tuple[str, ...], settings: Settings)
 
 
 def bound_exit(code: int) -> None:
-    """Let the interpreter end in its own way, but not for ever: threads of users may not want to."""
+    """Let the interpreter end in its own way, but not for ever: users' threads may not want to."""
     last = threading.Timer(LAST_ORDERS, os._exit, (code,))
     last.daemon = True
     last.start()

@@ -386,7 +386,6 @@ def test_function_is_kept_with_its_policy_and_frames(store, path, opened):
     store.close()
 
     assert opened(path).definition(DIGEST) == (define(), (b"f1", b"f2"))
-    assert opened.__name__  # the first one is closed: the lock is free
 
 
 def test_unknown_function_is_none(store):
@@ -760,7 +759,7 @@ store = Store(Path(sys.argv[1]), "full")
 for first in range(1, 1_000_000, 10):
     saves = []
     for seq in range(first, first + 10):
-        call = call_for(seq, body=b"x" * 500)
+        call = call_for(seq, body=b"", frames=1)
         saves += [SaveCall(seq, call, CLIENT, 0.0, (b"y" * 5_000,)), SaveTask(task_for(seq, call))]
     store.commit(saves, NOW)
     print(first + 9, flush=True)
@@ -874,7 +873,7 @@ def test_durability_none_leaves_no_file(path, opened):
 
 
 def test_unknown_durability_names_the_known_ones(path):
-    with pytest.raises(ValueError, match="'fast' is not known.*'full', 'normal', 'none'"):
+    with pytest.raises(ValueError, match=r"'fast' is not known.*'full', 'normal', 'none'"):
         Store(path, "fast")
 
 
@@ -1085,17 +1084,15 @@ def test_process_killed_between_making_the_file_and_the_tables_does_no_harm(path
     assert says(store.find(accept(store, 1).id))["seq"] == 1
 
 
+#: A line of the schema that makes a column.
+COLUMN = re.compile(r"^    [a-z_]+ +(?:TEXT|BLOB|INTEGER|REAL)\b.*$", re.MULTILINE)
+
+
 def test_each_column_of_the_schema_says_what_it_is():
     schema = Path(store_module.__file__).with_name("schema.sql").read_text(encoding="utf-8")
-    column = re.compile(r"^    [a-z_]+ +(TEXT|BLOB|INTEGER|REAL)\b(?!.*--).*$", re.MULTILINE)
 
-    undocumented = [match[0].strip() for match in column.finditer(schema)]
-
-    assert set(undocumented) <= {
-        "value       TEXT NOT NULL", "data        BLOB NOT NULL,", "data        BLOB NOT NULL",
-        "key         TEXT PRIMARY KEY,", "queue       TEXT NOT NULL,",
-        "retries     INTEGER NOT NULL,",
-    }  # fmt: skip
+    assert len(re.findall(COLUMN, schema)) > 40
+    assert [line for line in re.findall(COLUMN, schema) if "--" not in line] == []
 
 
 # ------------------------------------------------------------------------------------------ frugal

@@ -560,8 +560,9 @@ def test_note_of_an_error_that_came_through_two_tasks_is_there_once_for_each(cli
     assert shown.count("Remote traceback of task outer") == 1
 
 
-def test_error_that_refuses_attributes_still_gets_its_note(client, record, task):
-    client.fail(record, Frozen("x"), traceback=REMOTE)
+def test_error_that_refuses_attributes_still_gets_its_note(client, record, task, monkeypatch):
+    client.fail(record, ValueError("x"), traceback=REMOTE)
+    monkeypatch.setattr(outcome, "load", lambda *_: Frozen("x"))
 
     with pytest.raises(Frozen) as raised:
         task.get()

@@ -63,6 +63,9 @@ def stand_in(role: str, runtime: str, name: str = "") -> int:
             [sys.executable, "-c", "import time; time.sleep(100)"],
             start_new_session=order["spawn"] == "session",
         )
+    if role == "broker":
+        # Not one that can be read, but a sign: the supervisor may go on.
+        (Path(runtime) / "connection.json").write_text("{}")
     if role == "worker":
         cell = Cell(Path(runtime) / "cells" / name)
         cell.start(order.get("begin", 0))

@@ -128,6 +128,15 @@ def test_shutdown_with_purge_forgets_the_store(make_cluster: MakeCluster) -> Non
     assert not list(cluster.dir.glob("store*"))
 
 
+def test_shutdown_right_after_start_is_as_orderly_as_later(make_cluster: MakeCluster) -> None:
+    for _ in range(4):
+        cluster = make_cluster(workers=0)
+
+        cluster.shutdown()
+
+        assert not (cluster.dir / "connection.json").exists()
+
+
 def test_cluster_can_be_stopped_after_its_connection_was_closed(
     make_cluster: MakeCluster,
 ) -> None:
@@ -193,9 +202,7 @@ def test_files_are_closed_to_others(make_cluster: MakeCluster) -> None:
     assert {path.name for path in paths if path.stat().st_mode & 0o077} == set()
 
 
-def test_stray_modules_in_the_folder_do_no_harm(
-    make_cluster: MakeCluster, tmp_path: Path
-) -> None:
+def test_stray_modules_in_the_folder_do_no_harm(make_cluster: MakeCluster, tmp_path: Path) -> None:
     for name in ("queue", "select", "msgspec", "zmq", "sqlite3", "json", "platform"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
 

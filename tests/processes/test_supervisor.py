@@ -18,6 +18,8 @@ import pytest
 import zmq
 
 from nbtasks.core.messages import Bye, Died, Hello, Kill, Pool, Scale, Stop, Welcome
+from nbtasks.supervisor.children import LOG_LIMIT, Children, open_log
+from nbtasks.supervisor.crew import KEPT_LOGS
 from nbtasks.supervisor.limits import Backoff
 from nbtasks.wire import cell, frames, sockets
 from nbtasks.wire.connection import Settings, write_settings
@@ -272,7 +274,7 @@ def test_kill_ends_a_worker_and_all_that_it_started(stage: Stage) -> None:
 
 def test_kill_with_a_milder_signal_becomes_sigkill_after_its_grace(stage: Stage) -> None:
     stage.start(workers=1, worker={"deaf": True})
-    name, process = stage.ready_worker()
+    name, _ = stage.ready_worker()
     asked = time.monotonic()
 
     stage.say(Kill(name, signal="SIGTERM", grace=0.3))
@@ -452,6 +454,35 @@ def test_supervisor_goes_when_its_directory_is_removed(stage: Stage) -> None:
     (stage.runtime / "settings.json").unlink()
 
     assert stage.process.wait(PATIENCE) == 0
+
+
+# ----------------------------------------------------------------------------------- logs
+
+
+def test_logs_of_long_dead_workers_are_dropped(short_path: Path) -> None:
+    crew = standins.StandIns(str(short_path), Children())
+    for age in range(KEPT_LOGS + 5):
+        log = Path(crew.log(f"worker-{age}"))
+        log.touch()
+        os.utime(log, (1e9 - age, 1e9 - age))
+    Path(crew.log("broker")).touch()
+
+    crew.drop_old_logs()
+
+    kept = {log.stem for log in (short_path / "logs").iterdir()}
+    assert kept == {"broker", *(f"worker-{age}" for age in range(KEPT_LOGS))}
+    crew.children.close()
+
+
+def test_log_that_has_grown_long_starts_afresh(short_path: Path) -> None:
+    log = short_path / "broker.log"
+    with log.open("wb") as file:
+        file.truncate(LOG_LIMIT + 1)
+
+    os.close(open_log(str(log)))
+
+    assert log.stat().st_size == 0
+    assert (short_path / "broker.log.old").stat().st_size == LOG_LIMIT + 1
 
 
 # ------------------------------------------------------------------------------- back-off

@@ -1,0 +1,351 @@
+"""What a task reaches, as it was; and whether it still is.
+
+Pickling a function takes a hundred microseconds, looking whether it must be done takes one or two.
+So when a task is pickled, everything that it reaches is walked once and noted:
+
+    the function        code, defaults, closure cells, attributes, and every global it names, the
+                        absent ones included, for they may come
+    plain values        an immutable one is noted by identity; rebinding the name shows
+    list, dict, set     the members by identity, and walked, as long as there are not too many
+    classes, functions  of a notebook: walked; of modules: by reference, so identity is enough
+    tasks               their attributes, their classes, and what they pickle to
+    anything else       may change without a trace: the task is *volatile*, and pickled each time
+
+Later `unchanged` compares what it finds with what was noted, by identity, mostly in C.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import dis
+import fractions
+import functools
+import logging
+import pathlib
+import re
+import sys
+import types
+import uuid
+import zoneinfo
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from operator import attrgetter, is_, itemgetter
+from typing import Any, Final
+
+from nbtasks.wire import modules, payloads
+
+#: Members of a container that are compared; with more, pickling is not dearer.
+MOST_MEMBERS: Final = 500
+#: Things that are noted of one task.
+MOST_THINGS: Final = 20_000
+
+#: Instances of exactly these classes never change.
+_IMMUTABLE: Final[frozenset[type]] = frozenset(
+    {
+        *(int, float, complex, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented)),
+        *(range, slice, decimal.Decimal, fractions.Fraction, uuid.UUID, re.Pattern),
+        *(datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone),
+        *(zoneinfo.ZoneInfo, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath),
+        *(pathlib.PureWindowsPath, logging.Logger, logging.RootLogger, types.CodeType),
+        *(types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType),
+        *(types.MethodDescriptorType, types.ClassMethodDescriptorType, types.GenericAlias),
+        *(types.UnionType, types.MethodWrapperType),
+    }
+)
+#: Modules of classes whose instances, found in classes and annotations, never change.
+_IMMUTABLE_HOMES: Final = frozenset({"typing", "inspect", "dataclasses", "_abc", "_typing"})
+#: What numpy has of that kind.
+_NUMPY: Final = frozenset({"ufunc", "dtype", "generic"})
+
+_function_parts: Final = attrgetter("__code__", "__defaults__", "__kwdefaults__", "__closure__")
+
+
+class Reach:
+    """What a task reaches.
+
+    Parameters
+    ----------
+    task
+        Walked here and now; what is pickled afterwards is at least as new.
+    """
+
+    def __init__(self, task: Any) -> None:
+        #: Whether something was met that may change without a trace.
+        self.volatile = False
+        #: Functions that travel by value, with the globals that they name.
+        self.functions: list[tuple[types.FunctionType, tuple[str, ...]]] = []
+        self._mappings: list[tuple[Mapping[Any, Any], list[Any], tuple[Any, ...]]] = []
+        self._others: list[tuple[Callable[[Any], Any], Any, tuple[Any, ...]]] = []
+        self._numbers: list[tuple[Callable[[Any], Any], Any, Any]] = []
+        self._seen: dict[int, Any] = {}
+        self._waiting: list[Any] = []
+        self._visit_task(task)
+        while self._waiting and not self._is_too_much():
+            self._visit(self._waiting.pop())
+        self._seen.clear()
+        self._waiting.clear()
+
+    def _is_too_much(self) -> bool:
+        if len(self._seen) > MOST_THINGS:
+            self.volatile = True
+        return len(self._seen) > MOST_THINGS
+
+    # -------------------------------------------------------------------------------- later
+
+    def unchanged(self) -> bool:
+        """Return whether all that was noted is as it was; volatile things were not noted."""
+        try:
+            for mapping, keys, values in self._mappings:
+                if list(mapping) != keys or not all(map(is_, mapping.values(), values)):
+                    return False
+            for probe, subject, expected in self._others:
+                found = probe(subject)
+                if len(found) != len(expected) or not all(map(is_, found, expected)):
+                    return False
+            return all(probe(subject) == expected for probe, subject, expected in self._numbers)
+        except Exception:  # a name is gone, a cell is empty, another thread is at it
+            return False
+
+    # ----------------------------------------------------------------------------- the walk
+
+    def _go_on_with(self, values: Iterable[Any]) -> None:
+        self._waiting.extend(values)
+
+    def _visit(self, value: Any) -> None:
+        kind = type(value)
+        if kind in _IMMUTABLE or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value  # kept, so that no other thing gets its id
+        visit = _VISITS.get(kind)
+        if visit is not None:
+            visit(self, value)
+        elif isinstance(value, type):
+            self._visit_class(value)
+        elif isinstance(value, Enum):
+            self._go_on_with((kind, value._value_))
+        elif hasattr(kind, "apply_async"):
+            self._visit_task(value)
+        elif not _is_immutable(kind) and not _is_of_package(value):
+            self.volatile = True
+
+    def _note_mapping(self, mapping: Mapping[Any, Any]) -> None:
+        if len(mapping) > MOST_MEMBERS:
+            self.volatile = True
+            return
+        values = tuple(mapping.values())
+        self._mappings.append((mapping, list(mapping), values))
+        self._go_on_with(mapping)
+        self._go_on_with(values)
+
+    def _note(self, probe: Callable[[Any], Any], subject: Any) -> None:
+        found = tuple(probe(subject))
+        if len(found) > MOST_MEMBERS:
+            self.volatile = True
+            return
+        self._others.append((probe, subject, found))
+        self._go_on_with(found)
+
+    def _visit_members(self, value: Any) -> None:
+        self._note(tuple, value)
+
+    def _visit_fixed(self, value: Any) -> None:
+        if len(value) > MOST_MEMBERS:
+            self.volatile = True
+        else:
+            self._go_on_with(value)
+
+    def _visit_cell(self, cell: types.CellType) -> None:
+        try:
+            self._note(_cell_contents, cell)
+        except ValueError:  # nothing is bound yet
+            self.volatile = True
+
+    def _visit_function(self, function: types.FunctionType) -> None:
+        if self._is_by_reference(function) or payloads.is_behind(function):
+            return
+        parts = _function_parts(function)
+        self._others.append((_function_parts, function, parts))
+        self._go_on_with(parts[1:])
+        self._note_mapping(function.__dict__)
+        self._visit_globals(function)
+
+    def _visit_globals(self, function: types.FunctionType) -> None:
+        namespace = function.__globals__
+        names = _global_names(function.__code__)
+        present = tuple(name for name in names if name in namespace)
+        absent = frozenset(names) - set(present)
+        self.functions.append((function, present))
+        if absent:
+            self._numbers.append((namespace.keys().isdisjoint, absent, True))
+        if present:
+            # With one name alone, itemgetter returns no tuple.
+            self._note(itemgetter(present[0], *present), namespace)
+            if any(hasattr(namespace[name], "__path__") for name in present):
+                # A submodule that is imported later travels too.
+                self._numbers.append((len, sys.modules, len(sys.modules)))
+
+    def _visit_class(self, cls: type) -> None:
+        if self._is_by_reference(cls):
+            return
+        self._note(attrgetter("__bases__"), cls)
+        self._note_mapping(vars(cls))
+        self._go_on_with((type(cls),))
+
+    def _visit_module(self, module: types.ModuleType) -> None:
+        if sys.modules.get(module.__name__) is not module:
+            self.volatile = True
+
+    def _visit_method(self, method: types.MethodType) -> None:
+        self._go_on_with((method.__func__, method.__self__))
+
+    def _visit_builtin(self, function: types.BuiltinFunctionType) -> None:
+        if not isinstance(function.__self__, types.ModuleType):
+            self._go_on_with((function.__self__,))
+
+    def _visit_wrapper(self, wrapper: Any) -> None:
+        self._go_on_with((wrapper.__func__,))
+
+    def _visit_property(self, found: property) -> None:
+        self._go_on_with((found.fget, found.fset, found.fdel))
+
+    def _visit_cached_property(self, found: functools.cached_property[Any]) -> None:
+        self._note(_cached_function, found)
+
+    def _visit_partial(self, found: functools.partial[Any]) -> None:
+        self._note(attrgetter("func", "args", "keywords"), found)
+
+    def _visit_cached_by_lru(self, found: Any) -> None:
+        if not self._is_by_reference(found):
+            self._note(_wrapped, found)
+
+    def _visit_task(self, task: Any) -> None:
+        self._seen[id(task)] = task
+        attributes = task.__dict__
+        self._mappings.append((attributes, list(attributes), tuple(attributes.values())))
+        self._visit_class(type(task))
+        try:
+            reduced = task.__reduce_ex__(5)
+        except Exception:  # whoever pickles it will say why
+            self.volatile = True
+            return
+        if isinstance(reduced, str):
+            return
+        # What it pickles to may lie in containers that were made just now; their members count.
+        for part in reduced[1:3]:
+            if isinstance(part, dict):
+                self._go_on_with(part.values())
+            elif isinstance(part, tuple):
+                for inner in part:
+                    self._go_on_with(inner.values() if type(inner) is dict else (inner,))
+        self._go_on_with(reduced[3:])
+
+    def _is_by_reference(self, value: Any) -> bool:
+        """Return whether a function or class is what its module has under its name."""
+        place = (getattr(value, "__module__", None), getattr(value, "__qualname__", ""))
+        if place[0] in (None, "__main__") or "<locals>" in place[1]:
+            return False
+        if _look_up(place) != (value,):
+            return False
+        if modules.is_local_module(place[0]):
+            # After a reload it is not any more.
+            self._others.append((_look_up, place, (value,)))
+        return True
+
+
+_VISITS: Final[dict[type, Callable[[Reach, Any], None]]] = {
+    tuple: Reach._visit_fixed,
+    frozenset: Reach._visit_fixed,
+    list: Reach._visit_members,
+    set: Reach._visit_members,
+    dict: Reach._note_mapping,
+    OrderedDict: Reach._note_mapping,
+    types.MappingProxyType: Reach._note_mapping,
+    types.CellType: Reach._visit_cell,
+    types.FunctionType: Reach._visit_function,
+    types.ModuleType: Reach._visit_module,
+    types.MethodType: Reach._visit_method,
+    types.BuiltinFunctionType: Reach._visit_builtin,
+    staticmethod: Reach._visit_wrapper,
+    classmethod: Reach._visit_wrapper,
+    property: Reach._visit_property,
+    functools.cached_property: Reach._visit_cached_property,
+    functools.partial: Reach._visit_partial,
+    functools._lru_cache_wrapper: Reach._visit_cached_by_lru,
+}
+
+
+def _cell_contents(cell: types.CellType) -> tuple[Any]:
+    return (cell.cell_contents,)
+
+
+def _cached_function(found: functools.cached_property[Any]) -> tuple[Any]:
+    return (found.func,)
+
+
+def _wrapped(found: Any) -> tuple[Any]:
+    return (found.__wrapped__,)
+
+
+def _look_up(place: tuple[Any, str]) -> tuple[Any, ...]:
+    """Return what a module has under a name, in a tuple; nothing when there is none."""
+    found: Any = sys.modules.get(place[0])
+    try:
+        for name in place[1].split("."):
+            found = getattr(found, name)
+    except AttributeError:
+        return ()
+    return (found,)
+
+
+def _is_immutable(kind: type) -> bool:
+    if kind.__module__ in _IMMUTABLE_HOMES:
+        return True
+    if kind.__module__.partition(".")[0] != "numpy":
+        return False
+    return any(base.__name__ in _NUMPY for base in kind.__mro__)
+
+
+def _is_of_package(value: Any) -> bool:
+    """Return whether an installed module has exactly this under the name it bears."""
+    module = getattr(value, "__module__", None)
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    if not isinstance(module, str) or not isinstance(name, str) or module == "__main__":
+        return False
+    found = _look_up((module, name))
+    return bool(found) and found[0] is value and not modules.is_local_module(module)
+
+
+_GLOBAL_OPS: Final = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"})
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_of(code: types.CodeType) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in _GLOBAL_OPS:
+            names[instruction.argval] = None
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names.update(dict.fromkeys(_names_of(constant)))
+    return tuple(names)
+
+
+def _global_names(code: types.CodeType) -> tuple[str, ...]:
+    """Return the globals that a function may read or write, those of functions in it included."""
+    return _names_of(code)
+
+
+@functools.lru_cache(maxsize=4096)
+def imports_of(code: types.CodeType) -> tuple[str, ...]:
+    """Return the modules that the code itself imports when it runs, as far as it says."""
+    names: dict[str, None] = {}
+    module = ""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IMPORT_NAME":
+            module = instruction.argval
+            names[module] = None
+        elif instruction.opname == "IMPORT_FROM" and module:
+            names[f"{module}.{instruction.argval}"] = None
+    return tuple(names)

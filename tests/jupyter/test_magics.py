@@ -1,0 +1,209 @@
+"""%nbtasks: its words, on a cluster that is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from IPython.core.error import UsageError
+
+from nbtasks.core.messages import Revoke
+from nbtasks.exceptions import BrokerUnavailable
+from nbtasks.jupyter.magics import NONE_RUNS, Commands
+
+TASK = {
+    "id": "a-1",
+    "name": "nb.load",
+    "state": "PENDING",
+    "phase": "queued",
+    "summary": "('a.csv')",
+    "queue": "default",
+    "priority": 5,
+    "retries": 0,
+    "worker": "",
+    "parent": "",
+    "accepted_at": 1_000_000.0,
+    "ended_at": None,
+    "children": [],
+    "events": [],
+}
+ENDED = {**TASK, "id": "a-2", "state": "FAILURE", "phase": "done", "ended_at": 1_000_001.5}
+
+
+class Client:
+    """A client that knows two tasks."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def ask(self, what: str, **args: Any) -> Any:
+        tasks = [TASK, ENDED]
+        if what == "list":
+            return [task for task in tasks if args.get("state") in (None, task["state"])]
+        if what == "show":
+            return next((task for task in tasks if task["id"] == args["id"]), None)
+        assert what == "purge"
+        return 3
+
+    def tell(self, *messages: Any) -> None:
+        self.told.extend(messages)
+
+
+class Cluster:
+    def __init__(self) -> None:
+        self.client = Client()
+        self.running = True
+        self.workers = 2
+
+    def worker_pids(self) -> list[int]:
+        return list(range(self.workers))
+
+    def scale(self, workers: int) -> None:
+        self.workers = workers
+
+    def status(self) -> dict[str, Any]:
+        worker = {"name": "worker-1", "pid": 12, "queues": [], "held": 1, "running": ["a-1"]}
+        return {
+            "broker_pid": 10,
+            "supervisor_pid": 11,
+            "uptime": 75.0,
+            "durability": "full",
+            "store": "/data/store.sqlite",
+            "store_failing": False,
+            "wanted": 1,
+            "states": {"PENDING": 1, "FAILURE": 1},
+            "workers": [worker],
+        }
+
+
+class Clusters:
+    """Where a cluster may run."""
+
+    def __init__(self) -> None:
+        self.cluster: Cluster | None = None
+
+    def current_cluster(self) -> Any:
+        return self.cluster
+
+    def start(self, workers: int | None = None) -> Any:
+        self.cluster = Cluster()
+        self.cluster.workers = workers or 2
+        return self.cluster
+
+    def connect(self) -> Any:
+        if self.cluster is None:
+            raise BrokerUnavailable("none")
+        return self.cluster
+
+    def shutdown(self, purge: bool = False) -> None:
+        self.cluster = None
+
+
+@pytest.fixture
+def clusters():
+    return Clusters()
+
+
+@pytest.fixture
+def running(clusters):
+    clusters.start()
+    return clusters
+
+
+@pytest.mark.parametrize("line", ["", "status", "stop", "list", "show a-1", "cancel all", "purge"])
+def test_no_word_but_start_starts_a_cluster(clusters, line):
+    assert Commands(clusters).run(line) == NONE_RUNS
+    assert clusters.cluster is None
+
+
+def test_start_says_how_many_workers_run(clusters):
+    assert Commands(clusters).run("start 4") == "A broker and 4 workers are running."
+
+
+def test_status_tells_broker_workers_and_tasks(running):
+    text = Commands(running).run("")
+
+    assert "pid 10" in text
+    assert "worker-1  pid 12  runs a-1" in text
+    assert "1 PENDING, 1 FAILURE" in text
+
+
+def test_stop_says_that_nothing_is_lost(running):
+    assert "kept" in Commands(running).run("stop")
+    assert running.cluster is None
+
+
+def test_scale_changes_the_number_of_workers(running):
+    assert Commands(running).run("scale 1").startswith("1 worker from now on")
+    assert running.cluster.workers == 1
+
+
+def test_list_has_a_line_a_task(running):
+    lines = Commands(running).run("list").splitlines()
+
+    assert lines[0].split() == ["a-1", "PENDING", "(queued)", "load('a.csv')"]
+    assert lines[1].split() == ["a-2", "FAILURE", "load('a.csv')"]
+
+
+def test_list_takes_a_state_in_any_case(running):
+    assert Commands(running).run("list failure").split()[0] == "a-2"
+    assert Commands(running).run("list RETRY") == "There are no tasks in RETRY."
+
+
+def test_show_tells_the_task(running):
+    text = Commands(running).run("show a-2")
+
+    assert text.startswith("load('a.csv')")
+    assert "after 1.5 s" in text
+
+
+def test_show_of_an_unknown_task_says_so(running):
+    assert "knows no task 'zz'" in Commands(running).run("show zz")
+
+
+def test_cancel_revokes_by_id(running):
+    assert Commands(running).run("cancel a-1") == "1 task cancelled."
+    assert running.cluster.client.told == [Revoke(("a-1",), terminate=True)]
+
+
+def test_cancel_all_leaves_alone_what_is_over(running):
+    Commands(running).run("cancel all")
+
+    assert running.cluster.client.told == [Revoke(("a-1",), terminate=True)]
+
+
+def test_cancel_of_an_unknown_task_cancels_nothing(running):
+    assert "knows no task" in Commands(running).run("cancel a-1 zz")
+    assert not running.cluster.client.told
+
+
+def test_purge_says_how_many(running):
+    assert Commands(running).run("purge") == "3 tasks that had not begun will not run."
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("statsu", "no command 'statsu'. Did you mean status?"),
+        ("frobnicate", "There are: status, start, stop"),
+        ("scale", "takes the number of workers"),
+        ("scale many", "whole number, 0 or more"),
+        ("start 0", "whole number, 1 or more"),
+        ("stop it now", "takes no more words"),
+        ("cancel", "ids of tasks, or the word all"),
+        ("show 'a", "Close the quotation mark"),
+    ],
+)
+def test_nonsense_is_answered_with_what_would_make_sense(running, line, says):
+    with pytest.raises(UsageError, match=says):
+        Commands(running).run(line)
+
+
+def test_the_magic_prints_what_its_command_returns(capsys, monkeypatch, running):
+    from nbtasks.jupyter import magics
+
+    monkeypatch.setattr(magics, "clusters", running)
+    magics.NbtasksMagics(None).nbtasks("purge")
+
+    assert capsys.readouterr().out == "3 tasks that had not begun will not run.\n"
+    assert "%nbtasks scale N" in magics.NbtasksMagics.nbtasks.__doc__

@@ -1,0 +1,198 @@
+"""Rows: the events of a task, as they are drawn."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nbtasks.jupyter import rows, watch
+from nbtasks.jupyter.rows import Row
+from tests.jupyter.conftest import NOW
+
+
+def paint(told):
+    return Row(told.record, 0).paint(NOW, watch.load)
+
+
+def test_a_call_that_has_not_begun_waits(submit):
+    row = paint(submit())
+
+    assert (row["state"], row["final"]) == ("waiting", False)
+    assert (row["name"], row["args"]) == ("load", "('a.csv')")
+
+
+def test_a_countdown_is_counted_on_the_boot_clock_and_drawn_on_the_wall_clock(submit):
+    row = paint(submit(due=NOW.boot + 72, eta=NOW.wall + 9_999, expires=NOW.wall + 300))
+
+    assert (row["state"], row["due"]) == ("scheduled", NOW.wall + 72)
+    assert row["expires"] == NOW.wall + 300
+
+
+def test_an_eta_is_drawn_as_it_was_given(submit):
+    assert paint(submit(eta=NOW.wall + 60))["due"] == NOW.wall + 60
+
+
+def test_an_eta_in_the_past_waits_for_a_worker_only(submit):
+    assert paint(submit(eta=NOW.wall - 60))["state"] == "waiting"
+
+
+def test_a_run_shows_when_it_began(submit):
+    row = paint(submit().begins(at=NOW.wall - 19))
+
+    assert (row["state"], row["began"]) == ("running", NOW.wall - 19)
+    assert row["fraction"] is None
+
+
+def test_progress_is_drawn_as_fraction_and_text(submit):
+    row = paint(submit().begins().says("PROGRESS", {"progress": 63, "desc": "epoch 12"}))
+
+    assert (row["state"], row["fraction"], row["text"]) == ("running", 0.63, "epoch 12")
+
+
+def test_a_state_of_the_tasks_own_is_named(submit):
+    row = paint(submit().begins().says("DOWNLOADING", {"done": 3}))
+
+    assert row["text"] == "DOWNLOADING · 3"
+
+
+def test_a_retry_tells_the_next_attempt_its_time_and_the_reason(submit):
+    told = submit().begins().retries(ConnectionError("refused"), 1, 7.0)
+
+    row = paint(told)
+
+    assert (row["state"], row["due"]) == ("retrying", NOW.wall + 7)
+    assert row["attempt"] == 2
+    assert row["error"] == "ConnectionError: refused"
+
+
+def test_the_most_attempts_are_those_of_the_task(submit, monkeypatch):
+    class Fetch:
+        max_retries = 3
+        retry_kwargs = {"max_retries": 5}  # noqa: RUF012
+
+    class Drawn:
+        def flush(self): ...
+
+    monkeypatch.setattr(watch, "known_tasks", lambda: {"nb.load": Fetch})
+    seen = watch.Watch(Drawn())
+    seen.add(submit().retries(ValueError(), 1, 7.0).record)
+
+    (row,) = seen.paint(seen.look(NOW), NOW)
+
+    assert (row["attempt"], row["attempts"]) == (2, 6)
+
+
+def test_the_attempt_after_a_retry_is_running_and_numbered(submit):
+    told = submit().begins().retries(ConnectionError(), 1, 7.0).begins(retries=1)
+
+    row = paint(told)
+
+    assert (row["state"], row["attempt"]) == ("running", 2)
+
+
+def test_a_success_says_how_long_it_took(submit):
+    row = paint(submit().begins().succeeds(runtime=1.5))
+
+    assert (row["state"], row["final"], row["took"]) == ("done", True, 1.5)
+
+
+def test_a_failure_is_told_in_one_line(submit):
+    row = paint(submit().begins().fails(ValueError("bad header\nand much more")))
+
+    assert (row["state"], row["error"]) == ("failed", "ValueError: bad header")
+
+
+def test_a_failure_that_cannot_be_unpickled_is_told_by_its_traceback(submit, monkeypatch):
+    def refuse(record, event):
+        raise ImportError("no module named colours")
+
+    monkeypatch.setattr(watch, "load", refuse)
+
+    row = paint(submit().fails(ValueError(), traceback="Traceback:\n  ...\nColourError: red"))
+
+    assert row["error"] == "ColourError: red"
+
+
+def test_an_exception_whose_text_fails_is_still_named():
+    class Awkward(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    assert rows.describe(Awkward()) == "Awkward"
+
+
+@pytest.mark.parametrize(
+    ("why", "state", "text"),
+    [
+        ("expired", "expired", None),
+        ("revoked", "cancelled", ""),
+        ("terminated", "cancelled", "terminated"),
+    ],
+)
+def test_an_end_by_revocation_says_which(submit, why, state, text):
+    row = paint(submit().is_revoked(why))
+
+    assert (row["state"], row.get("text")) == (state, text)
+
+
+def test_a_refused_submission_is_a_failure(submit):
+    told = submit()
+    told.record.error = ValueError("unknown queue")
+
+    row = paint(told)
+
+    assert (row["state"], row["final"], row["error"]) == (
+        "failed",
+        True,
+        "ValueError: unknown queue",
+    )
+
+
+def test_a_task_whose_worker_was_lost_waits_again_and_says_why(submit):
+    row = paint(submit().begins().runs_again("worker-1 was killed by SIGKILL"))
+
+    assert (row["state"], row["text"]) == ("waiting", "worker-1 was killed by SIGKILL")
+
+
+def test_a_row_is_plain_data(submit):
+    told = submit().begins().says("PROGRESS", {"current": 1, "total": 2, "loss": object()})
+
+    assert json.loads(json.dumps(paint(told)))["fraction"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("meta", "fraction", "text"),
+    [
+        (None, None, ""),
+        ("half way", None, "half way"),
+        ({"progress": 50}, 0.5, ""),
+        ({"progress": 250}, 1.0, ""),
+        ({"progress": "many"}, None, "progress many"),
+        ({"progress": float("nan")}, None, "progress nan"),
+        ({"current": 1, "total": 4}, 0.25, "1/4"),
+        ({"done": 3, "total": 0}, None, "3 · total 0"),
+        ({"n": 5}, None, "5"),
+        ({"current": True}, None, "current True"),
+        ({"message": "a\nb", "lr": 0.123456}, None, "a · lr 0.1235"),
+    ],
+)
+def test_whatever_a_task_says_of_its_progress_can_be_drawn(meta, fraction, text):
+    assert rows.progress_of(meta) == {"fraction": fraction, "text": text}
+
+
+def test_long_names_and_arguments_are_cut(submit):
+    row = paint(submit("n" * 500, "(" + "x" * 500 + ")"))
+
+    assert len(row["name"]) == len(row["args"]) == rows.NAME_LIMIT
+
+
+def test_a_name_that_is_no_python_name_stays_whole(submit):
+    assert paint(submit("<img src=x.png>"))["name"] == "<img src=x.png>"
+
+
+def test_the_total_counts_in_a_fixed_order():
+    found = rows.total({"done": 5, "failed": 1, "running": 3, "waiting": 0})
+
+    assert found["open"] == 3
+    assert rows.total_line(found["counts"]) == "3 running · 5 done · 1 failed"

@@ -1,0 +1,899 @@
+"""The worker as a broker meets it: a process that is told what to run and says what came of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbtasks import exceptions
+from nbtasks.client.task import Task
+from nbtasks.core.messages import (
+    Again,
+    Bye,
+    Done,
+    Fetch,
+    Hello,
+    Lacking,
+    Noted,
+    Output,
+    Recall,
+    Refused,
+    Report,
+    Returned,
+    Run,
+    Started,
+    Stop,
+)
+from nbtasks.wire import cell
+from nbtasks.wire.connection import EXIT_CONFIG, Settings, boot, write_settings
+from tests.worker.conftest import FakeBroker, WorkerProcess, change, task
+
+Start = Callable[..., WorkerProcess]
+
+
+@task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@task
+def touch_and_wait(path: str, until: str) -> str:
+    import os
+    import time
+
+    open(path, "w").close()
+    while not os.path.exists(until):
+        time.sleep(0.002)
+    return path
+
+
+def appear(path: Path) -> None:
+    """Wait until another process has made a file."""
+    end = time.monotonic() + 20
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never appeared"
+        time.sleep(0.002)
+
+
+# ------------------------------------------------------------------------------------- running
+
+
+def test_worker_introduces_itself_with_its_queues(broker: FakeBroker, start_worker: Start) -> None:
+    worker = start_worker("fast", "slow")
+
+    hello = broker.welcome()
+
+    assert (hello.role, hello.name, hello.pid) == ("worker", "worker-test", worker.pid)
+    assert hello.queues == ("fast", "slow")
+    assert hello.held == ()
+    assert hello.python.split(".")[:2] == [str(part) for part in sys.version_info[:2]]
+
+
+def test_call_runs_and_its_value_comes_back(broker: FakeBroker, worker: WorkerProcess) -> None:
+    ticket = broker.submit(add, 2, 3)
+
+    done = broker.done()
+
+    assert (done.ticket, done.state, broker.value(done)) == (ticket, "SUCCESS", 5)
+    assert 0 < done.runtime < 1
+    assert abs(done.at - time.time()) < 5
+
+
+def test_two_thousand_calls_run_in_order(broker: FakeBroker, worker: WorkerProcess) -> None:
+    calls = [broker.call(add, n, 1) for n in range(3)]
+    calls = [change(calls[n % 3], id=f"no-{n}") for n in range(2000)]
+
+    tickets = broker.run(*calls)
+    ended = [broker.next(Done) for _ in tickets]
+
+    assert [done.ticket for done in ended] == tickets
+    assert [broker.value(done) for done in ended] == [n % 3 + 1 for n in range(2000)]
+
+
+def test_definition_is_fetched_once(broker: FakeBroker, worker: WorkerProcess) -> None:
+    fetched = []
+    listen = broker.next
+    digest = broker.know(add)
+    define, buffers = broker._definitions.pop(digest)
+
+    broker.run(change(broker_call(broker, add, 1, 1), definition=digest))
+    fetched.append(listen(Fetch))
+    broker.say(define, buffers=buffers)
+    broker.done()
+    broker.run(change(broker_call(broker, add, 1, 2), definition=digest))
+    broker.done()
+
+    assert [fetch.digest for fetch in fetched] == [digest]
+    assert broker.heard(Fetch) == []
+
+
+def broker_call(broker: FakeBroker, task: Any, *args: Any) -> Any:
+    """Make a call whose definition the broker then forgets, so that the test gives it out."""
+    call = broker.call(task, *args)
+    broker._definitions.pop(call.definition, None)
+    return call
+
+
+def test_large_values_travel_as_frames_of_their_own(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    @task
+    def much(n: int) -> bytes:
+        return b"x" * n
+
+    broker.submit(much, 1_000_000)
+
+    done = broker.done()
+
+    assert (done.body, done.frames) == (b"", 1)
+    assert broker.value(done) == b"x" * 1_000_000
+
+
+def test_large_arguments_arrive_and_may_be_changed(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    numpy = pytest.importorskip("numpy")
+    from nbtasks.wire import payloads
+
+    @task
+    def fill(array: Any) -> float:
+        array[:] = 2
+        return float(array.sum())
+
+    body, buffers = payloads.dumps_arguments((numpy.ones(100_000),), {})
+    call = change(broker.call(fill, None), body=body, frames=len(buffers))
+    broker.say(Run(1, call), buffers=buffers)
+
+    assert broker.value(broker.done()) == 200_000
+
+
+def test_request_says_what_the_call_says(broker: FakeBroker, worker: WorkerProcess) -> None:
+    @task(bind=True, soft_time_limit=50)
+    def ask(self: Any, word: str) -> dict[str, Any]:
+        names = (
+            "id root_id parent_id args retries hostname eta expires delivery_info timelimit "
+            "headers called_directly is_eager origin"
+        )
+        return {name: getattr(self.request, name) for name in names.split()}
+
+    later = time.time() + 1000
+    call = broker.call(ask, "w")
+    call = change(
+        call, retries=2, root="r", parent="p", eta=1.5, expires=later, queue="q", priority=7,
+        options={"time_limit": 60.0, "headers": broker_headers({"who": "me"}), "origin": "1@h"},
+    )  # fmt: skip
+    broker.run(call, deaths=1)
+
+    assert broker.value(broker.done()) == {
+        "id": call.id,
+        "root_id": "r",
+        "parent_id": "p",
+        "args": ("w",),
+        "retries": 2,
+        "hostname": "worker-test",
+        "eta": "1970-01-01T00:00:01.500000+00:00",
+        "expires": iso(later),
+        "delivery_info": {
+            "exchange": "",
+            "routing_key": "q",
+            "priority": 7,
+            "redelivered": True,
+        },
+        "timelimit": [60.0, 50],
+        "headers": {"who": "me"},
+        "called_directly": False,
+        "is_eager": False,
+        "origin": "1@h",
+    }
+
+
+def iso(at: float) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(at, UTC).isoformat()
+
+
+def broker_headers(headers: dict[str, Any]) -> bytes:
+    from nbtasks.wire import payloads
+
+    return payloads.dumps(headers).body
+
+
+def test_expired_call_is_revoked_without_running(
+    broker: FakeBroker, worker: WorkerProcess, runtime: Path
+) -> None:
+    mark = runtime / "ran"
+    call = broker.call(touch_and_wait, str(mark), str(runtime))
+
+    broker.run(change(call, expires=time.time() - 1))
+    done = broker.done()
+
+    assert done.state == "REVOKED"
+    error = broker.value(done)
+    assert isinstance(error, exceptions.TaskRevokedError)
+    assert error.args == ("expired",)
+    assert not mark.exists()
+
+
+def test_task_known_by_name_only_is_imported(broker: FakeBroker, start_worker: Start) -> None:
+    (broker_module := Path(os.environ["JUPYTER_DATA_DIR"])).mkdir(parents=True, exist_ok=True)
+    folder = broker_module / "lib"
+    folder.mkdir(exist_ok=True)
+    (folder / "by_name_tasks.py").write_text(
+        "from nbtasks.client.task import task\n@task\ndef double(x):\n    return 2 * x\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder))
+        start_worker()
+    broker.welcome()
+
+    call = broker.call(add, 21, 0)
+    two = change(call, definition=b"", name="by_name_tasks.double", body=arguments(21))
+    broker.run(two, change(two, id="other", name="by_name_tasks.half"))
+
+    assert broker.value(broker.done()) == 42
+    error = broker.value(broker.done())
+    assert isinstance(error, exceptions.NotRegistered)
+    assert "by_name_tasks.half" in str(error)
+
+
+def arguments(*args: Any) -> bytes:
+    from nbtasks.wire import payloads
+
+    return payloads.dumps_arguments(args, {}).body
+
+
+# ------------------------------------------------------------------------------------- failing
+
+
+def test_exception_comes_back_as_itself_with_its_traceback(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    @task
+    def fail(n: int) -> None:
+        raise ValueError("no", n)
+
+    broker.submit(fail, 3)
+
+    done = broker.done()
+    error = broker.value(done)
+    assert done.state == "FAILURE"
+    assert (type(error), error.args) == (ValueError, ("no", 3))
+    assert 'raise ValueError("no", n)' in done.traceback
+    assert "nbtasks/worker" not in done.traceback
+
+
+def test_value_that_cannot_be_pickled_is_a_failure_that_says_so(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    @task
+    def lock() -> Any:
+        import threading
+
+        return threading.Lock()
+
+    broker.submit(lock)
+
+    done = broker.done()
+    assert done.state == "FAILURE"
+    assert isinstance(broker.value(done), exceptions.EncodeError)
+    assert "lock" in str(broker.value(done))
+
+
+def test_value_of_an_ignored_result_is_not_even_pickled(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    @task
+    def lock() -> Any:
+        import threading
+
+        return threading.Lock()
+
+    broker.run(change(broker.call(lock), options={"ignore_result": True}))
+
+    done = broker.done()
+    assert (done.state, done.body) == ("SUCCESS", b"")
+
+
+def test_function_that_the_broker_does_not_have_is_not_registered(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    broker.run(change(broker.call(add, 1, 2), definition=b"0123456789abcdef"))
+    broker.next(Fetch)
+    broker.say(Lacking((b"0123456789abcdef",)))
+
+    done = broker.done()
+    assert done.state == "FAILURE"
+    assert isinstance(broker.value(done), exceptions.NotRegistered)
+
+
+def test_failed_import_names_the_module_and_the_interpreter(
+    broker: FakeBroker, worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import types
+
+    absent = types.ModuleType("absent_module_of_test")
+    absent.value = 1  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, absent.__name__, absent)
+    absent.__spec__ = types.SimpleNamespace(name=absent.__name__)  # type: ignore[assignment]
+
+    class Imported(Exception):
+        pass
+
+    Imported.__module__ = absent.__name__
+    absent.Imported = Imported  # type: ignore[attr-defined]
+    Imported.__qualname__ = "Imported"
+
+    @task
+    def use() -> Any:
+        return Imported
+
+    broker.submit(use)
+    done = broker.done()
+
+    assert done.state == "FAILURE"
+    assert isinstance(broker.value(done), ImportError)
+    assert "absent_module_of_test" in str(broker.value(done))
+    assert sys.executable in str(broker.value(done))
+
+
+def test_arguments_that_cannot_be_loaded_are_a_failure(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    call = broker.call(add, 1, 2)
+
+    broker.run(change(call, body=b"\x80nonsense"), call)
+
+    assert isinstance(broker.value(broker.done()), exceptions.DecodeError)
+    assert broker.value(broker.done()) == 3
+
+
+def test_system_exit_ends_the_process_with_that_code(
+    broker: FakeBroker, worker: WorkerProcess, runtime: Path
+) -> None:
+    @task
+    def leave() -> None:
+        print("last words")
+        raise SystemExit(7)
+
+    ticket = broker.submit(leave)
+
+    assert worker.wait() == 7
+    assert broker.next(Output).text == "last words\n"
+    assert broker.heard(Done) == broker.heard(Bye) == []
+    reading = cell.read(runtime / "cells" / "worker-test")
+    assert reading is not None
+    assert (reading.started, reading.finished) == (ticket, 0)
+
+
+# ------------------------------------------------------------------------ retries and handlers
+
+
+def test_retry_is_the_call_as_it_shall_run_next(broker: FakeBroker, worker: WorkerProcess) -> None:
+    @task(bind=True)
+    def again(self: Any, n: int, word: str = "") -> None:
+        raise self.retry(args=(n + 1,), kwargs={"word": "b"}, countdown=9, exc=KeyError("k"))
+
+    call = change(broker.call(again, 1), retries=1, queue="q", priority=3)
+    before = boot()
+    (ticket,) = broker.run(call)
+
+    message = broker.next(Again)
+    broker.say(Noted(ticket))
+    following = message.call
+    assert (message.ticket, message.over) == (ticket, True)
+    assert (following.id, following.retries, following.queue) == (call.id, 2, "q")
+    assert following.priority == 3
+    assert following.due is not None
+    assert following.eta is not None
+    assert 8.9 < following.due - before < 15
+    assert abs(following.eta - time.time() - 9) < 5
+    assert broker.value(following) == ((2,), {"word": "b"})
+    assert "KeyError" in message.traceback
+
+
+def test_retry_with_the_same_arguments_sends_the_same_bytes(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    @task(autoretry_for=(OSError,), default_retry_delay=5)
+    def again(items: list[int]) -> None:
+        items.append(1)
+        raise OSError("down")
+
+    call = broker.call(again, [0])
+    broker.run(call)
+
+    assert broker.next(Again).call.body == call.body
+
+
+def test_retry_beside_the_run_lets_it_go_on(broker: FakeBroker, worker: WorkerProcess) -> None:
+    @task(bind=True)
+    def both(self: Any) -> str:
+        self.retry(throw=False, countdown=1)
+        return "went on"
+
+    (ticket,) = broker.run(call := broker.call(both))
+
+    beside = broker.next(Again)
+    done = broker.done()
+    assert (beside.ticket, beside.over) == (ticket, False)
+    assert beside.call.id != call.id
+    assert (beside.call.parent, beside.call.root) == (call.id, call.id)
+    assert broker.value(done) == "went on"
+    assert beside.call.id in done.children
+
+
+def test_handlers_run_only_when_the_outcome_is_saved(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    class Chatty(Task):
+        def on_success(self, *facts: Any) -> None:
+            print("saved", facts[0])
+
+    Chatty.__module__ = "__main__"
+    call = broker.call(task(lambda: 5, base=Chatty, name="chatty"))
+    (ticket,) = broker.run(call)
+    broker.next(Done)
+    before = broker.heard(Output)
+
+    broker.say(Noted(ticket))
+
+    assert before == []
+    output = broker.next(Output)
+    assert (output.id, output.text) == (call.id, "saved 5\n")
+
+
+# ------------------------------------------------------------------ what is told during a run
+
+
+def test_started_is_told_of_a_long_call_only(
+    broker: FakeBroker, worker: WorkerProcess, runtime: Path
+) -> None:
+    broker.submit(add, 1, 2)
+    broker.done()
+    short = broker.heard(Started)
+
+    began = time.time()
+    ticket = broker.submit(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
+    started = broker.next(Started)
+    (runtime / "b").touch()
+
+    assert short == []
+    assert started.ticket == ticket
+    assert began - 1 < started.at < time.time()
+    assert broker.done().ticket == ticket
+
+
+def test_started_of_a_call_with_a_hard_limit_is_told_before_its_body(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    @task
+    def hold(seconds: float) -> None:
+        """Never let go of the interpreter."""
+        import ctypes
+
+        ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+    ticket = broker.run(change(broker.call(hold, 1.5), options={"time_limit": 9.0}))[0]
+    sent = time.monotonic()
+
+    started = broker.next(Started)
+
+    assert started.ticket == ticket
+    assert time.monotonic() - sent < 1.4
+    broker.done()
+
+
+def test_started_is_told_when_the_task_wants_to_be_tracked(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    call = broker.call(add, 1, 2)
+    broker._definitions[call.definition] = (
+        tracked(broker._definitions[call.definition][0]),
+        broker._definitions[call.definition][1],
+    )
+
+    (ticket,) = broker.run(call)
+
+    assert broker.next(Started).ticket == ticket
+    broker.done()
+
+
+def tracked(define: Any) -> Any:
+    from nbtasks.core.messages import Define, Policy
+
+    return Define(
+        define.digest, define.name, Policy(track_started=True), define.body, define.frames
+    )
+
+
+def test_update_state_and_progress_are_reported_in_order(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    @task(bind=True)
+    def steps(self: Any) -> None:
+        from nbtasks.context import progress
+
+        self.update_state(state="FIRST", meta={"a": 1})
+        for n in range(1, 4):
+            progress(n, 3)
+
+    ticket = broker.submit(steps)
+    broker.done()
+
+    reports = broker.heard(Report)
+    assert {report.ticket for report in reports} == {ticket}
+    assert [report.state for report in reports] == ["FIRST"] + ["PROGRESS"] * 3
+    assert broker.value(reports[0]) == {"a": 1}
+    assert [broker.value(report)["current"] for report in reports[1:]] == [1, 2, 3]
+
+
+def test_what_a_task_prints_and_logs_is_told_before_its_end(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    @task
+    def talk() -> None:
+        import logging
+        import sys
+
+        print("out")
+        print("err", file=sys.stderr)
+        logging.getLogger("mine").info("said %s", "this")
+        sys.stdout.buffer.write(b"bytes\n")
+
+    (_,) = broker.run(call := broker.call(talk))
+    broker.done()
+
+    outputs = broker.heard(Output)
+    assert {output.id for output in outputs} == {call.id}
+    assert [(output.stream, output.text) for output in outputs] == [
+        ("stdout", "out\n"),
+        ("stderr", "err\n"),
+        ("log", "INFO mine: said this\n"),
+        ("stdout", "bytes\n"),
+    ]
+
+
+def test_output_is_told_while_the_task_runs(
+    broker: FakeBroker, worker: WorkerProcess, runtime: Path
+) -> None:
+    @task
+    def talk(until: str) -> None:
+        import os
+        import time
+
+        print("hello")
+        while not os.path.exists(until):
+            time.sleep(0.002)
+
+    broker.submit(talk, str(runtime / "b"))
+
+    assert broker.next(Output).text == "hello\n"
+    (runtime / "b").touch()
+    broker.done()
+
+
+def test_progress_bar_of_tqdm_is_told(broker: FakeBroker, worker: WorkerProcess) -> None:
+    pytest.importorskip("tqdm")
+
+    @task
+    def bar() -> None:
+        from tqdm import tqdm
+
+        for _ in tqdm(range(10), mininterval=0):
+            pass
+
+    broker.submit(bar)
+    assert broker.done().state == "SUCCESS"
+
+    text = "".join(output.text for output in broker.heard(Output))
+    assert "100%" in text
+    assert "10/10" in text
+
+
+def test_output_outside_of_tasks_goes_to_the_log(
+    broker: FakeBroker, worker: WorkerProcess, runtime: Path
+) -> None:
+    @task
+    def later(path: str) -> None:
+        import threading
+        import time
+
+        def speak() -> None:
+            time.sleep(0.1)
+            print("afterwards")
+            open(path, "w").close()
+
+        threading.Thread(target=speak).start()
+
+    broker.submit(later, str(runtime / "spoken"))
+    broker.done()
+    appear(runtime / "spoken")
+
+    assert broker.heard(Output) == []
+    assert "afterwards" in worker.log.read_text()
+
+
+def test_input_in_a_task_finds_nothing_to_read(broker: FakeBroker, worker: WorkerProcess) -> None:
+    @task
+    def ask() -> str:
+        return input()
+
+    broker.submit(ask)
+
+    assert isinstance(broker.value(broker.done()), EOFError)
+
+
+# -------------------------------------------------------------------------------------- limits
+
+
+def test_soft_limit_is_raised_in_the_body(broker: FakeBroker, worker: WorkerProcess) -> None:
+    @task
+    def slow() -> str:
+        import time
+
+        from nbtasks.exceptions import SoftTimeLimitExceeded
+
+        try:
+            time.sleep(30)
+        except SoftTimeLimitExceeded:
+            return "cleaned up"
+        return "too late"
+
+    broker.run(change(broker.call(slow), options={"soft_time_limit": 0.05}))
+
+    assert broker.value(broker.done()) == "cleaned up"
+
+
+def test_soft_limit_ends_a_coroutine_where_it_waits(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    @task(soft_time_limit=0.05)
+    async def slow() -> None:
+        import asyncio
+
+        await asyncio.sleep(30)
+
+    broker.submit(slow)
+
+    assert isinstance(broker.value(broker.done()), exceptions.SoftTimeLimitExceeded)
+
+
+def test_soft_limit_never_hits_the_next_task(broker: FakeBroker, worker: WorkerProcess) -> None:
+    @task
+    def spin(seconds: float) -> str:
+        import time
+
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+        return "whole"
+
+    limit = 0.02
+    limited = broker.call(spin, limit)
+    free = broker.call(spin, 0.005)
+    broker.run(
+        *(
+            change(limited, id=f"l-{n}", options={"soft_time_limit": limit})
+            if n % 2
+            else change(free, id=f"f-{n}")
+            for n in range(40)
+        )
+    )
+
+    for n in range(40):
+        done = broker.done()
+        value = broker.value(done)
+        assert value == "whole" or (n % 2 and isinstance(value, exceptions.SoftTimeLimitExceeded))
+
+
+# -------------------------------------------------------------------------- recall, reconnect
+
+
+def test_recall_gives_back_what_has_not_begun(
+    broker: FakeBroker, worker: WorkerProcess, runtime: Path
+) -> None:
+    call = broker.call(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
+    first, second, third = broker.run(call, broker.call(add, 1, 1), broker.call(add, 2, 2))
+    appear(runtime / "a")
+
+    broker.say(Recall((first, third)))
+    one = broker.next(Returned)
+    broker.say(Recall())
+    rest = broker.next(Returned)
+    (runtime / "b").touch()
+
+    assert one.tickets == (third,)
+    assert rest.tickets == (second,)
+    assert broker.done().ticket == first
+    ticket = broker.submit(add, 3, 3)
+    assert broker.done().ticket == ticket
+
+
+def test_recall_of_the_running_call_lets_it_ask_whether_to_stop(
+    broker: FakeBroker, worker: WorkerProcess, runtime: Path
+) -> None:
+    @task
+    def patient(path: str) -> str:
+        import time
+
+        from nbtasks.context import cancelled
+
+        open(path, "w").close()
+        while not cancelled():
+            time.sleep(0.002)
+        return "stopped early"
+
+    ticket = broker.submit(patient, str(runtime / "a"))
+    appear(runtime / "a")
+    broker.say(Recall((ticket,)))
+
+    assert broker.value(broker.done()) == "stopped early"
+
+
+def test_unconfirmed_outcomes_are_told_to_the_next_broker(
+    runtime: Path, start_worker: Start
+) -> None:
+    with FakeBroker(runtime) as first:
+        start_worker()
+        first.welcome()
+        one, two, three = first.run(*(first.call(add, n, n) for n in range(3)))
+        first.next(Done)
+        first.say(Noted(one))
+        first.next(Done)
+        first.next(Done)
+        last = first.submit(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
+        waiting = first.submit(add, 5, 5)
+        appear(runtime / "a")
+
+    with FakeBroker(runtime, b"broker-2") as second:
+        hello = second.welcome()
+        told = [second.next(Done), second.next(Done)]
+        (runtime / "b").touch()
+        told += [second.next(Done), second.next(Done)]
+
+    held = [(held.ticket, held.started) for held in hello.held]
+    assert held == [(two, True), (three, True), (last, True), (waiting, False)]
+    assert [done.ticket for done in told] == [two, three, last, waiting]
+    assert second.value(told[3]) == 10
+
+
+def test_outcomes_wait_while_there_is_no_broker(runtime: Path, start_worker: Start) -> None:
+    with FakeBroker(runtime) as first:
+        start_worker()
+        first.welcome()
+        ticket = first.submit(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
+        appear(runtime / "a")
+    (runtime / "b").touch()
+    end = time.monotonic() + 10
+    while (reading := cell.read(runtime / "cells" / "worker-test")) is None or (
+        reading.finished != ticket
+    ):
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+    with FakeBroker(runtime, b"broker-2") as second:
+        second.welcome()
+
+        assert second.next(Done).ticket == ticket
+
+
+def test_worker_that_is_unknown_to_its_broker_says_hello_again(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    broker.say(Refused("hello"))
+
+    assert broker.next(Hello).name == "worker-test"
+
+
+def test_refused_worker_ends_and_says_why(broker: FakeBroker, start_worker: Start) -> None:
+    worker = start_worker()
+    broker.next(Hello)
+
+    broker.say(Refused("unlike Python"))
+
+    assert worker.wait() == EXIT_CONFIG
+    assert "unlike Python" in worker.log.read_text()
+
+
+# ------------------------------------------------------------------------------------- leaving
+
+
+def test_worker_that_is_told_to_stop_finishes_and_gives_back_the_rest(
+    broker: FakeBroker, worker: WorkerProcess, runtime: Path
+) -> None:
+    call = broker.call(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
+    first, second = broker.run(call, broker.call(add, 1, 1))
+    appear(runtime / "a")
+
+    broker.say(Stop())
+    returned = broker.next(Returned)
+    (runtime / "b").touch()
+    done = broker.next(Done)
+    early = broker.heard(Bye)
+    broker.say(Noted(first))
+
+    assert returned.tickets == (second,)
+    assert done.ticket == first
+    assert early == []
+    assert broker.next(Bye) == Bye()
+    assert worker.wait() == 0
+
+
+def test_worker_retires_after_its_number_of_tasks(
+    broker: FakeBroker, start_worker: Start, runtime: Path
+) -> None:
+    write_settings(runtime, Settings(data=str(runtime), workers=1, max_tasks_per_worker=2))
+    worker = start_worker()
+    broker.welcome()
+    one, two, three = broker.run(*(broker.call(add, n, n) for n in range(3)))
+
+    assert [broker.done().ticket, broker.done().ticket] == [one, two]
+    assert broker.next(Returned).tickets == (three,)
+    broker.next(Bye)
+    assert worker.wait() == 0
+
+
+def test_worker_that_has_grown_too_big_retires(
+    broker: FakeBroker, start_worker: Start, runtime: Path
+) -> None:
+    write_settings(runtime, Settings(data=str(runtime), workers=1, memory_limit=1))
+    worker = start_worker()
+    broker.welcome()
+
+    broker.submit(add, 1, 1)
+    broker.done()
+
+    broker.next(Bye)
+    assert worker.wait() == 0
+
+
+def test_idle_worker_obeys_sigterm_in_good_order(broker: FakeBroker, worker: WorkerProcess) -> None:
+    broker.submit(add, 1, 1)
+    broker.done()
+
+    worker.signal(signal.SIGTERM)
+
+    broker.next(Bye)
+    assert worker.wait() == 0
+
+
+def test_sigterm_ends_a_busy_worker_at_once(
+    broker: FakeBroker, worker: WorkerProcess, runtime: Path
+) -> None:
+    broker.submit(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
+    appear(runtime / "a")
+
+    worker.signal(signal.SIGTERM)
+
+    assert worker.wait(2) == 128 + signal.SIGTERM
+    assert broker.heard(Bye) == []
+
+
+def test_sigint_does_nothing(broker: FakeBroker, worker: WorkerProcess, runtime: Path) -> None:
+    ticket = broker.submit(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
+    appear(runtime / "a")
+
+    worker.signal(signal.SIGINT)
+    (runtime / "b").touch()
+
+    assert (broker.done().ticket, broker.submit(add, 1, 1)) == (ticket, ticket + 1)
+    assert broker.done().state == "SUCCESS"
+
+
+def test_worker_goes_when_its_supervisor_is_gone(
+    broker: FakeBroker, worker: WorkerProcess, runtime: Path
+) -> None:
+    broker.submit(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
+    appear(runtime / "a")
+
+    worker.cut_lifeline()
+
+    assert worker.wait(2) == -signal.SIGKILL
