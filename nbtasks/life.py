@@ -392,9 +392,7 @@ def run_coroutine(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """
     import asyncio  # many workers never need it, and it takes a while to load
 
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if asyncio._get_running_loop() is None:
         return _run_in_loop(coroutine)
     here = copy_context()
     ended: list[tuple[Any, BaseException | None]] = []

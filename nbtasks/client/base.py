@@ -517,7 +517,8 @@ class Task:
         if limit is not None and request.retries >= limit:
             retrying.raise_here(retrying.exceeded(self, request, *new) if exc is None else exc)
         plan = retrying.plan(self, request, *new, eta, countdown, options)
-        when = plan.eta if plan.countdown is None else plan.countdown
+        wait = self.default_retry_delay if countdown is None else countdown
+        when = wait if plan.eta is None else plan.eta
         decided = Retry(exc=exc, when=when, is_eager=request.is_eager)
         if throw:
             decided._plan = plan  # type: ignore[attr-defined]

@@ -350,8 +350,10 @@ class _Gathering:
         )
         #: Members that are over but not yet looked at; the I/O thread appends.
         self._arrived: deque[AsyncResult] = deque()
-        #: Those still open, the first of them waited for.
         self._open = {id(leaf): leaf for leaf in leaves}
+        #: The same in order. The last one that is open is waited for: it is likely to end late.
+        self._order = list(self._open.values())
+        self._direct = {id(member) for member in self._members}
 
     def run(self) -> None:
         """Wait for all; raise the first error met, and call back for each."""
@@ -396,9 +398,8 @@ class _Gathering:
             if self._open.pop(id(leaf), None) is not None:
                 found.append(leaf)
         found.sort(key=_ended_at)
-        members = {id(member) for member in self._members}
         # Members of a nested set come as one, when all are over; their errors count at once.
-        return (leaf for leaf in found if id(leaf) in members or self._fails(leaf))
+        return (leaf for leaf in found if id(leaf) in self._direct or self._fails(leaf))
 
     def _fails(self, leaf: AsyncResult) -> bool:
         return self._propagate and leaf.state in states.PROPAGATE_STATES
@@ -418,8 +419,10 @@ class _Gathering:
                 f"{self._timeout:g} s. They go on: call get() again to wait longer, or cancel()."
             )
         left = self._beat.next(left)
+        while id(self._order[-1]) not in self._open:
+            self._order.pop()
         # One that is open is enough to wait for: what else arrives is looked at each slice.
-        record = next(iter(self._open.values()))._follow()
+        record = self._order[-1]._follow()
         pause = waiting.SLICE if left is None else min(left, waiting.SLICE)
         waiting.client_of(record).wait([record], pause)
 

@@ -30,16 +30,27 @@ def client() -> Client:
     return current()
 
 
+def open_clients() -> list[Client]:
+    """Return the clients of this process that are not closed."""
+    from nbtasks.client import client as clients
+
+    return clients._clients
+
+
 def client_of(record: Record | None) -> Client:
-    """Return the client that a record came from; the present one where that is closed."""
-    owner: Client | None = getattr(record, "client", None)
-    return client() if owner is None or owner.closed else owner
+    """Return the client that hears of a task; the present one where none does."""
+    if record is not None:
+        for one in open_clients():
+            if one._records.get(record.id) is record or one._recent.get(record.id) is record:
+                return one
+    return client()
 
 
 def is_orphan(record: Record) -> bool:
-    """Say whether nobody hears of an open task any more, because its client was closed."""
-    owner: Client | None = getattr(record, "client", None)
-    return owner is not None and owner.closed and not record.over
+    """Say whether nobody hears of an open task any more: its client was closed."""
+    if record.over:
+        return False
+    return all(one._records.get(record.id) is not record for one in open_clients())
 
 
 def assert_may_wait(what: str) -> None:

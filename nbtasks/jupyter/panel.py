@@ -122,8 +122,8 @@ class NotebookPanel:
         if self._shown and not self._still:
             return
         self._still = False
-        self._watch.settle()
         self._widget = new_widget(self)
+        self._watch.settle()
         bundle = self._picture()
         if self._widget is not None:
             view = {"model_id": self._widget.model_id, "version_major": 2, "version_minor": 0}
@@ -184,14 +184,20 @@ def widget(result: AsyncResult) -> PanelWidget:
     return SinglePanel().put(result)
 
 
-def new_widget(panel: NotebookPanel) -> PanelWidget | None:
-    """Return a widget, or None where the packages for it are missing: then HTML must do."""
+def load_widget() -> type[PanelWidget] | None:
+    """Return the widget's class, or None where the packages for it are missing."""
     try:
         from nbtasks.jupyter.widget import PanelWidget
     except ImportError:
         log.info("anywidget cannot be imported: panels are shown without buttons.")
         return None
-    return PanelWidget(panel)
+    return PanelWidget
+
+
+def new_widget(panel: NotebookPanel) -> PanelWidget | None:
+    """Return a widget, or None where there can be none: then HTML must do."""
+    kind = load_widget()
+    return None if kind is None else kind(panel)
 
 
 # ----------------------------------------------------------------------------------------- cells
@@ -226,6 +232,8 @@ class Cells:
         self._text: TextPanel | None = None
 
     def install(self) -> None:
+        if getattr(self._shell, "kernel", None) is not None:
+            load_widget()  # now, not when the first task is sent
         self._shell.events.register("pre_run_cell", self.begin)
         self._shell.events.register("post_run_cell", self.end)
         client.submitted_hooks.append(self.submitted)

@@ -125,7 +125,7 @@ class Row:
 
     def paint(self, now: Now, load: Load) -> dict[str, Any]:
         """Return all that is drawn of the row; times are wall-clock seconds."""
-        told, call, state = self.record, self.record.call, self.look(now)
+        told, call, state = self.record, self.record.call, self._state(now)
         name, summary = self.called
         row: dict[str, Any] = {
             "i": self.index,

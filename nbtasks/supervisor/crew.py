@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from nbtasks.supervisor.children import Child, Children, module_command
 
-
 #: Logs of dead workers that are kept.
 KEPT_LOGS = 20
 

@@ -73,7 +73,7 @@ QUIET = 0.020
 #: Seconds within which printed text is gathered.
 GATHER = 0.030
 #: Seconds after which an unanswered Hello is said again.
-HELLO_AGAIN = 2.0
+HELLO_AGAIN = 1.0
 #: Seconds that a leaving worker waits until the broker has saved its last outcomes.
 LEAVE_WAIT = 5.0
 #: Messages in one batch.
@@ -174,6 +174,7 @@ class Link:
 
     def _serve(self) -> None:
         handover = self.handover
+        self._say_hello()
         while not handover.over.is_set():
             # First say that we sleep, then look whether there is anything to do: see `handover`.
             handover.asleep = handover.dozing = True
@@ -306,7 +307,9 @@ class Link:
     def _look_at_link(self) -> None:
         up = sockets.connected(self._monitor)
         if up:
-            self._say_hello()
+            # The first Hello is said without waiting for the link, whose coming up may go unseen.
+            if self._hello_at is None:
+                self._say_hello()
         elif up is False:
             self._welcome = False
             self._hello_at = None

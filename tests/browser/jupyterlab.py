@@ -188,6 +188,14 @@ class Notebook:
         self.page.evaluate(command, f"JupyterLab {name}")
         light = "true" if name == "Light" else "false"
         self.page.wait_for_selector(f"body[data-jp-theme-light='{light}']", state="attached")
+        self.page.wait_for_selector("#jupyterlab-splash", state="detached")
+
+    def hide_all_but_the_notebook(self) -> None:
+        """Put away JupyterLab's side bar, and the tools and the frame of the cell in focus."""
+        self.page.evaluate(
+            "() => window.jupyterapp.commands.execute('application:toggle-left-area')"
+        )
+        self.page.evaluate(f"() => {{ {NOTEBOOK}.content.activeCellIndex = 0 }}")
 
 
 @contextlib.contextmanager
@@ -198,7 +206,7 @@ def browser_page(profile: Path) -> Iterator[Page]:
             str(profile),
             executable_path=chromium(),
             args=FLAGS,
-            viewport={"width": 1000, "height": 800},
+            viewport={"width": 1100, "height": 800},
             device_scale_factor=2,
         )
         context.set_default_timeout(PATIENCE * 1000)

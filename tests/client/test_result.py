@@ -54,6 +54,7 @@ class Broken(ValueError):
 def client(monkeypatch):
     fake = FakeClient()
     monkeypatch.setattr(waiting, "client", lambda: fake)
+    monkeypatch.setattr(waiting, "open_clients", lambda: [fake])
     return fake
 
 
@@ -235,6 +236,29 @@ def test_state_of_a_task_of_another_process_is_asked_for(client):
 
     assert (theirs.state, theirs.get(), theirs.retries) == ("SUCCESS", 3, 2)
     assert (theirs.worker, theirs.accepted) == ("w1@host", True)
+
+
+def test_open_task_is_looked_up_again_when_its_client_was_closed(client, record, task, monkeypatch):
+    later = FakeClient()
+    again = later.record(record.id)
+    monkeypatch.setattr(waiting, "client", lambda: later)
+    monkeypatch.setattr(waiting, "open_clients", lambda: [later])
+    later.scenes.append(lambda: later.succeed(again, 3))
+
+    assert task.get(timeout=SOON) == 3
+
+
+def test_task_is_asked_for_where_it_was_sent_though_another_cluster_is_the_present_one(
+    client, record, task, monkeypatch
+):
+    other = FakeClient()
+    monkeypatch.setattr(waiting, "client", lambda: other)
+    monkeypatch.setattr(waiting, "open_clients", lambda: [other, client])
+    client.scenes.append(lambda: client.succeed(record, 3))
+
+    task.revoke()
+
+    assert (task.get(timeout=SOON), len(client.told), other.told) == (3, 1, [])
 
 
 def test_unknown_id_is_pending_and_does_not_exist(client):
@@ -605,7 +629,7 @@ config = Config()
 config.HistoryManager.enabled = False
 shell = InteractiveShell.instance(config=config, colors="nocolor")
 client = FakeClient()
-waiting.client = lambda: client
+waiting.client, waiting.open_clients = lambda: client, lambda: [client]
 record = client.send()
 client.fail(record, ValueError("bad header"), traceback=REMOTE)
 shell.user_ns["task"] = result.AsyncResult._of(record, "load")
@@ -1132,6 +1156,12 @@ def test_progress_of_a_failure_is_how_far_it_came(client, record, task):
     client.fail(record, ValueError("x"))
 
     assert task.progress == 0.5
+
+
+def test_widget_is_made_by_the_notebook_part(task, monkeypatch):
+    monkeypatch.setattr("nbtasks.jupyter.panel.widget", lambda result: ("widget of", result))
+
+    assert task.widget() == ("widget of", task)
 
 
 # ------------------------------------------------------------------------------- the family tree

@@ -325,3 +325,27 @@ def test_uninstalling_leaves_nothing_behind(submit):
 
     assert client.submitted_hooks == hooks
     assert not any(shell.events.callbacks.values())
+
+
+def test_a_task_that_ends_while_its_panel_is_being_made_is_counted_right(
+    shell, page, send, monkeypatch
+):
+    told = []
+
+    def slow_widget(source):
+        told[0].succeeds()
+        return Widget()
+
+    monkeypatch.setattr(panel, "new_widget", slow_widget)
+    monkeypatch.setattr(client, "submitted_hooks", [told_first(told), *client.submitted_hooks])
+
+    shell.run(send)
+
+    assert page[0][2]["text/plain"].startswith("nbtasks: 1 task: 1 done")
+    assert panel.WIDGET_MIME not in page[-1][2]
+
+
+def told_first(told):
+    from tests.jupyter.conftest import Told
+
+    return lambda record: told.append(Told(record))

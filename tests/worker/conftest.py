@@ -92,6 +92,14 @@ class FakeBroker:
             self._listen()
         return [message for message in self._heard if isinstance(message, kind)]
 
+    def appear(self, path: Path) -> None:
+        """Wait until a task has made a file."""
+        end = time.monotonic() + PATIENCE
+        while not path.exists():
+            assert time.monotonic() < end, f"{path} never appeared"
+            if self._socket.poll(2):
+                self._listen()
+
     def _listen(self) -> None:
         self._peer, *parts = self._socket.recv_multipart()
         _, messages, buffers = unpack_to_broker(parts)

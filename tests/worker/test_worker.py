@@ -54,14 +54,6 @@ def touch_and_wait(path: str, until: str) -> str:
     return path
 
 
-def appear(path: Path) -> None:
-    """Wait until another process has made a file."""
-    end = time.monotonic() + 20
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} never appeared"
-        time.sleep(0.002)
-
-
 # ------------------------------------------------------------------------------------- running
 
 
@@ -365,8 +357,8 @@ def test_system_exit_ends_the_process_with_that_code(
 
     ticket = broker.submit(leave)
 
-    assert worker.wait() == 7
     assert broker.next(Output).text == "last words\n"
+    assert worker.wait() == 7
     assert broker.heard(Done) == broker.heard(Bye) == []
     reading = cell.read(runtime / "cells" / "worker-test")
     assert reading is not None
@@ -615,7 +607,7 @@ def test_output_outside_of_tasks_goes_to_the_log(
 
     broker.submit(later, str(runtime / "spoken"))
     broker.done()
-    appear(runtime / "spoken")
+    broker.appear(runtime / "spoken")
 
     assert broker.heard(Output) == []
     assert "afterwards" in worker.log.read_text()
@@ -702,7 +694,7 @@ def test_recall_gives_back_what_has_not_begun(
 ) -> None:
     call = broker.call(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
     first, second, third = broker.run(call, broker.call(add, 1, 1), broker.call(add, 2, 2))
-    appear(runtime / "a")
+    broker.appear(runtime / "a")
 
     broker.say(Recall((first, third)))
     one = broker.next(Returned)
@@ -732,7 +724,7 @@ def test_recall_of_the_running_call_lets_it_ask_whether_to_stop(
         return "stopped early"
 
     ticket = broker.submit(patient, str(runtime / "a"))
-    appear(runtime / "a")
+    broker.appear(runtime / "a")
     broker.say(Recall((ticket,)))
 
     assert broker.value(broker.done()) == "stopped early"
@@ -751,7 +743,7 @@ def test_unconfirmed_outcomes_are_told_to_the_next_broker(
         first.next(Done)
         last = first.submit(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
         waiting = first.submit(add, 5, 5)
-        appear(runtime / "a")
+        first.appear(runtime / "a")
 
     with FakeBroker(runtime, b"broker-2") as second:
         hello = second.welcome()
@@ -770,7 +762,7 @@ def test_outcomes_wait_while_there_is_no_broker(runtime: Path, start_worker: Sta
         start_worker()
         first.welcome()
         ticket = first.submit(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
-        appear(runtime / "a")
+        first.appear(runtime / "a")
     (runtime / "b").touch()
     end = time.monotonic() + 10
     while (reading := cell.read(runtime / "cells" / "worker-test")) is None or (
@@ -811,7 +803,7 @@ def test_worker_that_is_told_to_stop_finishes_and_gives_back_the_rest(
 ) -> None:
     call = broker.call(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
     first, second = broker.run(call, broker.call(add, 1, 1))
-    appear(runtime / "a")
+    broker.appear(runtime / "a")
 
     broker.say(Stop())
     returned = broker.next(Returned)
@@ -869,7 +861,7 @@ def test_sigterm_ends_a_busy_worker_at_once(
     broker: FakeBroker, worker: WorkerProcess, runtime: Path
 ) -> None:
     broker.submit(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
-    appear(runtime / "a")
+    broker.appear(runtime / "a")
 
     worker.signal(signal.SIGTERM)
 
@@ -879,7 +871,7 @@ def test_sigterm_ends_a_busy_worker_at_once(
 
 def test_sigint_does_nothing(broker: FakeBroker, worker: WorkerProcess, runtime: Path) -> None:
     ticket = broker.submit(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
-    appear(runtime / "a")
+    broker.appear(runtime / "a")
 
     worker.signal(signal.SIGINT)
     (runtime / "b").touch()
@@ -892,7 +884,7 @@ def test_worker_goes_when_its_supervisor_is_gone(
     broker: FakeBroker, worker: WorkerProcess, runtime: Path
 ) -> None:
     broker.submit(touch_and_wait, str(runtime / "a"), str(runtime / "b"))
-    appear(runtime / "a")
+    broker.appear(runtime / "a")
 
     worker.cut_lifeline()
 
