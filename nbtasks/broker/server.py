@@ -159,7 +159,7 @@ class Server:
             ready = dict(poller.poll(self._patience()))
             if self.parent in ready and not os.read(self.parent or 0, 1):
                 log.info("the supervisor is gone")
-                return
+                self.running = False  # but what it said last still counts
             self.turn(now())
 
     def obey_signals(self) -> None:

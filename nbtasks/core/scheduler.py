@@ -120,6 +120,8 @@ class Scheduler:
         self.clients: dict[bytes, Hello] = {}
         self.supervisor: bytes = b""
         self.wanted = 0
+        #: The cluster is going: nothing is begun any more.
+        self.stopping = False
         self.agenda = Agenda()
         self.needs = Needs()
         self.pool = Workers(archive, self.agenda)
@@ -287,6 +289,7 @@ class Scheduler:
             self._hello_worker(peer, hello, now)
         else:
             self.supervisor = peer
+            self.stopping = False
             # Whoever is not alive and not reported dead within a while died unseen.
             for worker in self.workers.values():
                 if worker.name not in hello.workers and not worker.peer:
@@ -317,6 +320,8 @@ class Scheduler:
 
     def _bye(self, peer: bytes, _: Bye, now: Now, __: Iterator[Any]) -> None:
         self.clients.pop(peer, None)
+        if peer == self.supervisor:
+            self.stopping = True
         worker = self._worker_of.pop(peer, None)
         if worker is not None:
             self._bury(worker, Died(worker.name, worker.pid, 0), now)
@@ -529,6 +534,7 @@ class Scheduler:
             self._out.append(Send(worker.peer, Stop()))
 
     def _stop(self, peer: bytes, stop: Stop, now: Now, _: Iterator[Any]) -> None:
+        self.stopping = True
         self._out.append(Send(self.supervisor, stop))
 
     def _pool(self, peer: bytes, pool: Pool, now: Now, _: Iterator[Any]) -> None:
@@ -586,6 +592,8 @@ class Scheduler:
 
     def _assign(self, now: Now) -> None:
         """Give what is ready to the workers that have room for it."""
+        if self.stopping:
+            return
         for worker, task in self.pool.choose(now):
             self._give(worker, task, now)
         for worker in self.pool.to_call_back(now):

@@ -90,12 +90,22 @@ def _file_of(module: ModuleType | None) -> str | None:
     return os.path.abspath(path) if isinstance(path, str) and is_local(path) else None
 
 
+#: Stands in a list of folders for those of installed packages.
+INSTALLED: Final = ""
+
+
 def folders() -> list[str]:
-    """Return the entries of `sys.path` where modules of the user's own may lie."""
+    """Return the entries of `sys.path` where modules of the user's own may lie, in order.
+
+    Those of the standard library and of installed packages are one entry, `INSTALLED`.
+    """
     foreign = _foreign_folders()
-    found = (os.path.abspath(entry) for entry in sys.path if not entry.endswith(".zip"))
-    local = (entry for entry in found if not (entry + os.sep).startswith(foreign))
-    return list(dict.fromkeys(local))
+    found: dict[str, None] = {}
+    for entry in sys.path:
+        folder = os.path.abspath(entry)
+        is_foreign = folder.endswith(".zip") or (folder + os.sep).startswith(foreign)
+        found[INSTALLED if is_foreign else folder] = None
+    return list(found)
 
 
 # -------------------------------------------------------------------------- what is on the disk
@@ -322,16 +332,19 @@ class _Loader(SourceFileLoader):
         return super().get_code(fullname)
 
     def _trusts_cache(self, path: str, known: _File) -> bool:
-        """Return whether the `.pyc` cannot be of an earlier text."""
+        """Return whether the `.pyc`, if there is one, cannot be of an earlier text."""
         if not known.settled:
             return False
         try:
             cached = cache_from_source(path)
-            if os.stat(cached).st_mtime_ns - known.signature[0] < SETTLED:
-                os.unlink(cached)  # so that a new one will be written, which can be trusted
-        except (NotImplementedError, OSError):
-            pass
-        return True
+            written = os.stat(cached).st_mtime_ns
+        except (NotImplementedError, OSError):  # there is none
+            return True
+        if written - known.signature[0] > SETTLED:
+            return True
+        with suppress(OSError):
+            os.unlink(cached)  # the one that is written then can be trusted from now on
+        return not os.path.exists(cached)
 
 
 class _Finder:
@@ -404,8 +417,13 @@ def freshen() -> None:
 
 
 def _add_folders(wanted: list[str]) -> None:
-    missing = [folder for folder in wanted if folder not in sys.path]
-    sys.path[:0] = missing
+    place = 0
+    for folder in wanted:
+        if folder == INSTALLED:
+            place = len(sys.path)
+        elif folder not in sys.path:
+            sys.path.insert(place, folder)
+            place += 1
 
 
 def _loader_of(name: str) -> _Loader | None:

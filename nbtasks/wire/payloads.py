@@ -1098,22 +1098,32 @@ def _package(name: str, extra: str) -> Any:
 # --- what json, msgpack and yaml do not know of themselves, as a word and a text
 
 
+#: Ends a time in the hour that comes twice, when it is the second; ISO 8601 has no word for it.
+_FOLDED: Final = "*"
+
+
 def _to_text(value: Any) -> tuple[str, str] | None:
-    if isinstance(value, datetime):
-        return "datetime", value.isoformat()
-    if isinstance(value, date | time):
-        return type(value).__name__, value.isoformat()
+    if isinstance(value, datetime | time):
+        word = "datetime" if isinstance(value, datetime) else "time"
+        return word, value.isoformat() + _FOLDED * value.fold
+    if isinstance(value, date):
+        return "date", value.isoformat()
     if isinstance(value, Decimal | uuid.UUID):
-        return type(value).__name__.lower(), str(value)
+        return "decimal" if isinstance(value, Decimal) else "uuid", str(value)
     if isinstance(value, bytes | bytearray | memoryview):
         return "bytes", base64.b64encode(value).decode()
     return None
 
 
+def _unfold(kind: Any, text: str) -> Any:
+    found = kind.fromisoformat(text.rstrip(_FOLDED))
+    return found.replace(fold=1) if text.endswith(_FOLDED) else found
+
+
 _FROM_TEXT: Final[dict[str, Callable[[str], Any]]] = {
-    "datetime": datetime.fromisoformat,
+    "datetime": functools.partial(_unfold, datetime),
     "date": date.fromisoformat,
-    "time": time.fromisoformat,
+    "time": functools.partial(_unfold, time),
     "decimal": Decimal,
     "uuid": uuid.UUID,
     "bytes": base64.b64decode,
