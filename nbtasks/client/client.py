@@ -120,9 +120,13 @@ class Record(View):
         It is called here for what is known, and in the client's I/O thread later; an event may be
         told twice around the moment of subscribing: its number `n` says so.
         """
-        self.listeners = (*self.listeners, listener)
+        self.listen(listener)
         for event in list(self.events):
             listener(self, event)
+
+    def listen(self, listener: Callable[[Record, Event], None]) -> None:
+        """Call `listener` with each event from now on, in the client's I/O thread."""
+        self.listeners = (*self.listeners, listener)
 
     def unsubscribe(self, listener: Callable[[Record, Event], None]) -> None:
         self.listeners = tuple(known for known in self.listeners if known is not listener)
@@ -472,7 +476,7 @@ class Client:
         deadline = None if timeout is None else time.monotonic() + timeout
         waiter = _Bell() if each else None
         if waiter is not None:
-            record.subscribe(waiter.ring)
+            record.listen(waiter.ring)
         try:
             return self._wait_for([record], condition, deadline, None, None, waiter)
         finally:
@@ -656,12 +660,14 @@ class Client:
     def _take_event(self, event: Event, frames: Any) -> None:
         buffers = take(frames, event.frames)
         record = self._records.get(event.id) or self._recent.get(event.id)
-        if record is None or not record.apply(event):
+        if record is None or event.n <= record.n:
             return
+        # Whoever sees the new state finds all that belongs to it.
         record.known = True
-        record.events.append(event)
         if buffers:
             record.buffers[event.n] = buffers
+        record.events.append(event)
+        record.apply(event)
         for listener in record.listeners:
             try:
                 listener(record, event)

@@ -512,6 +512,8 @@ def frames_of(message: Any) -> int:
     """Return how many payload frames belong to a message."""
     if type(message) is Submit:
         return sum(call.frames for call in message.calls)
+    if type(message) is Run:
+        return message.call.frames if message.call is not None else 0
     return getattr(message, "frames", 0)
 
 

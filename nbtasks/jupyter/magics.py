@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from nbtasks import cluster as clusters
 from nbtasks.core.messages import Revoke
 from nbtasks.exceptions import BrokerUnavailable
 from nbtasks.jupyter import panel
@@ -282,7 +281,9 @@ class NbtasksMagics(Magics):
             %nbtasks cancel ID      cancel a task, also when it is running; several ids, or: all
             %nbtasks purge          cancel all tasks that have not begun
         """
-        print(Commands(clusters).run(line))
+        from nbtasks import cluster  # late: what only draws panels does not need it
+
+        print(Commands(cluster).run(line))
 
 
 def load(shell: Any) -> None:

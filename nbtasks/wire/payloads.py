@@ -268,6 +268,8 @@ def _part(joined: Buffer) -> tuple[Buffer, list[Buffer]]:
         if place > len(view):
             raise DecodeError("The payload is damaged: it ends in the middle of a part.")
         found.append(view[place - length : place])
+    if not found or bytes(found[0][:1]) == bytes((_JOINED,)):
+        raise DecodeError("The payload is damaged: it has parts, but none of them is a body.")
     return found[0], found[1:]
 
 
@@ -690,7 +692,9 @@ class _Bare:
 
 
 #: Attributes of every exception, which travel by other ways or not at all.
-_COMMON: Final = frozenset(vars(BaseException)) | {"__dict__", "__weakref__"}
+_COMMON: Final = frozenset(
+    {*vars(BaseException), *vars(BaseExceptionGroup), "__dict__", "__weakref__"}
+)
 
 
 def _slots_of(exception: BaseException) -> dict[str, Any]:
@@ -699,12 +703,10 @@ def _slots_of(exception: BaseException) -> dict[str, Any]:
     for cls in type(exception).__mro__:
         for name, value in vars(cls).items():
             is_slot = isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType)
-            if is_slot and name not in _COMMON and name not in found:
-                try:
-                    found[name] = getattr(exception, name)
-                except AttributeError:
-                    continue
-    return found
+            if is_slot and name not in _COMMON:
+                found.setdefault(name, getattr(exception, name, None))
+    # To OSError, None in a slot is not the same as nothing.
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _texts_of(exception: BaseException) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from IPython.core.error import UsageError
 
+import nbtasks
 from nbtasks.core.messages import Revoke
 from nbtasks.exceptions import BrokerUnavailable
 from nbtasks.jupyter.magics import NONE_RUNS, Commands
@@ -202,7 +203,7 @@ def test_nonsense_is_answered_with_what_would_make_sense(running, line, says):
 def test_the_magic_prints_what_its_command_returns(capsys, monkeypatch, running):
     from nbtasks.jupyter import magics
 
-    monkeypatch.setattr(magics, "clusters", running)
+    monkeypatch.setattr(nbtasks, "cluster", running, raising=False)
     magics.NbtasksMagics(None).nbtasks("purge")
 
     assert capsys.readouterr().out == "3 tasks that had not begun will not run.\n"
