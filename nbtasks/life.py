@@ -230,6 +230,8 @@ class _Body:
 
     def __call__(self) -> Any:
         task, request = self.task, self.request
+        if "_asleep" in task.__dict__:
+            task._wake()  # the base's __init__, which has not run in this process yet
         if _is_overridden(task, "before_start"):
             finish(task.before_start(request.id, self.args, self.kwargs))
         self.begun = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import tempfile
 import textwrap
@@ -78,6 +79,8 @@ def end_cluster() -> list[int]:
 
 
 def main() -> int:
+    # Told to end, it ends what it has started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     path = Path(sys.argv[1]).resolve()
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory(prefix="nbt-") as scratch:

@@ -61,6 +61,8 @@ def _own_environment() -> Iterator[None]:
         patch.setenv("IPYTHONDIR", str(path / "i"))
         patch.setenv(MARK, secrets.token_hex(8))
         yield
+        left = end_all(our_processes())
+        assert not left, f"left running by one of the tests: {left}"
 
 
 # ------------------------------------------------------------------------------ no process left

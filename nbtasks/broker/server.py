@@ -47,6 +47,7 @@ from nbtasks.wire.connection import (
     STORE_FILE,
     Connection,
     Settings,
+    boot,
     now,
     read_connection,
     write_connection,
@@ -62,6 +63,8 @@ DRAIN = 5_000
 HOUSEKEEPING = 5.0
 #: Seconds between two attempts to write when the store cannot.
 STORE_RETRY = 0.2
+#: Seconds that a confirmation nobody waits for is held back, to travel with other news.
+LAZY = 0.005
 #: Ended tasks that are dropped in one turn, so that nobody waits for it.
 EXPIRE = 1_000
 #: Payload frames from this size on are sent without a copy.
@@ -122,6 +125,9 @@ class Server:
         self._saves: list[Any] = []
         self._sends: list[core.Send] = []
         self._for_supervisor: list[core.Send] = []
+        #: Confirmations held back, and when they must go (boot clock).
+        self._lazy: dict[bytes, list[Any]] = {}
+        self._lazy_until = 0.0
         self._store_failed_at: float | None = None
         self._next_look = self.started.boot
         self._busy_at = self.started.boot
@@ -181,6 +187,8 @@ class Server:
         wait = look if wait is None else min(wait, look)
         if self._store_failed_at is not None:
             wait = min(wait, STORE_RETRY)
+        if self._lazy:
+            wait = min(wait, max(self._lazy_until - instant.boot, 0.0))
         return int(wait * 1000 + 0.999)
 
     def turn(self, instant: Now) -> None:
@@ -197,6 +205,7 @@ class Server:
             actions += self._look_around(instant)
         actions += self.scheduler.tick(instant)
         self._carry_out(actions, instant)
+        self._send_held_back(instant)
         for peer, question in questions:
             self._post([core.Send(peer, self._answer(question, instant))])
 
@@ -276,6 +285,9 @@ class Server:
             if not send.peer:
                 self._for_supervisor.append(send)
                 continue
+            if send.lazy:
+                self._hold_back(send)
+                continue
             batch = batches.get(send.peer)
             if batch is None:
                 batch = batches[send.peer] = ([], [])
@@ -283,7 +295,22 @@ class Server:
                 batch[0].append(message)
                 batch[1].extend(buffers)
         for peer, (messages, payload) in batches.items():
-            self._send(peer, messages, payload)
+            self._send(peer, self._lazy.pop(peer, []) + messages, payload)
+
+    def _hold_back(self, send: core.Send) -> None:
+        """Keep a confirmation until there is other news for its peer, or for a moment.
+
+        A send costs more than all else that happens to a task that travels alone.
+        """
+        if not self._lazy:
+            self._lazy_until = boot() + LAZY
+        self._lazy.setdefault(send.peer, []).append(send.message)
+
+    def _send_held_back(self, instant: Now) -> None:
+        if self._lazy and instant.boot >= self._lazy_until:
+            held, self._lazy = self._lazy, {}
+            for peer, messages in held.items():
+                self._send(peer, messages, [])
 
     def _missing_calls(self, sends: list[core.Send]) -> dict[int, tuple[Call, tuple[Any, ...]]]:
         """Read the calls that are not in memory any more, all at once."""

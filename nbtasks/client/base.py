@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 from nbtasks import config, context
 from nbtasks.client import arguments
 from nbtasks.client.shape import (
+    models_of,
     name_of,
     restore_instance,
     restore_task,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: What a task keeps for itself and never ships.
-_TRANSIENT: Final = frozenset({"_prepared", "_check", "_born", "_asleep"})
+_TRANSIENT: Final = frozenset({"_prepared", "_check", "_given", "_asleep", "_anew"})
 
 #: Celery's methods that make signatures.
 _CANVAS: Final = frozenset(
@@ -214,8 +215,6 @@ class Task:
     _made: ClassVar[tuple[type[Task], Callable[..., Any], dict[str, Any]] | None] = None
     #: What calls have in common; None: to be worked out.
     _prepared: Any = None
-    #: Attributes that a new instance has by itself.
-    _born: Mapping[str, Any] = {}
 
     # ------------------------------------------------------------------------------- the body
 
@@ -236,6 +235,8 @@ class Task:
                 # An overridden __call__ comes here from within a run that is prepared already.
                 request._protected = True
                 return self.run(*args, **kwargs)
+        if "_asleep" in self.__dict__:
+            self._wake()
         context.push(self, Request(args=args, kwargs=kwargs))
         try:
             return self.run(*args, **kwargs)
@@ -647,13 +648,22 @@ class Task:
 
     # --------------------------------------------------------------------------- as a Python object
 
+    # Which attributes travel: those that were set on the task from outside. What `__init__` made,
+    # what a run left behind and what begins with an underscore (a connection, a cache) belongs to
+    # this process: `_given` holds the names that travel, and is absent while `__init__` runs.
+
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
-        self.__dict__.pop("_prepared", None)
+        own = self.__dict__
+        own.pop("_prepared", None)
+        given = own.get("_given")
+        if given is not None and name[:1] != "_" and context.request_of(self) is None:
+            given.add(name)
 
     def __delattr__(self, name: str) -> None:
         object.__delattr__(self, name)
         self.__dict__.pop("_prepared", None)
+        self.__dict__.get("_given", set()).discard(name)
 
     def __getattr__(self, name: str) -> Any:
         # Only for what is not there.
@@ -674,29 +684,39 @@ class Task:
         # In two steps, so that a function may refer to its own task: first an empty task, which
         # the function then finds, then what it is made of.
         changes = self._changes()
-        if self._made is not None:
-            base, function, given = self._made
-            return unborn_task, (base,), (function, given, changes), None, None, restore_task
-        return unborn_instance, (type(self),), changes, None, None, restore_instance
+        if self._made is None:
+            anew = bool(self.__dict__.get("_anew"))
+            return unborn_instance, (type(self),), (anew, changes), None, None, restore_instance
+        base, function, options = self._made
+        if self.pydantic:
+            # Annotations that are text mean something here only.
+            options = {**options, "pydantic_models": models_of(type(self))}
+        return unborn_task, (base,), (function, options, changes), None, None, restore_task
 
     def _changes(self) -> dict[str, Any]:
         """Return what was set on this task, and what the settings here say of its options."""
-        changes = {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in _TRANSIENT and self._born.get(name, _MISSING) is not value
-        }
+        own = self.__dict__
+        names = [name for name in own.get("_given", own) if name in own and name not in _TRANSIENT]
+        changes = {name: own[name] for name in sorted(names)}
         for name in _SETTING_OPTIONS:
             changes.setdefault(name, getattr(self, name))
         return changes
 
     def _wake(self) -> None:
         """Run the base's `__init__`, which this process has not done yet for this task."""
-        changes = self.__dict__.pop("_asleep", None)
-        if changes is not None:
+        own = self.__dict__
+        changes = own.pop("_asleep", None)
+        if changes is None:
+            return
+        given = own.pop("_given")
+        try:
             type(self).__init__(self)
-            self._born = {**self.__dict__, "_born": None}
-            self.__dict__.update(changes)
+        except BaseException:
+            own["_asleep"] = changes
+            raise
+        finally:
+            own["_given"] = given
+        own.update(changes)
 
 
 _SETTING_OPTIONS: Final = tuple(

@@ -194,7 +194,7 @@ class Client:
         self._link = _Link()
         self._forked = False
         self._closing = False
-        self._calls: deque[tuple[Call, Sequence[Buffer], Any, bool, Record]] = deque()
+        self._calls: deque[tuple[Call, Sequence[Buffer], Any, bool, bool, Record]] = deque()
         self._outbox: deque[Any] = deque()
         self._records: dict[str, Record] = {}
         self._recent: dict[str, Record] = {}
@@ -278,7 +278,7 @@ class Client:
             record = self._records.setdefault(call.id, record)
         else:
             self._records[call.id] = record
-        self._calls.append((call, buffers, define, check, record))
+        self._calls.append((call, buffers, define, check, confirm, record))
         if self._sleeping:
             self._wake()
         if len(self._calls) + self._in_flight > UNACCEPTED:
@@ -587,7 +587,7 @@ class Client:
         """Introduce ourselves and, in the same breath, ask how our tasks are getting on."""
         hello = Hello("client", self.name, os.getpid(), platform.python_version())
         pending = {record.id for batch in self._batches.values() for record in batch.records}
-        pending.update(call[4].id for call in list(self._calls))
+        pending.update(call[5].id for call in list(self._calls))
         open_ones = [r for r in list(self._records.values()) if r.id not in pending]
         messages: list[Any] = [hello]
         if open_ones:
@@ -715,9 +715,9 @@ class Client:
             self._number += 1
             number = self._number
             batch = self._batches[number] = _Batch()
-            again = False
+            again = urgent = False
             for _ in range(min(len(self._calls), BATCH)):
-                call, buffers, define, check, record = self._calls.popleft()
+                call, buffers, define, check, confirm, record = self._calls.popleft()
                 batch.calls.append(call)
                 batch.records.append(record)
                 if buffers:
@@ -725,13 +725,14 @@ class Client:
                 if define is not None and call.definition not in batch.defines:
                     batch.defines[call.definition] = define
                 again = again or check
+                urgent = urgent or confirm
             self._in_flight += len(batch.records)
-            self._send_batch(number, again)
+            self._send_batch(number, again, urgent)
         while self._outbox:
             messages, buffers = self._outbox.popleft()
             self._post(messages, buffers)
 
-    def _send_batch(self, number: int, again: bool) -> None:
+    def _send_batch(self, number: int, again: bool, urgent: bool = True) -> None:
         batch = self._batches[number]
         messages: list[Any] = []
         buffers: list[Buffer] = []
@@ -740,7 +741,7 @@ class Client:
                 self._defined.add(digest)
                 messages.append(define)
                 buffers.extend(payload)
-        messages.append(Submit(number, tuple(batch.calls), again))
+        messages.append(Submit(number, tuple(batch.calls), again, urgent))
         buffers.extend(batch.buffers)
         batch.sent_at = time.monotonic()
         self._post(messages, buffers)

@@ -32,6 +32,9 @@ class Validated:
         For validators; `celery_task_name` is added.
     dump_kwargs
         Of `model_dump`; by default `mode="json"`.
+    models
+        Name of a parameter (or `return`) → its class, where the annotations cannot be read any
+        more: those written as text mean something where the function was defined only.
     """
 
     def __init__(
@@ -41,11 +44,14 @@ class Validated:
         strict: bool | None = False,
         context: Mapping[str, Any] | None = None,
         dump_kwargs: Mapping[str, Any] | None = None,
+        models: dict[str, type[BaseModel]] | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self._function = function
         self._strict = strict
         self._context = {**(context or {}), "celery_task_name": name}
+        if models is not None:
+            self.__dict__["models"] = models
         self._dump_kwargs = dict(dump_kwargs) if dump_kwargs is not None else {"mode": "json"}
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
@@ -56,7 +62,7 @@ class Validated:
         return inspect.signature(self._function)
 
     @functools.cached_property
-    def _models(self) -> dict[str, type[BaseModel]]:
+    def models(self) -> dict[str, type[BaseModel]]:
         """Name of a parameter (or `return`) → the class of model that it must be."""
         found = {}
         for name, annotation in _annotations(self._function).items():
@@ -68,7 +74,7 @@ class Validated:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
-            model = self._models.get(name)
+            model = self.models.get(name)
             if model is not None and value is not None:
                 bound.arguments[name] = model.model_validate(
                     value, strict=self._strict, context=self._context
@@ -82,7 +88,7 @@ class Validated:
         return self._dump(await coroutine)
 
     def _dump(self, value: Any) -> Any:
-        model = self._models.get("return")
+        model = self.models.get("return")
         if model is not None and isinstance(value, model):
             return value.model_dump(**self._dump_kwargs)
         return value

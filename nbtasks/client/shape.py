@@ -32,7 +32,7 @@ def fill(made: type[Task], base: type[Task], function: Any, given: dict[str, Any
     made.__doc__ = getattr(function, "__doc__", None)
     made._made = (base, function, given)
     for name, value in given.items():
-        if name != "bind":
+        if name not in ("bind", "pydantic_models"):
             setattr(made, name, value)
     body = function
     if made.pydantic:
@@ -44,8 +44,15 @@ def fill(made: type[Task], base: type[Task], function: Any, given: dict[str, Any
             made.pydantic_strict,
             made.pydantic_context,
             made.pydantic_dump_kwargs,
+            given.get("pydantic_models"),
         )
     made.run = body if given.get("bind") else staticmethod(body)  # type: ignore[method-assign]
+
+
+def models_of(made: type[Task]) -> Any:
+    """Return the models that a pydantic task takes and gives, by parameter."""
+    run = vars(made).get("run")
+    return getattr(run.__func__ if isinstance(run, staticmethod) else run, "models", None)
 
 
 def looks_of(function: Any) -> dict[str, Any]:
@@ -72,19 +79,23 @@ def restore_task(task: Task, state: tuple[Any, dict[str, Any], dict[str, Any]]) 
     made = type(task)
     made.__name__ = made.__qualname__ = getattr(function, "__name__", "task")
     fill(made, made.__bases__[0], function, given)
-    looks = looks_of(function)
-    task.__dict__.update(looks)
-    task.__dict__["_born"] = looks
-    task.__dict__.update(changes)
-    if made.__init__ is not object.__init__:
-        task.__dict__["_asleep"] = changes
+    task.__dict__.update(looks_of(function))
+    _restore(task, changes, anew=True)
 
 
 def unborn_instance(cls: type[Task]) -> Task:
     return cls.__new__(cls)
 
 
-def restore_instance(task: Task, changes: dict[str, Any]) -> None:
+def restore_instance(task: Task, state: tuple[bool, dict[str, Any]]) -> None:
+    anew, changes = state
+    if anew:
+        task.__dict__["_anew"] = True
+    _restore(task, changes, anew)
+
+
+def _restore(task: Task, changes: dict[str, Any], anew: bool) -> None:
     task.__dict__.update(changes)
-    if changes.get("_anew") and type(task).__init__ is not object.__init__:
+    task.__dict__["_given"] = set(changes)
+    if anew and type(task).__init__ is not object.__init__:
         task.__dict__["_asleep"] = changes

@@ -100,10 +100,10 @@ def register_task(task: Task | type[Task]) -> Task:
     """
     if isinstance(task, type) and issubclass(task, Task):
         instance = task()
-        instance._born = {**instance.__dict__, "_born": None}
-        instance.__dict__["_anew"] = True
+        instance.__dict__.update(_given=set(), _anew=True)
     elif isinstance(task, Task):
         instance = task
+        instance.__dict__.setdefault("_given", set(instance.__dict__))
     else:
         raise TypeError(
             f"register_task got {task!r}, which is no Task. Give a class derived from Task, or an "
@@ -166,8 +166,7 @@ def _make(function: Callable[..., Any], options: dict[str, Any]) -> Task:
     made = type(getattr(function, "__name__", "task"), (base,), {})
     fill(made, base, function, given)
     instance: Task = made()
-    instance.__dict__.update(looks_of(function))
-    instance._born = {**instance.__dict__, "_born": None}
+    instance.__dict__.update(looks_of(function), _given=set())
     instance._validate()
     return _register(instance)
 

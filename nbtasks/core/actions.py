@@ -133,6 +133,8 @@ class Send(msgspec.Struct, frozen=True, gc=False):
     replay: tuple[int, int] | None = None
     #: For a Define: read it from the store.
     fetch: bytes = b""
+    #: May wait a little for other news to the same peer.
+    lazy: bool = False
 
 
 Action = SaveCall | SaveTask | SaveEvent | SaveDefinition | SaveForget | Send

@@ -228,6 +228,8 @@ class Submit(Message, frozen=True):
     calls: tuple[Call, ...]
     #: Whether any of the ids may be known already (sent again, or chosen by the user).
     again: bool = False
+    #: Whether somebody waits for Accepted; otherwise it may come a little later, with other news.
+    urgent: bool = False
 
 
 class Accepted(Message, frozen=True):

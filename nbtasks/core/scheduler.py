@@ -130,7 +130,8 @@ class Scheduler:
         self._just_ended: dict[str, Task] = {}
         self._followers: dict[str, set[bytes]] = {}
         self._worker_of: dict[bytes, Worker] = {}
-        self._accepted: dict[bytes, list[int]] = {}
+        #: To be confirmed at the end of the turn: batches, and whether somebody waits for it.
+        self._accepted: dict[bytes, tuple[list[int], bool]] = {}
         self._noted: list[Worker] = []
         self._ticket = first_ticket
         self._seq = first_seq
@@ -172,11 +173,11 @@ class Scheduler:
         for entry in self.agenda.due(now):
             getattr(self, f"_on_{entry.kind}")(entry.subject, entry.when, now)
         self._assign(now)
-        for peer, batches in self._accepted.items():
-            self._out.append(Send(peer, Accepted(tuple(batches))))
+        for peer, (batches, urgent) in self._accepted.items():
+            self._out.append(Send(peer, Accepted(tuple(batches)), lazy=not urgent))
         self._accepted.clear()
         for worker in self._noted:
-            self._out.append(Send(worker.peer, Noted(worker.noted)))
+            self._out.append(Send(worker.peer, Noted(worker.noted), lazy=True))
             worker.noted = 0
         self._noted.clear()
         return self._hand_over()
@@ -357,7 +358,9 @@ class Scheduler:
                 )
             else:
                 self._accept(peer, call, payload, now)
-        self._accepted.setdefault(peer, []).append(submit.batch)
+        batches, urgent = self._accepted.get(peer, ([], False))
+        batches.append(submit.batch)
+        self._accepted[peer] = (batches, urgent or submit.urgent)
 
     def _accept(self, peer: bytes, call: Call, buffers: tuple[Any, ...], now: Now) -> Task:
         self._seq += 1

@@ -229,7 +229,6 @@ class Cells:
         self._latest: Cell | None = None
         #: Cells whose panels are not final yet.
         self._open: dict[int, Cell] = {}
-        self._text: TextPanel | None = None
 
     def install(self) -> None:
         if getattr(self._shell, "kernel", None) is not None:
@@ -255,8 +254,8 @@ class Cells:
         self._current.set(cell)
         self._latest = cell
         self._drop_older(cell)
-        if self._text is not None:
-            self._text.resume()
+        for text in self._texts():
+            text.resume()
 
     def end(self, result: object = None) -> None:
         """Note that a cell is over, and leave the final pictures that are due (post_run_cell)."""
@@ -266,10 +265,10 @@ class Cells:
             return
         if cell is not None:
             cell.running = False
+        for text in self._texts():
+            text.pause()
         for each in list(self._open.values()):
             self.settle(each)
-        if self._text is not None:
-            self._text.pause()
 
     def submitted(self, record: Any) -> None:
         """Take a task in (a hook of the client; called in the submitting thread)."""
@@ -288,14 +287,17 @@ class Cells:
         """Make the panel of a cell that is over final, if its tasks are."""
         if cell.running or cell.panel is None:
             return
-        if isinstance(cell.panel, TextPanel) or cell.panel.finish():
+        if cell.panel.finish():
             self._open.pop(id(cell), None)
+
+    def _texts(self) -> list[TextPanel]:
+        panels = [cell.panel for cell in self._open.values()]
+        return [panel for panel in panels if isinstance(panel, TextPanel)]
 
     def _new_panel(self, cell: Cell) -> NotebookPanel | TextPanel:
         if getattr(self._shell, "kernel", None) is not None:
             return NotebookPanel(over=lambda: self.settle(cell))
-        self._text = TextPanel()
-        return self._text
+        return TextPanel()
 
     def _request(self) -> tuple[str | None, str | None]:
         """Return the ids of the request that runs now and of its cell, as far as they are told."""

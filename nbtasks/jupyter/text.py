@@ -51,7 +51,6 @@ class TextPanel:
         self._watch = watch.Watch(self)
         self._told: dict[int, tuple[str, int]] = {}
         self._quarter = 0
-        self._over = 0
         self._moving = False
         self._paused = False
         self._lock = threading.RLock()
@@ -63,8 +62,10 @@ class TextPanel:
     def pause(self) -> None:
         """Say what there is to say and be silent until `resume()`."""
         with self._lock:
-            self._watch.settle()
+            over = self._watch.settle()
             self.flush()
+            if over and len(self._watch.rows) > 1 and not self._paused:
+                self._tell_total(self._watch.total())
             self._clear()
             self._paused = True
 
@@ -73,9 +74,10 @@ class TextPanel:
             self._paused = False
             self.flush()
 
-    @property
-    def finished(self) -> bool:
-        return self._watch.settle()
+    def finish(self) -> bool:
+        """Return whether all has been told that there is to tell."""
+        with self._lock:
+            return self._watch.settle()
 
     def flush(self) -> None:
         """Write what has changed."""
@@ -86,7 +88,7 @@ class TextPanel:
             rows = self._watch.paint(self._watch.look(now), now)
             for row in rows:
                 self._tell(row)
-            self._tell_total(self._watch.total())
+            self._tell_part(self._watch.total())
             self._move([row for row in rows if not row["final"]])
 
     # ------------------------------------------------------------------------ lines that stay
@@ -107,14 +109,16 @@ class TextPanel:
         parts = (title(row), word, explain(row, time.time()), took)
         self._write(f"  {self._colour(state, symbol)} {'  '.join(filter(None, parts))}\n")
 
-    def _tell_total(self, counts: Mapping[str, Any]) -> None:
-        """Say how many are over: at each quarter when there are many, and at the end."""
+    def _tell_part(self, counts: Mapping[str, Any]) -> None:
+        """Say how many of many tasks are over, at each quarter."""
         number, over = counts["n"], ended(counts["counts"])
         quarter = over * 4 // number if number else 0
-        news = over == number if number <= FEW else quarter > self._quarter
-        if number > 1 and over > self._over and news:
-            self._write(f"  {plural(number)}: {total_line(counts['counts'])}\n")
-        self._quarter, self._over = quarter, over
+        if number > FEW and self._quarter < quarter < 4:
+            self._tell_total(counts)
+        self._quarter = max(self._quarter, quarter)
+
+    def _tell_total(self, counts: Mapping[str, Any]) -> None:
+        self._write(f"  {plural(counts['n'])}: {total_line(counts['counts'])}\n")
 
     # ------------------------------------------------------------------------ the line that moves
 

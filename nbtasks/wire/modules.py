@@ -38,7 +38,9 @@ from typing import Any, Final, NamedTuple
 SETTLED: Final = 2_000_000_000
 #: Local modules that are followed at most.
 MOST_MODULES: Final = 5_000
-#: Checking files may take one part in so many of the time.
+#: When checking files takes longer than this, nanoseconds, it may take one part of the time in
+#: `SHARE`, and is not done for every call.
+LONG: Final = 1_000_000
 SHARE: Final = 4
 
 
@@ -161,8 +163,8 @@ class Files:
     def unchanged(self) -> bool:
         """Return whether all texts are the same.
 
-        With very many files it is not looked again at once, so that it never takes more than a
-        quarter of the time of a loop of calls.
+        With hundreds of files it is not looked again at once, so that it takes at most a quarter
+        of the time of a loop of calls.
         """
         if not self._expected:
             return True
@@ -171,7 +173,8 @@ class Files:
             return True
         same = all(self._is(path, digest) for path, digest in self._expected)
         ended = time.perf_counter_ns()
-        self._not_before = ended + (ended - began) * (SHARE - 1)
+        if ended - began > LONG:
+            self._not_before = ended + (ended - began) * (SHARE - 1)
         return same
 
     @staticmethod

@@ -222,16 +222,11 @@ def loads(body: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
     ContentDisallowed
         When nobody here knows how to read bytes of this kind, or they are not accepted.
     """
-    if not body and buffers:
-        body, buffers = buffers[0], buffers[1:]
-    if not body:
-        raise DecodeError("There is nothing to read: the payload is empty.")
+    body, buffers = _opened(body, buffers)
     if body[0] == _PLAIN:
         if _accepted is not None:
             _check_accepted(_PICKLE)
         return _unpickle(body, buffers)
-    if body[0] == _JOINED:
-        return loads(*_part(body))
     if body[0] != _HEADED:
         raise DecodeError(
             f"The payload begins with byte {body[0]:#04x}, which no version of nbtasks writes. It "
@@ -257,6 +252,15 @@ def join(body: Buffer, buffers: Sequence[Buffer]) -> bytes:
     for buffer in (body, *buffers):
         pieces += (memoryview(buffer).nbytes.to_bytes(8, "big"), buffer)
     return b"".join(pieces)
+
+
+def _opened(body: Buffer, buffers: Sequence[Buffer]) -> tuple[Buffer, Sequence[Buffer]]:
+    """Return body and buffers, wherever the body was."""
+    if not body and buffers:
+        body, buffers = buffers[0], buffers[1:]
+    if not body:
+        raise DecodeError("There is nothing to read: the payload is empty.")
+    return _part(body) if body[0] == _JOINED else (body, buffers)
 
 
 def _part(joined: Buffer) -> tuple[Buffer, list[Buffer]]:
@@ -691,6 +695,9 @@ class _Bare:
         return _make_bare, (type(exception), exception.args, attributes, slots)
 
 
+#: Py_TPFLAGS_HEAPTYPE: the class was made by a class statement.
+_HEAP_TYPE: Final = 1 << 9
+
 #: Attributes of every exception, which travel by other ways or not at all.
 _COMMON: Final = frozenset(
     {*vars(BaseException), *vars(BaseExceptionGroup), "__dict__", "__weakref__"}
@@ -701,12 +708,15 @@ def _slots_of(exception: BaseException) -> dict[str, Any]:
     """Return attributes that do not lie in `__dict__`: errno, filename, `__slots__` ..."""
     found: dict[str, Any] = {}
     for cls in type(exception).__mro__:
-        for name, value in vars(cls).items():
-            is_slot = isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType)
-            if is_slot and name not in _COMMON:
-                found.setdefault(name, getattr(exception, name, None))
-    # To OSError, None in a slot is not the same as nothing.
-    return {name: value for name, value in found.items() if value is not None}
+        for name, slot in vars(cls).items():
+            is_slot = isinstance(slot, types.MemberDescriptorType | types.GetSetDescriptorType)
+            if not is_slot or name in _COMMON or name in found:
+                continue
+            value = getattr(exception, name, None)
+            # To OSError, None in a slot is not the same as nothing.
+            if value is not None or (cls.__flags__ & _HEAP_TYPE and hasattr(exception, name)):
+                found[name] = value
+    return found
 
 
 def _texts_of(exception: BaseException) -> dict[str, str]:
@@ -722,7 +732,7 @@ def _texts_of(exception: BaseException) -> dict[str, str]:
 
 def _builtin_base(cls: type) -> type:
     """Return the class that decides how instances lie in memory."""
-    while cls.__flags__ & (1 << 9):  # Py_TPFLAGS_HEAPTYPE: made by a class statement
+    while cls.__flags__ & _HEAP_TYPE:
         cls = cast(type, cls.__base__)
     return cls
 
@@ -862,8 +872,7 @@ def load_definition(body: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
     DecodeError
         When the bytes are not what they should be.
     """
-    if not body and buffers:
-        body, buffers = buffers[0], buffers[1:]
+    body, buffers = _opened(body, buffers)
     try:
         name, folders, sources, stamps, inner = pickle.loads(body)
     except Exception as error:

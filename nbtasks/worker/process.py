@@ -72,8 +72,9 @@ ROUND = 0.001
 QUIET = 0.020
 #: Seconds within which printed text is gathered.
 GATHER = 0.030
-#: Seconds after which an unanswered Hello is said again.
-HELLO_AGAIN = 1.0
+#: Seconds after which an unanswered Hello is said again. Only a link that broke unseen needs it; a
+#: second Hello that overtakes a call on its way here would make the broker give it out again.
+HELLO_AGAIN = 10.0
 #: Seconds that a leaving worker waits until the broker has saved its last outcomes.
 LEAVE_WAIT = 5.0
 #: Messages in one batch.
@@ -122,6 +123,8 @@ class Link:
         self._instance = b""
         self._welcome = False
         self._hello_at: float | None = None
+        #: The link has not yet come up as far as we saw; Hello waits for it on the way.
+        self._expected = True
         #: What the broker believes that we hold, in order: until an outcome is Noted.
         self._held: deque[Run] = deque()
         #: Outcomes that may not have been saved yet, in order.
@@ -306,13 +309,13 @@ class Link:
 
     def _look_at_link(self) -> None:
         up = sockets.connected(self._monitor)
-        if up:
-            # The first Hello is said without waiting for the link, whose coming up may go unseen.
-            if self._hello_at is None:
-                self._say_hello()
+        if up and not self._expected:
+            self._say_hello()
         elif up is False:
             self._welcome = False
             self._hello_at = None
+        if up is not None:
+            self._expected = False
 
     def _receive(self) -> None:
         try:

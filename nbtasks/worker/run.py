@@ -208,31 +208,26 @@ class Runner:
         self._handover.post(message)
 
     def _encode(self, outcome: life.Outcome) -> Done | Again | Loaded:
-        state = outcome.state
+        state, einfo, request = outcome.state, outcome.einfo, self._request
+        body: bytes = b""
+        buffers: list[Buffer] = []
         if state == states.SUCCESS:
-            if self._request.ignore_result:
-                return self._done(outcome, b"", ())
-            return self._done(outcome, *payloads.dumps(outcome.value))
-        if state == states.RETRY:
+            if not request.ignore_result:
+                body, buffers = payloads.dumps(outcome.value)
+        elif state == states.RETRY:
             assert outcome.plan is not None
-            return self._again(outcome.plan, outcome.value, outcome.einfo, outcome.runtime)
-        if state == states.FAILURE or state == states.REVOKED:
-            return self._done(outcome, *payloads.dumps_exception(outcome.value))
-        return self._done(outcome, b"", ())
-
-    def _done(
-        self, outcome: life.Outcome, body: bytes, buffers: list[Buffer] | tuple[()]
-    ) -> Done | Loaded:
-        einfo = outcome.einfo
+            return self._again(outcome.plan, outcome.value, einfo, outcome.runtime)
+        elif isinstance(outcome.value, BaseException):
+            body, buffers = payloads.dumps_exception(outcome.value)
         done = Done(
             self._job.run.ticket,
-            outcome.state,
+            state,
             body,
             len(buffers),
-            clean(einfo.traceback) if einfo is not None else "",
+            "" if einfo is None else clean(einfo.traceback),
             outcome.runtime,
             time.time(),
-            tuple(self._request.children),
+            tuple(request.children),
         )
         return Loaded(done, buffers) if buffers else done
 

@@ -77,7 +77,7 @@ def test_of_many_tasks_only_what_went_wrong_has_a_line(submit):
         panel.add(told.record)
         told.fails(ValueError("no")) if number == 7 else told.succeeds()
 
-    panel.flush()
+    panel.pause()
 
     assert out.getvalue().splitlines() == [
         "  ✕ load(7)  failed  ValueError: no",

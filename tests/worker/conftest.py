@@ -92,6 +92,12 @@ class FakeBroker:
             self._listen()
         return [message for message in self._heard if isinstance(message, kind)]
 
+    def forget(self) -> None:
+        """Forget what has come and was not asked for."""
+        while self._socket.poll(0):
+            self._listen()
+        self._heard.clear()
+
     def appear(self, path: Path) -> None:
         """Wait until a task has made a file."""
         end = time.monotonic() + PATIENCE
