@@ -384,7 +384,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
     findings = [_look_at_versions()]
     place = cluster.place_of(options.dir)
-    running = cluster.is_held(place.runtime / cluster.SUPERVISOR_LOCK)
+    running = cluster.is_running(place)
     findings += _look_at_places(place)
     findings += _look_at_disk(place)
     findings += _look_at_files(place, running)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nbtasks import config
 from nbtasks.exceptions import BrokerUnavailable, ClusterError, ImproperlyConfigured, NotPermitted
+from nbtasks.wire import locks
 from nbtasks.wire.connection import (
     FAILED_FILE,
     SETTINGS_FILE,
@@ -181,7 +182,7 @@ def connect(dir: str | os.PathLike[str] | None = None) -> Cluster:
         known = _clusters.get(place.runtime)
         if known is not None and known.running:
             return _make_current(known)
-        if not is_held(place.runtime / SUPERVISOR_LOCK):
+        if not is_running(place):
             raise BrokerUnavailable(
                 f"No cluster runs in {place.runtime}. It was never started, or has stopped. "
                 f"Start one with nbtasks.start() or %nbtasks start (in a notebook) or "
@@ -256,7 +257,7 @@ class Cluster:
         return (
             not self._closed
             and not self._client.closed
-            and is_held(self._place.runtime / SUPERVISOR_LOCK)
+            and locks.is_held(self._place.runtime / SUPERVISOR_LOCK)
         )
 
     @property
@@ -606,7 +607,7 @@ def _ensure(place: Place, options: Options, settings: Settings | None = None) ->
     with _hold(runtime / START_LOCK):
         while True:
             process, offset, former = None, 0, ""
-            if is_held(runtime / SUPERVISOR_LOCK):
+            if locks.is_held(runtime / SUPERVISOR_LOCK):
                 _compare(place, options)
             else:
                 connection = read_connection(runtime)
@@ -676,7 +677,7 @@ def _await_broker(
                 )
         if code is not None and code != _EXIT_BUSY:
             raise ClusterError(_story(runtime, f"The supervisor ended with code {code}", offset))
-        if process is None and not is_held(runtime / SUPERVISOR_LOCK):
+        if process is None and not locks.is_held(runtime / SUPERVISOR_LOCK):
             return False
         if time.monotonic() > end:
             raise ClusterError(
@@ -714,7 +715,7 @@ def _stop_at(place: Place, purge: bool) -> bool:
         if not place.runtime.is_dir():
             return False
         with _hold(place.runtime / START_LOCK):
-            running = is_held(place.runtime / SUPERVISOR_LOCK)
+            running = is_running(place)
             _stop_supervisor(place.runtime)
             if purge:
                 _forget_store(place)
@@ -726,8 +727,8 @@ def _stop_supervisor(runtime: Path) -> None:
     lock = runtime / SUPERVISOR_LOCK
     asked = killed = False
     began = time.monotonic()
-    while is_held(lock):
-        pid = holder(lock)
+    while locks.is_held(lock):
+        pid = locks.holder(lock)
         late = time.monotonic() - began > STOP_TIMEOUT
         if pid and ((late and not killed) or not asked):
             with suppress(ProcessLookupError):
@@ -764,57 +765,28 @@ def _forget_store(place: Place) -> None:
 @contextmanager
 def _hold(path: Path) -> Iterator[None]:
     """Hold a lock between processes; wait for it as long as a start or a stop may take."""
-    import fcntl
-
+    patience = START_TIMEOUT + 2 * STOP_TIMEOUT
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = locks.acquire(path, patience)
     except OSError as error:
         raise NotPermitted(
             f"nbtasks cannot make {path}: {error.strerror}. Its files must lie where you may "
             f"write. Give another place with start(dir=...) or NBTASKS_DIR."
         ) from error
-    end = time.monotonic() + START_TIMEOUT + 2 * STOP_TIMEOUT
+    if descriptor is None:
+        raise ClusterError(
+            f"Another process (pid {locks.holder(path)}) has been starting or stopping this "
+            f"cluster for a long time: it holds {path}. End it, if it is stuck."
+        )
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > end:
-                    raise ClusterError(
-                        f"Another process has been starting or stopping this cluster for a long "
-                        f"time: it holds {path}. Look for a stopped Python process and end it."
-                    ) from None
-                time.sleep(_PAUSE)
         yield
     finally:
         os.close(descriptor)
 
 
-def is_held(path: Path) -> bool:
-    """Return whether a living process holds the lock at `path`."""
-    import fcntl
-
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except OSError:
-        return False
-    try:
-        # Shared, so that two who look at once do not take each other for a holder.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def holder(path: Path) -> int:
-    """Return the process number that the lock's holder wrote, or 0."""
-    try:
-        return int(path.read_text() or 0)
-    except (OSError, ValueError):
-        return 0
+def is_running(place: Place) -> bool:
+    """Return whether a supervisor is at work there."""
+    return locks.is_held(place.runtime / SUPERVISOR_LOCK)
 
 
 def _log(runtime: Path, name: str) -> Path:

@@ -71,8 +71,8 @@ HOMES: dict[str, set[str]] = {
     "msgspec": {"core/", "wire/", "broker/", "config.py", "simulation.py"},
     # Where the system cannot be told to end a child with its parent, the child has to look.
     "psutil": {"supervisor/", "wire/parent.py"},
-    # The broker locks before it binds: a second bind on a live ipc path would steal it.
-    "filelock": {"cluster.py", "broker/server.py"},
+    "fcntl": {"wire/locks.py"},
+    "msvcrt": {"wire/locks.py"},
     "ipywidgets": {"jupyter/"},
     "anywidget": {"jupyter/"},
     "IPython": {"jupyter/"},

@@ -33,7 +33,7 @@ def main(runtime: str) -> int:
         broker.serve()
     finally:
         broker.close()
-        held.release()
+        os.close(held)
     return 0
 
 

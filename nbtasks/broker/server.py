@@ -19,7 +19,6 @@ import platform
 import secrets
 import signal
 import socket
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -42,14 +41,13 @@ from nbtasks.core.messages import (
     Welcome,
 )
 from nbtasks.exceptions import ClusterError
-from nbtasks.wire import sockets
+from nbtasks.wire import locks, sockets
 from nbtasks.wire.connection import (
     STORE_FILE,
     Connection,
     Settings,
     boot,
     now,
-    read_connection,
     write_connection,
 )
 from nbtasks.wire.frames import Buffer, ProtocolError, pack, unpack_to_broker
@@ -67,6 +65,8 @@ STORE_RETRY = 0.2
 LAZY = 0.005
 #: Ended tasks that are dropped in one turn, so that nobody waits for it.
 EXPIRE = 1_000
+#: Seconds that a broker just killed may hold its lock.
+LOCK_PATIENCE = 5.0
 #: Payload frames from this size on are sent without a copy.
 ZERO_COPY = 64 * 1024
 
@@ -501,25 +501,16 @@ class Server:
         return self.store.take(key)
 
 
-def lock(runtime: Path, seconds: float = 5.0) -> Any:
-    """Return the lock that only one living broker of a runtime directory holds.
+def lock(runtime: Path) -> int:
+    """Return a descriptor that holds the lock of the one living broker of a runtime directory.
 
-    A second bind on a live ipc path succeeds and steals it, so the lock comes before the bind; a
-    process just killed holds its lock for some milliseconds more.
+    A second bind on a live ipc path succeeds and steals it, so the lock comes before the bind.
     """
-    from filelock import FileLock, Timeout
-
-    held = FileLock(runtime / "broker.lock", mode=0o600)
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            held.acquire(timeout=0)
-            return held
-        except Timeout:
-            if time.monotonic() > deadline:
-                former = read_connection(runtime)
-                raise ClusterError(
-                    f"Another broker (pid {former.broker_pid if former else 'unknown'}) serves "
-                    f"{runtime}. Stop it first: nbtasks stop."
-                ) from None
-            time.sleep(0.01)
+    path = runtime / "broker.lock"
+    descriptor = locks.acquire(path, LOCK_PATIENCE)
+    if descriptor is None:
+        raise ClusterError(
+            f"Another broker (pid {locks.holder(path)}) serves {runtime}. "
+            f"Stop it first: nbtasks stop."
+        )
+    return descriptor

@@ -13,6 +13,8 @@ SUMMARY: Final = 80
 
 #: Letters that one argument may take.
 _SHOWN: Final = 40
+#: Classes whose `repr` is short when they take few bytes.
+_ATOMS: Final = frozenset({int, float, bool, type(None), str, bytes})
 #: Items of a container that are shown.
 _ITEMS: Final = 4
 #: Numbers of more bits take long to write out.
@@ -95,12 +97,22 @@ def _parameter_list(parameters: list[Parameter]) -> str:
 # ---------------------------------------------------------------------------- how do they look?
 
 
-def summarize(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+def summarize(args: tuple[Any, ...], kwargs: Mapping[str, Any], small: bool = False) -> str:
     """Return arguments as short text: `(3, lr=0.1)`.
 
     Never long, never slow, never an error, whatever the arguments are: only the `repr` of small
     builtin values is used; of others the class is shown, of arrays the shape.
+
+    Parameters
+    ----------
+    args, kwargs
+        The arguments.
+    small
+        Whether they are known to take few bytes; then simple ones are not looked at one by one.
     """
+    if small and not kwargs and _ATOMS.issuperset(map(type, args)):
+        text = repr(args)
+        return cut(text if len(args) != 1 else f"{text[:-2]})")
     shown = [_SHORT.get(type(value), _other)(value) for value in args[:_SHOWN]]
     if kwargs:
         shown += [

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from nbtasks.client.base import Task
     from nbtasks.config import Settings
 
+#: Bytes of arguments that make a short text whatever they are.
+SMALL = 100
+
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -121,7 +124,7 @@ def send(
         task.name,
         body,
         len(buffers),
-        summarize(args, kwargs),
+        summarize(args, kwargs, len(body) <= SMALL),
         None,
         None,
         None,

@@ -29,7 +29,7 @@ from nbtasks.client.reach import Reach, imports_of
 from nbtasks.core.messages import Define, Policy
 from nbtasks.core.retry import parse_rate
 from nbtasks.exceptions import LargeGlobalWarning
-from nbtasks.wire import modules, payloads
+from nbtasks.wire import codecs, modules, payloads
 from nbtasks.wire.payloads import Buffer, Pickled
 
 #: Bytes of a definition above which it is said what makes it large.
@@ -92,7 +92,7 @@ def current(task: Any) -> Definition:
     if (
         known is None
         or known.settings is not config.settings()
-        or known.registrations != payloads.registrations
+        or known.registrations != codecs.registrations
         or known.task() is not task
         or not known.reach.unchanged()
     ):
@@ -105,7 +105,7 @@ def current(task: Any) -> Definition:
 
 
 def _define(task: Any, known: _Known | None, reach: Reach) -> Definition:
-    settings, registrations = config.settings(), payloads.registrations
+    settings, registrations = config.settings(), codecs.registrations
     pickled = payloads.pickle_task(task)
     policy = policy_of(task)
     name: str = task.name

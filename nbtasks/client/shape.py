@@ -97,5 +97,6 @@ def restore_instance(task: Task, state: tuple[bool, dict[str, Any]]) -> None:
 def _restore(task: Task, changes: dict[str, Any], anew: bool) -> None:
     task.__dict__.update(changes)
     task.__dict__["_given"] = set(changes)
-    if anew and type(task).__init__ is not object.__init__:
+    if anew:
+        # Whether there is an __init__ cannot be seen yet: the class may still be on its way.
         task.__dict__["_asleep"] = changes

@@ -6,7 +6,6 @@ sockets and messages, and it leaves the processors to them until the broker serv
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ import time
 
 from nbtasks.supervisor.children import ENDING, Children
 from nbtasks.supervisor.crew import Crew
+from nbtasks.wire import locks
 
 LOCK_FILE = "supervisor.lock"
 
@@ -32,7 +32,7 @@ def main(runtime: str, crew_class: type[Crew] = Crew) -> int:
     os.umask(0o077)
     # Who is told to stop before it can listen, stops in an orderly way as soon as it can.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    lock = hold_lock(os.path.join(runtime, LOCK_FILE))
+    lock = locks.acquire(os.path.join(runtime, LOCK_FILE), LOCK_WAIT)
     if lock is None:
         print("Another supervisor holds this runtime directory.", flush=True)
         return EXIT_BUSY
@@ -62,24 +62,6 @@ def changed_at(path: str) -> int:
         return os.stat(path).st_mtime_ns
     except FileNotFoundError:
         return 0
-
-
-def hold_lock(path: str) -> int | None:
-    """Return a descriptor that holds the lock as long as it is open, or None when others do."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    end = time.monotonic() + LOCK_WAIT
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if time.monotonic() > end:
-                os.close(descriptor)
-                return None
-            time.sleep(0.01)
-        else:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, str(os.getpid()).encode())
-            return descriptor
 
 
 if __name__ == "__main__":

@@ -121,8 +121,8 @@ def prepare_directory(path: Path) -> Path:
         )
     if hasattr(os, "getuid") and status.st_uid != os.getuid():
         raise ClusterError(
-            f"{path} belongs to user {status.st_uid}, not to you, so nbtasks will not put its files "
-            f"there. Whoever owns the directory could run code as you. Give another dir."
+            f"{path} belongs to user {status.st_uid}, not to you, so nbtasks will not put its "
+            f"files there. Whoever owns the directory could run code as you. Give another dir."
         )
     if status.st_mode & 0o077:
         try:

@@ -32,7 +32,7 @@ from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import cache_from_source, spec_from_file_location
 from types import CodeType, ModuleType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 #: Within so many nanoseconds of an edit, a second one may leave the same time on the file.
 SETTLED: Final = 2_000_000_000
@@ -461,11 +461,12 @@ def _drop_all() -> None:
     _Fresh.count = 0
 
 
-def is_importing(error: BaseException) -> bool:
-    """Whether the error came out of a module that was just being imported."""
-    tb: Any = error.__traceback__
+def importing(error: BaseException) -> str | None:
+    """Return the name of the module out of whose import the error came; None if of none."""
+    name = None
+    tb = error.__traceback__
     while tb is not None:
-        if tb.tb_frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            return True
+        if tb.tb_frame.f_code.co_name == "<module>":
+            name = str(tb.tb_frame.f_globals.get("__name__"))
         tb = tb.tb_next
-    return False
+    return None if name == "__main__" else name

@@ -76,6 +76,12 @@ class Capture:
         if self.pending:
             self.flush()
 
+    def disown(self) -> None:
+        """Leave the running task to the process that this one was forked from."""
+        self._lock = threading.Lock()
+        self._task_id = None
+        self.pending.clear()
+
     def take(self, stream: str, text: str) -> bool:
         """Take a piece of text; return False when it is nobody's."""
         task_id = self._task_id

@@ -86,6 +86,8 @@ class Handover:
         self.began_at = 0.0
         #: Ticket of the last call of whose beginning the broker has been, or need not be, told.
         self.told = 0
+        #: Set by the main thread: it waits for a call, or for its own end.
+        self.resting = False
         #: Ticket of the running call whose end somebody wants.
         self.unwanted = 0
         #: Set by the I/O thread: it sleeps; it sleeps until it is woken.
@@ -113,6 +115,15 @@ class Handover:
         if self.dozing:
             self.wake()
 
+    def take(self) -> Job | None:
+        """Return the next call, or None when there will be no more."""
+        if not self.inbox.qsize():
+            self.resting = True
+            self.settle()
+        job = self.inbox.get()
+        self.resting = False
+        return job
+
     def settle(self) -> None:
         """Say all that is still to be said now: the main thread is about to wait."""
         if self.asleep and self.outbox:
@@ -129,6 +140,7 @@ class Handover:
 
     def leave(self, orderly: bool, timeout: float | None = None) -> None:
         """Take no more calls, and wait until the last word has been said."""
+        self.resting = True
         self.outbox.append(Leave(orderly))
         self.wake()
         self.over.wait(timeout)

@@ -223,8 +223,8 @@ class Link:
             due.append(self._flush_at)
         if self._hello_at is not None and not self._welcome:
             due.append(self._hello_at + HELLO_AGAIN)
-        if self._leave_by is not None:
-            due.append(self._leave_by)
+        if self._leaving is not None:
+            due.append(instant + QUIET)
         return max(min(due) - instant, 0.0) if due else None
 
     def _is_busy(self) -> bool:
@@ -441,7 +441,7 @@ class Link:
             return
         instant = time.monotonic()
         if leave.orderly:
-            if self._is_busy():
+            if self._is_busy() or not self.handover.resting:
                 return
             if self._held or self.handover.outbox:
                 if self._leave_by is None:
@@ -470,7 +470,7 @@ class Link:
     def _terminate(self) -> None:
         """Obey SIGTERM: leave when idle, else end at once, the running task with us."""
         self._terminated = False
-        if not self._is_busy():
+        if self.handover.resting and not self._is_busy():
             self._start_leaving(Leave(orderly=True))
             self._leave_by = min(self._leave_by or float("inf"), time.monotonic() + LEAVE_WAIT / 10)
             return

@@ -36,7 +36,8 @@ class Work:
         self._most = settings.max_tasks_per_worker
         self._memory_limit = settings.memory_limit
         self._memory_at = 0.0
-        capture = Capture(handover.post, handover.stir)
+        self._forked = False
+        self._capture = capture = Capture(handover.post, handover.stir)
         capture.log_path = str(runtime / "logs" / f"{name}.log")
         limit = SoftLimit(handover.stir)
         limit.install()
@@ -47,27 +48,36 @@ class Work:
         self._runner = Runner(
             name, handover, Cell(cells / name), Functions(handover), capture, limit
         )
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._let_child_be)
 
     def until_told(self) -> int:
         """Run calls until told to leave; return the exit code."""
         handover, run = self._handover, self._runner.run
-        inbox, count = handover.inbox, 0
+        count = 0
         try:
-            while True:
-                if not inbox.qsize():
-                    handover.settle()
-                job = inbox.get()
-                if job is None:
-                    return 0
+            while (job := handover.take()) is not None:
                 run(job)
+                if self._forked:
+                    os._exit(0)
                 count += 1
                 if count == self._most or (self._memory_limit and self._is_too_big()):
                     handover.leave(orderly=True)
-                    return 0
+                    break
         except SystemExit:
             # The task is lost with this process, as its supervisor will say.
             handover.leave(orderly=False, timeout=LAST_ORDERS)
             raise
+        return 0
+
+    def _let_child_be(self) -> None:
+        """Make a process that a task forks an ordinary one, which ends by SIGTERM."""
+        self._forked = True
+        self._capture.disown()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _is_too_big(self) -> bool:
         instant = time.monotonic()

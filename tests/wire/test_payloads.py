@@ -25,7 +25,7 @@ from nbtasks.exceptions import (
     SerializerNotInstalled,
     UnpickleableExceptionWrapper,
 )
-from nbtasks.wire import payloads
+from nbtasks.wire import codecs, payloads
 from nbtasks.wire.payloads import (
     dumps,
     dumps_arguments,
@@ -340,7 +340,7 @@ def test_serializer_of_bytes_gets_bytes():
 
 def test_missing_package_is_named_with_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "msgpack", None)
-    payloads._package.cache_clear()
+    codecs.package.cache_clear()
 
     with pytest.raises(SerializerNotInstalled, match=r"pip install 'nbtasks\[msgpack\]'"):
         dumps(1, "msgpack")
@@ -651,7 +651,7 @@ SENDER = """
 import functools, sys, typing
 import numpy
 from nbtasks.wire.payloads import *
-from nbtasks.wire import payloads
+from nbtasks.wire import codecs, payloads
 
 class Point:
     scale = 10

@@ -892,3 +892,68 @@ def test_worker_goes_when_its_supervisor_is_gone(
     worker.cut_lifeline()
 
     assert worker.wait(2) == -signal.SIGKILL
+
+
+# ------------------------------------------------------------------------- what tasks may start
+
+
+def test_process_that_a_task_forks_ends_by_sigterm_and_prints_to_the_log(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    @task
+    def fork() -> int:
+        import multiprocessing
+        import warnings
+
+        def child() -> None:
+            import time
+
+            print("from the child")
+            ready.set()
+            time.sleep(60)
+
+        warnings.simplefilter("ignore")  # later Pythons warn of threads
+        context = multiprocessing.get_context("fork")
+        ready = context.Event()
+        process = context.Process(target=child)
+        process.start()
+        ready.wait()
+        process.terminate()
+        process.join(10)
+        return process.exitcode
+
+    broker.submit(fork)
+
+    assert broker.value(broker.done()) == -signal.SIGTERM
+    assert broker.heard(Output) == []
+    assert "from the child" in worker.log.read_text()
+
+
+def test_main_module_is_a_bare_one(broker: FakeBroker, worker: WorkerProcess) -> None:
+    @task
+    def look() -> list[str]:
+        import sys
+
+        return sorted(name for name in vars(sys.modules["__main__"]) if not name.startswith("_"))
+
+    broker.submit(look)
+
+    assert broker.value(broker.done()) == []
+
+
+def test_modules_are_found_where_the_starter_of_the_cluster_finds_them(
+    broker: FakeBroker, start_worker: Start, runtime: Path
+) -> None:
+    write_settings(runtime, Settings(data=str(runtime), workers=1, sys_path=("/of/the/kernel",)))
+    start_worker()
+    broker.welcome()
+
+    @task
+    def look() -> str:
+        import sys
+
+        return sys.path[0]
+
+    broker.submit(look)
+
+    assert broker.value(broker.done()) == "/of/the/kernel"
