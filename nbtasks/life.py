@@ -57,8 +57,9 @@ failures.addHandler(logging.NullHandler())
 #: Not a state that users see: the run is to be repeated.
 REQUEUE: Final = "REQUEUE"
 
-#: Handlers that run after the outcome is stored.
-HANDLERS: Final = ("on_success", "on_retry", "on_failure", "after_return")
+#: Handlers that run after the outcome is stored, and the one before.
+HANDLERS: Final = frozenset({"on_success", "on_retry", "on_failure", "after_return"})
+_BEFORE: Final = "before_start"
 
 _PACKAGE: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 #: Files that stand between a body and whoever runs it; their lines tell the user nothing.
@@ -205,12 +206,18 @@ def run(
 
 def has_handlers(task: Any) -> bool:
     """Return whether the task has handlers that must not run before the outcome is stored."""
-    return any(_is_overridden(task, name) for name in HANDLERS)
+    return not HANDLERS.isdisjoint(_overridden(task))
 
 
-def _is_overridden(task: Any, name: str) -> bool:
-    # Task's own handlers, which do nothing, carry the mark `does_nothing`.
-    return not hasattr(getattr(task, name), "does_nothing")
+def _overridden(task: Any) -> frozenset[str]:
+    """Return the names of the handlers that do something; worked out once for each task."""
+    known: frozenset[str] | None = task.__dict__.get("_handlers")
+    if known is None:
+        # Task's own handlers, which do nothing, carry the mark `does_nothing`.
+        names = (*HANDLERS, _BEFORE)
+        known = frozenset(n for n in names if not hasattr(getattr(task, n), "does_nothing"))
+        task.__dict__["_handlers"] = known
+    return known
 
 
 class _Body:
@@ -232,7 +239,7 @@ class _Body:
         task, request = self.task, self.request
         if "_asleep" in task.__dict__:
             task._wake()  # the base's __init__, which has not run in this process yet
-        if _is_overridden(task, "before_start"):
+        if _BEFORE in _overridden(task):
             finish(task.before_start(request.id, self.args, self.kwargs))
         self.begun = True
         if hasattr(type(task).__call__, "runs_run"):  # not overridden
@@ -335,6 +342,8 @@ def _tell_handlers(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
+    if not has_handlers(task):
+        return
     state, value, einfo = outcome.state, outcome.value, outcome.einfo
     ours = (request.id, args, kwargs)
     if state == states.SUCCESS:
@@ -351,7 +360,7 @@ def _tell_handlers(
 
 def _tell(task: Any, request: Request, name: str, *facts: Any) -> None:
     """Call a handler. What it raises cannot change the outcome, which is stored already."""
-    if not _is_overridden(task, name):
+    if name not in _overridden(task):
         return
     try:
         finish(getattr(task, name)(*facts))

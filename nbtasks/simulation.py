@@ -19,6 +19,17 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nbtasks.core import states
+from nbtasks.core.actions import (
+    Action,
+    SaveCall,
+    SaveDefinition,
+    SaveEvent,
+    SaveForget,
+    SaveTask,
+    Send,
+    Task,
+    task_of,
+)
 from nbtasks.core.messages import (
     Again,
     Call,
@@ -26,6 +37,7 @@ from nbtasks.core.messages import (
     Died,
     Done,
     Event,
+    Held,
     Hello,
     Kill,
     Now,
@@ -37,18 +49,7 @@ from nbtasks.core.messages import (
     Started,
     Submit,
 )
-from nbtasks.core.scheduler import (
-    Action,
-    SaveCall,
-    SaveDefinition,
-    SaveEvent,
-    SaveForget,
-    SaveTask,
-    Scheduler,
-    Send,
-    Task,
-    task_of,
-)
+from nbtasks.core.scheduler import Scheduler
 
 CLIENT = b"client"
 SUPERVISOR = b"supervisor"
@@ -275,8 +276,6 @@ class Simulation:
         return scheduler
 
     def _hello_again(self, worker: InventedWorker) -> Hello:
-        from nbtasks.core.messages import Held
-
         runs = ([worker.running] if worker.running else []) + list(worker.waiting)
         held = tuple(
             Held(run.ticket, run.call.id, run is worker.running) for run in runs if run.call

@@ -26,10 +26,10 @@ from typing import Any
 import msgspec
 import zmq
 
+from nbtasks.broker.questions import Questions
 from nbtasks.broker.store import Store
-from nbtasks.core import scheduler as core
+from nbtasks.core.actions import Action, Row, Send, Task
 from nbtasks.core.messages import (
-    Answer,
     Ask,
     Call,
     Hello,
@@ -40,6 +40,7 @@ from nbtasks.core.messages import (
     Stop,
     Welcome,
 )
+from nbtasks.core.scheduler import STRANGER, Scheduler
 from nbtasks.exceptions import ClusterError
 from nbtasks.wire import locks, sockets
 from nbtasks.wire.connection import (
@@ -72,12 +73,12 @@ ZERO_COPY = 64 * 1024
 
 
 class StoredFacts:
-    """The store, as the scheduler asks it (`core.Archive`)."""
+    """The store, as the scheduler asks it (`core.actions.Archive`)."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def find(self, task_id: str) -> core.Row | None:
+    def find(self, task_id: str) -> Row | None:
         return self._store.find(task_id)
 
     def call_of(self, seq: int) -> tuple[Call, tuple[Any, ...]] | None:
@@ -109,11 +110,12 @@ class Server:
         self.store = Store(Path(settings.data) / STORE_FILE, settings.durability)
         self.instance = secrets.token_bytes(8)
         self.started = now()
-        self.scheduler = core.Scheduler(
+        self.scheduler = Scheduler(
             StoredFacts(self.store),
             first_ticket=int(self.started.boot) << 20,
             first_seq=self.store.last_seq(),
         )
+        self.questions = Questions(self)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         bound = sockets.bind(self.context, runtime)
         self.socket = bound.socket
@@ -123,15 +125,15 @@ class Server:
         self._waker, self._wake_up = socket.socketpair()
         self._waker.setblocking(False)
         self._saves: list[Any] = []
-        self._sends: list[core.Send] = []
-        self._for_supervisor: list[core.Send] = []
+        self._sends: list[Send] = []
+        self._for_supervisor: list[Send] = []
         #: Confirmations held back, and when they must go (boot clock).
         self._lazy: dict[bytes, list[Any]] = {}
         self._lazy_until = 0.0
-        self._store_failed_at: float | None = None
+        self.store_failed_at: float | None = None
         self._next_look = self.started.boot
         self._busy_at = self.started.boot
-        self._carry_out(
+        self.carry_out(
             self.scheduler.restore(self.store.open_tasks(self.started), self.started), self.started
         )
         write_connection(
@@ -185,7 +187,7 @@ class Server:
         wait = self.scheduler.next_wakeup(instant)
         look = max(self._next_look - instant.boot, 0.0)
         wait = look if wait is None else min(wait, look)
-        if self._store_failed_at is not None:
+        if self.store_failed_at is not None:
             wait = min(wait, STORE_RETRY)
         if self._lazy:
             wait = min(wait, max(self._lazy_until - instant.boot, 0.0))
@@ -193,7 +195,7 @@ class Server:
 
     def turn(self, instant: Now) -> None:
         """Take in what has come, decide, save, send."""
-        actions: list[core.Action] = []
+        actions: list[Action] = []
         questions: list[tuple[bytes, Ask]] = []
         while len(actions) + len(questions) < DRAIN:
             try:
@@ -204,42 +206,40 @@ class Server:
         if instant.boot >= self._next_look:
             actions += self._look_around(instant)
         actions += self.scheduler.tick(instant)
-        self._carry_out(actions, instant)
+        self.carry_out(actions, instant)
         self._send_held_back(instant)
         for peer, question in questions:
-            self._post([core.Send(peer, self._answer(question, instant))])
+            self._post([Send(peer, self.questions.answer(question, instant))])
 
     def _take_in(
         self,
         peer: bytes,
         parts: list[bytes],
         instant: Now,
-        actions: list[core.Action],
+        actions: list[Action],
         questions: list[tuple[bytes, Ask]],
     ) -> None:
         try:
             instance, messages, buffers = unpack_to_broker(parts)
         except ProtocolError as error:
             log.warning("refused a peer: %s", error)
-            actions.append(core.Send(peer, Refused(str(error))))
+            actions.append(Send(peer, Refused(str(error))))
             return
         if instance != self.instance and not isinstance(messages[0] if messages else None, Hello):
-            actions.append(core.Send(peer, Refused(core.STRANGER)))
+            actions.append(Send(peer, Refused(STRANGER)))
             return
         frames = iter(buffers)
         for message in messages:
             if type(message) is Ask:
                 questions.append((peer, message))
             elif type(message) is Hello and (why := self._unlike(message)):
-                actions.append(core.Send(peer, Refused(why)))
+                actions.append(Send(peer, Refused(why)))
             else:
                 if type(message) is Hello:
-                    actions.append(core.Send(peer, Welcome(self.instance, self.store.name)))
+                    actions.append(Send(peer, Welcome(self.instance, self.store.name)))
                 actions += self.scheduler.receive(peer, message, instant, frames)
                 if type(message) is Hello and message.role == "supervisor":
-                    actions += [
-                        core.Send(peer, waiting.message) for waiting in self._for_supervisor
-                    ]
+                    actions += [Send(peer, waiting.message) for waiting in self._for_supervisor]
                     self._for_supervisor.clear()
 
     def _unlike(self, hello: Hello) -> str:
@@ -255,10 +255,10 @@ class Server:
 
     # ------------------------------------------------------------------------------ doing it
 
-    def _carry_out(self, actions: Iterable[core.Action], instant: Now) -> None:
+    def carry_out(self, actions: Iterable[Action], instant: Now) -> None:
         """Save all that is to be saved, in one transaction; then send."""
         for action in actions:
-            if type(action) is core.Send:
+            if type(action) is Send:
                 self._sends.append(action)
             else:
                 self._saves.append(action)
@@ -266,18 +266,18 @@ class Server:
             try:
                 self.store.commit(self._saves, instant)
             except ClusterError as error:
-                if self._store_failed_at is None:
+                if self.store_failed_at is None:
                     log.error("the store cannot write: %s", error)
-                self._store_failed_at = instant.boot
+                self.store_failed_at = instant.boot
                 return
-            self._store_failed_at = None
+            self.store_failed_at = None
             self._saves.clear()
             self.scheduler.committed()
         if self._sends:
             sends, self._sends = self._sends, []
             self._post(sends)
 
-    def _post(self, sends: list[core.Send]) -> None:
+    def _post(self, sends: list[Send]) -> None:
         """Send, one multipart message a peer."""
         calls = self._missing_calls(sends)
         batches: dict[bytes, tuple[list[Any], list[Buffer]]] = {}
@@ -297,7 +297,7 @@ class Server:
         for peer, (messages, payload) in batches.items():
             self._send(peer, self._lazy.pop(peer, []) + messages, payload)
 
-    def _hold_back(self, send: core.Send) -> None:
+    def _hold_back(self, send: Send) -> None:
         """Keep a confirmation until there is other news for its peer, or for a moment.
 
         A send costs more than all else that happens to a task that travels alone.
@@ -312,7 +312,7 @@ class Server:
             for peer, messages in held.items():
                 self._send(peer, messages, [])
 
-    def _missing_calls(self, sends: list[core.Send]) -> dict[int, tuple[Call, tuple[Any, ...]]]:
+    def _missing_calls(self, sends: list[Send]) -> dict[int, tuple[Call, tuple[Any, ...]]]:
         """Read the calls that are not in memory any more, all at once."""
         wanted = [
             send.task.seq for send in sends if send.task is not None and send.message.call is None
@@ -320,7 +320,7 @@ class Server:
         return self.store.calls(wanted) if wanted else {}
 
     def _spell_out(
-        self, send: core.Send, calls: dict[int, tuple[Call, tuple[Any, ...]]]
+        self, send: Send, calls: dict[int, tuple[Call, tuple[Any, ...]]]
     ) -> list[tuple[Any, Iterable[Buffer]]]:
         """Return the messages that a Send stands for, with their payload frames."""
         message = send.message
@@ -337,7 +337,7 @@ class Server:
 
     def _spell_out_run(
         self,
-        task: core.Task,
+        task: Task,
         run: Run,
         buffers: tuple[Any, ...],
         calls: dict[int, tuple[Call, tuple[Any, ...]]],
@@ -366,10 +366,10 @@ class Server:
 
     # ------------------------------------------------------------------------------ now and then
 
-    def _look_around(self, instant: Now) -> list[core.Action]:
+    def _look_around(self, instant: Now) -> list[Action]:
         """Notice clients that are gone, drop what has expired, and leave when nobody is here."""
         self._next_look = instant.boot + HOUSEKEEPING
-        actions: list[core.Action] = []
+        actions: list[Action] = []
         for peer, hello in list(self.scheduler.clients.items()):
             if not alive(hello.pid):
                 actions += self.scheduler.gone(peer, instant)
@@ -379,7 +379,7 @@ class Server:
             self._busy_at = instant.boot
         elif instant.boot - self._busy_at > self.settings.idle_timeout:
             log.info("idle for %.0f s", self.settings.idle_timeout)
-            actions.append(core.Send(self.scheduler.supervisor, Stop()))
+            actions.append(Send(self.scheduler.supervisor, Stop()))
         return actions
 
     def _expire(self, before: float) -> None:
@@ -399,106 +399,6 @@ class Server:
         self.store.close()
         self._waker.close()
         self._wake_up.close()
-
-    # ------------------------------------------------------------------------------- questions
-
-    def _answer(self, ask: Ask, instant: Now) -> Answer:
-        answer = getattr(self, f"_answer_{ask.what}", None)
-        if answer is None:
-            return Answer(ask.request, None, f"The broker does not know the question {ask.what!r}.")
-        try:
-            return Answer(ask.request, answer(instant, **ask.args))
-        except (ClusterError, TypeError, ValueError) as error:
-            return Answer(ask.request, None, f"{type(error).__name__}: {error}")
-
-    def _answer_status(self, instant: Now) -> dict[str, Any]:
-        scheduler = self.scheduler
-        return {
-            "broker_pid": os.getpid(),
-            "supervisor_pid": os.getppid(),
-            "instance": self.instance.hex(),
-            "uptime": instant.boot - self.started.boot,
-            "durability": self.settings.durability,
-            "store": str(Path(self.settings.data) / STORE_FILE),
-            "store_failing": self._store_failed_at is not None,
-            "wanted": scheduler.wanted,
-            "clients": len(scheduler.clients),
-            "phases": scheduler.phases(),
-            "states": self.store.counts(),
-            "workers": [
-                {
-                    "name": worker.name,
-                    "pid": worker.pid,
-                    "queues": list(worker.queues),
-                    "held": len(worker.held),
-                    "running": [
-                        task.id for task in worker.held.values() if task.phase == "running"
-                    ],
-                }
-                for worker in scheduler.workers.values()
-                if worker.peer and not worker.dead
-            ],
-        }
-
-    def _answer_list(
-        self, instant: Now, state: str | None = None, limit: int = 100
-    ) -> list[dict[str, Any]]:
-        return [self._describe(row) for row in self.store.listing(state, limit)]
-
-    def _answer_show(self, instant: Now, id: str) -> dict[str, Any] | None:
-        row = self.store.find(id)
-        if row is None:
-            return None
-        saved = self.store.calls([row.seq]).get(row.seq)
-        call = saved[0] if saved else None
-        options = call.options if call is not None else None
-        return self._describe(row) | {
-            "children": self.store.children(id),
-            "root": row.root or row.id,
-            "deaths": row.deaths,
-            "eta": call.eta if call is not None else None,
-            "expires": call.expires if call is not None else None,
-            "body": call.body if call is not None else b"",
-            "buffers": [bytes(buffer) for buffer in saved[1]] if saved else [],
-            "options": msgspec.structs.asdict(options) if options is not None else {},
-            "events": [
-                msgspec.structs.asdict(event) | {"body": b""}
-                for event, _ in self.store.events(row.seq, 0)
-            ],
-        }
-
-    def _describe(self, row: Any) -> dict[str, Any]:
-        return {
-            "id": row.id,
-            "name": row.name,
-            "state": row.state,
-            "phase": row.phase,
-            "summary": row.summary,
-            "queue": row.queue,
-            "priority": row.priority,
-            "retries": row.retries,
-            "worker": row.worker,
-            "parent": row.parent,
-            "accepted_at": row.accepted_at,
-            "ended_at": row.ended_at,
-        }
-
-    def _answer_purge(self, instant: Now) -> int:
-        count, actions = self.scheduler.purge(instant)
-        self._carry_out(actions, instant)
-        return count
-
-    def _answer_children(self, instant: Now, id: str) -> list[str]:
-        return self.store.children(id)
-
-    def _answer_put(self, instant: Now, key: str, value: bytes) -> None:
-        self.store.put(key, value)
-
-    def _answer_peek(self, instant: Now, key: str) -> bytes | None:
-        return self.store.peek(key)
-
-    def _answer_take(self, instant: Now, key: str) -> bytes | None:
-        return self.store.take(key)
 
 
 def lock(runtime: Path) -> int:

@@ -49,7 +49,9 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: What a task keeps for itself and never ships.
-_TRANSIENT: Final = frozenset({"_prepared", "_check", "_given", "_asleep", "_anew"})
+_TRANSIENT: Final = frozenset({"_prepared", "_check", "_given", "_asleep", "_anew", "_handlers"})
+#: What is worked out from the options, and no more holds when one of them is set.
+_WORKED_OUT: Final = ("_prepared", "_handlers")
 
 #: Celery's methods that make signatures.
 _CANVAS: Final = frozenset(
@@ -655,15 +657,18 @@ class Task:
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
         own = self.__dict__
-        own.pop("_prepared", None)
+        for worked_out in _WORKED_OUT:
+            own.pop(worked_out, None)
         given = own.get("_given")
         if given is not None and name[:1] != "_" and context.request_of(self) is None:
             given.add(name)
 
     def __delattr__(self, name: str) -> None:
         object.__delattr__(self, name)
-        self.__dict__.pop("_prepared", None)
-        self.__dict__.get("_given", set()).discard(name)
+        own = self.__dict__
+        for worked_out in _WORKED_OUT:
+            own.pop(worked_out, None)
+        own.get("_given", set()).discard(name)
 
     def __getattr__(self, name: str) -> Any:
         # Only for what is not there.

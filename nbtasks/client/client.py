@@ -28,6 +28,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -348,11 +349,10 @@ class Client:
         deadline = None if timeout is None else time.monotonic() + timeout
         if any:
             several = list(records)
-            return self._wait_for(several, lambda: _one_over(several), deadline, on_slice, slice)
+            return self._wait_for(several, partial(_one_over, several), deadline, on_slice, slice)
         for record in records:
-            if not record.over and not self._wait_for(
-                [record], lambda record=record: record.over, deadline, on_slice, slice
-            ):
+            over = partial(_one_over, (record,))
+            if not over() and not self._wait_for((record,), over, deadline, on_slice, slice):
                 return False
         return True
 
@@ -591,9 +591,7 @@ class Client:
         open_ones = [r for r in list(self._records.values()) if r.id not in pending]
         messages: list[Any] = [hello]
         if open_ones:
-            messages.append(
-                Follow(tuple(r.id for r in open_ones), tuple(r.n for r in open_ones))
-            )
+            messages.append(Follow(tuple(r.id for r in open_ones), tuple(r.n for r in open_ones)))
         self._socket.send_multipart(pack(b"", messages), zmq.NOBLOCK)
 
     def _look_at_link(self) -> None:
@@ -852,6 +850,7 @@ def _ring(record: Record) -> None:
 
 
 def _one_over(records: Sequence[Record]) -> bool:
+    """Whether any of these tasks is over."""
     return any(record.over for record in records)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+from nbtasks.core.actions import Task
 from nbtasks.core.messages import Now
 
 
@@ -62,25 +63,16 @@ class Agenda:
         return max(min(waits), 0.0) if waits else None
 
 
-class Waiting(Protocol):
-    """What `Ready` must know of a task."""
-
-    client: bytes
-    queue: str
-    priority: int
-    seq: int
-
-
 class _Level:
     """The tasks of one queue and one priority: fair between clients, first in first out in each."""
 
     __slots__ = ("lines", "turns")
 
     def __init__(self) -> None:
-        self.lines: dict[bytes, deque[Any]] = {}
+        self.lines: dict[bytes, deque[Task]] = {}
         self.turns: deque[bytes] = deque()
 
-    def push(self, task: Waiting, front: bool) -> None:
+    def push(self, task: Task, front: bool) -> None:
         line = self.lines.get(task.client)
         if line is None:
             line = self.lines[task.client] = deque()
@@ -93,10 +85,10 @@ class _Level:
         else:
             line.append(task)
 
-    def head(self) -> Any:
+    def head(self) -> Task:
         return self.lines[self.turns[0]][0]
 
-    def pop(self) -> Any:
+    def pop(self) -> Task:
         turns = self.turns
         client = turns[0]
         line = self.lines[client]
@@ -119,7 +111,7 @@ class Ready:
     def __len__(self) -> int:
         return self._count
 
-    def push(self, task: Waiting, front: bool = False) -> None:
+    def push(self, task: Task, front: bool = False) -> None:
         """Add a task at the end of its client's line, or at the front."""
         levels = self._queues.get(task.queue)
         if levels is None:
@@ -130,12 +122,12 @@ class Ready:
         level.push(task, front)
         self._count += 1
 
-    def peek(self, queues: tuple[str, ...]) -> Any:
+    def peek(self, queues: tuple[str, ...]) -> Task | None:
         """Return the task whose turn it is in these queues (none named: in all), or None."""
-        level = self._best(queues)
-        return None if level is None else level[2].head()
+        best = self._best(queues)
+        return None if best is None else best[2].head()
 
-    def pop(self, queues: tuple[str, ...]) -> Any:
+    def pop(self, queues: tuple[str, ...]) -> Task | None:
         """Take the task whose turn it is in these queues (none named: in all), or None."""
         best = self._best(queues)
         if best is None:

@@ -223,7 +223,6 @@ class Workers:
     def _next(self, worker: Worker, now: Now, ahead: bool) -> Task | None:
         """Take the task that this worker shall run next, or None."""
         ready, queues = self.ready, worker.queues
-        task: Task | None
         while (task := ready.peek(queues)) is not None:
             if task.phase != QUEUED:
                 ready.pop(queues)  # it was revoked, has expired, or was hastened before
