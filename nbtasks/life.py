@@ -48,11 +48,12 @@ from nbtasks.exceptions import (
 
 log = logging.getLogger("nbtasks.task")
 
-#: Failures of tasks, for whoever attaches a handler: expected ones (`throws`) at INFO without
-#: traceback, others at ERROR with it. They do not propagate: the user sees them in the result.
-failures = logging.getLogger("nbtasks.failures")
-failures.propagate = False
-failures.addHandler(logging.NullHandler())
+#: How runs ended, for whoever attaches a handler: success and expected exceptions (`throws`) at
+#: INFO, other failures at ERROR with their traceback. Nothing propagates from here: the user sees
+#: it all in the result, and would see it twice.
+runs = logging.getLogger("nbtasks.runs")
+runs.propagate = False
+runs.addHandler(logging.NullHandler())
 
 #: Not a state that users see: the run is to be repeated.
 REQUEUE: Final = "REQUEUE"
@@ -196,8 +197,8 @@ def run(
         except EncodeError as error:
             outcome.fail(error)
             store(outcome)
-        if not request.is_eager and outcome.state == states.FAILURE:
-            _log_failure(task, request, outcome)
+        if not request.is_eager and runs.isEnabledFor(logging.ERROR):
+            _log(task, request, outcome)
         _tell_handlers(task, request, outcome, args, kwargs)
         return outcome
     finally:
@@ -375,14 +376,26 @@ def _tell(task: Any, request: Request, name: str, *facts: Any) -> None:
         )
 
 
-def _log_failure(task: Any, request: Request, outcome: Outcome) -> None:
-    error = outcome.value
-    if isinstance(error, exception_classes("throws", task.throws)):
-        failures.info("Task %s[%s] raised expected: %r", task.name, request.id, error)
-        return
-    failures.error(
-        "Task %s[%s] raised unexpected: %r\n%s", task.name, request.id, error, outcome.einfo
-    )
+def _log(task: Any, request: Request, outcome: Outcome) -> None:
+    value = outcome.value
+    who = (task.name, request.id)
+    if outcome.state == states.SUCCESS:
+        if runs.isEnabledFor(logging.INFO):
+            text = _text_of(value, task.resultrepr_maxsize)
+            runs.info("Task %s[%s] succeeded in %.3f s: %s", *who, outcome.runtime, text)
+    elif outcome.state == states.FAILURE:
+        if isinstance(value, exception_classes("throws", task.throws)):
+            runs.info("Task %s[%s] raised expected: %r", *who, value)
+        else:
+            runs.error("Task %s[%s] raised unexpected: %r\n%s", *who, value, outcome.einfo)
+
+
+def _text_of(value: object, most: int) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__name__} whose repr fails with {type(error).__name__}>"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 # ----------------------------------------------------------------------------------- coroutines

@@ -647,11 +647,11 @@ class Records(logging.Handler):
 @pytest.fixture
 def records():
     handler = Records()
-    life.failures.addHandler(handler)
-    life.failures.setLevel(logging.INFO)
+    life.runs.addHandler(handler)
+    life.runs.setLevel(logging.INFO)
     yield handler.records
-    life.failures.removeHandler(handler)
-    life.failures.setLevel(logging.NOTSET)
+    life.runs.removeHandler(handler)
+    life.runs.setLevel(logging.NOTSET)
 
 
 def test_expected_exceptions_are_logged_without_a_traceback(records):
@@ -668,6 +668,13 @@ def test_unexpected_exceptions_are_logged_with_it(records):
     (record,) = records
     assert record.levelno == logging.ERROR
     assert "Traceback" in record.getMessage()
+
+
+def test_success_is_logged_with_a_short_text_of_the_value(records):
+    begin(told(lambda self: list(range(1000)), resultrepr_maxsize=12))
+
+    (record,) = records
+    assert record.getMessage() == "Task told[1] succeeded in 2.000 s: [0, 1, 2, 3…"
 
 
 def test_eager_failures_are_seen_where_they_are_and_not_logged(records):

@@ -273,10 +273,11 @@ def merge_for_retry(
 
 
 def _positional(signature: inspect.Signature | None) -> list[str]:
-    """Return the names of the leading parameters that may be given either way."""
+    """Return the names of the parameters that have a place; empty for those that only have one."""
     names = []
     for name, parameter in signature.parameters.items() if signature is not None else ():
-        if parameter.kind is not Parameter.POSITIONAL_OR_KEYWORD:
-            break
-        names.append(name)
+        if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD:
+            names.append(name)
+        elif parameter.kind is Parameter.POSITIONAL_ONLY:
+            names.append("")
     return names

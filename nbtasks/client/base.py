@@ -143,7 +143,7 @@ class Task:
     trail
         Whether the tasks that this one sends are recorded as its children.
     resultrepr_maxsize
-        Letters of the result's text in logs.
+        Letters of the result's text in logs (logger `nbtasks.runs`).
     memory_limit
         Memory that a run may take: bytes, or text such as `"300MB"`.
     pydantic, pydantic_strict, pydantic_context, pydantic_dump_kwargs

@@ -19,7 +19,7 @@ from nbtasks import life
 from nbtasks.context import Request, RetryPlan
 from nbtasks.core import states
 from nbtasks.core.messages import Again, Call, Done, Options, Policy, Report, Started
-from nbtasks.exceptions import EncodeError, NotRegistered, TaskRevokedError
+from nbtasks.exceptions import NotRegistered, TaskRevokedError
 from nbtasks.wire import payloads
 from nbtasks.wire.cell import Cell
 from nbtasks.wire.connection import now
@@ -392,12 +392,7 @@ def _encode_headers(headers: Any) -> bytes:
     if not headers:
         return b""
     body, buffers = payloads.dumps(headers)
-    if buffers:
-        raise EncodeError(
-            "The headers given to retry() are too large: they travel with every message about "
-            "the task. Give large values as arguments."
-        )
-    return body
+    return payloads.join(body, buffers) if buffers else body
 
 
 def new_id() -> str:

@@ -35,6 +35,8 @@ from nbtasks.wire import cell
 from nbtasks.wire.connection import EXIT_CONFIG, Settings, boot, write_settings
 from tests.worker.conftest import FakeBroker, WorkerProcess, change, task
 
+pytestmark = pytest.mark.processes
+
 Start = Callable[..., WorkerProcess]
 
 
