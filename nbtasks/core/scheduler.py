@@ -474,6 +474,9 @@ class Scheduler:
                     self._out.append(Send(worker.peer, Recall((task.ticket,))))
             elif revoke.terminate:
                 self._terminate(self.workers[task.worker], task, revoke.signal)
+            else:
+                # It goes on, but may ask whether it should (`nbtasks.cancelled()`).
+                self._out.append(Send(self.workers[task.worker].peer, Recall((task.ticket,))))
 
     def _terminate(self, worker: Worker, task: Task, signal: str) -> None:
         worker.verdicts.setdefault(
@@ -633,6 +636,13 @@ class Scheduler:
         )
         self._tell(task, event, ())
         definition = self.pool.of(task)
+        if definition.policy.track_started and not self._is_ignored(task, definition.policy):
+            task.state = states.STARTED
+            event = self._event(
+                task, now, "state", state=states.STARTED, worker=worker.name, pid=worker.pid,
+                retries=task.retries, at=at,
+            )  # fmt: skip
+            self._tell(task, event, ())
         limit = task.options.time_limit if task.options is not None else None
         limit = limit if limit is not None else definition.policy.time_limit
         if limit is not None:
@@ -721,10 +731,9 @@ class Scheduler:
                 state, kind = task.state, "end"
         if task.state == states.SUCCESS:
             state, kind = states.SUCCESS, "end"  # set by update_state, never overwritten
-        ignored = policy.ignore_result
-        if task.options is not None and task.options.ignore_result is not None:
-            ignored = task.options.ignore_result
-        keep = not ignored or (policy.store_errors_even_if_ignored and state == states.FAILURE)
+        keep = not self._is_ignored(task, policy) or (
+            policy.store_errors_even_if_ignored and state == states.FAILURE
+        )
         task.n += 1
         event = Event(
             task.id, task.n, done.at or now.wall, kind, "" if kind == "end" else state, done.body,
@@ -732,6 +741,11 @@ class Scheduler:
             done.children, True,
         )  # fmt: skip
         self._end(task, state, event, buffers, now, keep)
+
+    def _is_ignored(self, task: Task, policy: Policy) -> bool:
+        """Whether nobody wants the task's result: what the call says wins."""
+        wish = None if task.options is None else task.options.ignore_result
+        return policy.ignore_result if wish is None else wish
 
     def _end_by_broker(
         self, task: Task, state: str, error: str, args: list[Any], now: Now, traceback: str = ""
@@ -789,7 +803,8 @@ class Scheduler:
         mine, reason = payload[: again.call.frames], payload[again.call.frames :]
         worker = self._worker_of[peer]
         if not again.over:
-            if again.ticket in worker.held and again.call.id not in self.tasks:
+            known = again.call.id in self.tasks or self._find(again.call.id) is not None
+            if again.ticket in worker.held and not known:
                 self._accept(worker.held[again.ticket].client, again.call, mine, now)
             return
         self._note(worker, again.ticket, now)
