@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import atexit
 import itertools
-import json
 import logging
 import os
 import platform
-import secrets
 import socket as sockets_of_the_system
 import threading
 import time
@@ -35,6 +33,17 @@ from typing import Any
 import zmq
 
 from nbtasks import exceptions
+from nbtasks.client.ids import new_id
+from nbtasks.client.record import (
+    Bell,
+    Callback,
+    Record,
+    load_value,
+    locked,
+    one_over,
+    release,
+    ring,
+)
 from nbtasks.core.messages import (
     Accepted,
     Answer,
@@ -52,12 +61,22 @@ from nbtasks.core.messages import (
     Welcome,
     take,
 )
-from nbtasks.core.view import View
 from nbtasks.exceptions import BrokerUnavailable, ClusterError, ForkedError, OperationalError
 from nbtasks.wire import sockets
 from nbtasks.wire.connection import read_connection
 from nbtasks.wire.frames import Buffer, ProtocolError, pack, unpack_from_broker
 from nbtasks.wire.parent import alive
+
+__all__ = [
+    "Client",
+    "Record",
+    "current",
+    "load_value",
+    "new_id",
+    "set_current",
+    "set_opener",
+    "submitted_hooks",
+]
 
 log = logging.getLogger("nbtasks.client")
 
@@ -82,55 +101,6 @@ STRANGER = "hello"
 
 #: Called with each record in the thread that submitted it, right after.
 submitted_hooks: list[Callable[[Record], None]] = []
-
-
-class Record(View):
-    """One task that this process knows of.
-
-    Only the I/O thread changes it. Whoever reads it sees each field whole; whoever needs more than
-    one field of the same instant reads `events`.
-    """
-
-    #: What was submitted, when it was submitted here.
-    call: Call | None = None
-    #: Wall time of the submission here, or 0.
-    created: float = 0.0
-    #: State messages, runs, output and so on, in order.
-    events: list[Event] = []  # noqa: RUF012 (msgspec copies it)
-    #: Number of an event → its payload frames.
-    buffers: dict[int, tuple[Buffer, ...]] = {}  # noqa: RUF012 (msgspec copies it)
-    #: Whether the broker has the submission in its store.
-    accepted: bool = False
-    #: Whether the broker knows the task; None until it has said so.
-    known: bool | None = None
-    #: Why there will never be an outcome: refused, or lost with a store that was not durable.
-    error: Exception | None = None
-    #: Called with (record, event) in the I/O thread.
-    listeners: tuple[Callable[[Record, Event], None], ...] = ()
-    #: Released when the task ends; see `Client.wait`.
-    waiters: list[Any] = []  # noqa: RUF012 (msgspec copies it)
-
-    @property
-    def over(self) -> bool:
-        """Whether there is nothing more to wait for."""
-        return self.final is not None or self.error is not None
-
-    def subscribe(self, listener: Callable[[Record, Event], None]) -> None:
-        """Call `listener` with what is known so far, and from now on with each event.
-
-        It is called here for what is known, and in the client's I/O thread later; an event may be
-        told twice around the moment of subscribing: its number `n` says so.
-        """
-        self.listen(listener)
-        for event in list(self.events):
-            listener(self, event)
-
-    def listen(self, listener: Callable[[Record, Event], None]) -> None:
-        """Call `listener` with each event from now on, in the client's I/O thread."""
-        self.listeners = (*self.listeners, listener)
-
-    def unsubscribe(self, listener: Callable[[Record, Event], None]) -> None:
-        self.listeners = tuple(known for known in self.listeners if known is not listener)
 
 
 class _Link:
@@ -349,9 +319,9 @@ class Client:
         deadline = None if timeout is None else time.monotonic() + timeout
         if any:
             several = list(records)
-            return self._wait_for(several, partial(_one_over, several), deadline, on_slice, slice)
+            return self._wait_for(several, partial(one_over, several), deadline, on_slice, slice)
         for record in records:
-            over = partial(_one_over, (record,))
+            over = partial(one_over, (record,))
             if not over() and not self._wait_for((record,), over, deadline, on_slice, slice):
                 return False
         return True
@@ -362,7 +332,7 @@ class Client:
 
     def add_waiter(self, record: Record, callback: Callable[[], Any]) -> None:
         """Call `callback` once when the task is over: at once if it is, else in the I/O thread."""
-        waiter = _Callback(callback)
+        waiter = Callback(callback)
         record.waiters.append(waiter)
         if record.over:
             waiter.release()
@@ -474,7 +444,7 @@ class Client:
         each: bool = False,
     ) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
-        waiter = _Bell() if each else None
+        waiter = Bell() if each else None
         if waiter is not None:
             record.listen(waiter.ring)
         try:
@@ -490,11 +460,11 @@ class Client:
         deadline: float | None,
         on_slice: Callable[[], Any] | None,
         slice: float | None,
-        bell: _Bell | None = None,
+        bell: Bell | None = None,
     ) -> bool:
         if condition():
             return True
-        waiter = bell.lock if bell is not None else _locked()
+        waiter = bell.lock if bell is not None else locked()
         for record in records:
             record.waiters.append(waiter)
         try:
@@ -653,7 +623,7 @@ class Client:
                 record.accepted = True
                 record.known = True
                 if record.waiters:
-                    _ring(record)
+                    ring(record)
 
     def _take_event(self, event: Event, frames: Any) -> None:
         buffers = take(frames, event.frames)
@@ -684,7 +654,7 @@ class Client:
         if len(recent) > RECENT:
             del recent[next(iter(recent))]
         if record.waiters:
-            _ring(record)
+            ring(record)
 
     def _take_replayed(self, replayed: Replayed, _: Any) -> None:
         record = self._records.get(replayed.id) or self._recent.get(replayed.id)
@@ -697,13 +667,13 @@ class Client:
             )
             self._records.pop(record.id, None)
         record.known = replayed.known
-        _ring(record)
+        ring(record)
 
     def _take_answer(self, answer: Answer, _: Any) -> None:
         question = self._questions.get(answer.request)
         if question is not None:
             question[2].append(answer)
-            _release(question[1])
+            release(question[1])
 
     def _send_out(self) -> None:
         """Send what users have put down; while there is no broker, leave it there."""
@@ -792,103 +762,12 @@ class Client:
 
     def _release_all(self) -> None:
         for waiter in list(self._waiting):
-            _release(waiter)
-
-
-# ----------------------------------------------------------------------------------- small things
-
-
-class _Callback:
-    """A waiter that calls back instead of letting a thread go on; at most once."""
-
-    __slots__ = ("_callback",)
-
-    def __init__(self, callback: Callable[[], Any]) -> None:
-        self._callback: Callable[[], Any] | None = callback
-
-    def release(self) -> None:
-        callback, self._callback = self._callback, None
-        if callback is not None:
-            callback()
-
-
-class _Bell:
-    """A lock that each event of a task releases."""
-
-    __slots__ = ("lock",)
-
-    def __init__(self) -> None:
-        self.lock = _locked()
-
-    def ring(self, _record: Record, _event: Event) -> None:
-        _release(self.lock)
-
-
-def _locked() -> Any:
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
-
-
-def _release(waiter: Any) -> None:
-    try:
-        waiter.release()
-    except RuntimeError:
-        pass  # released already: by the end of the task and by its cancellation, say
-    except Exception:
-        log.exception("a callback at the end of a task failed")
-
-
-def _ring(record: Record) -> None:
-    """Let everybody look again who waits for a record; callbacks only when it is over."""
-    for waiter in list(record.waiters):
-        if type(waiter) is not _Callback:
-            _release(waiter)
-        elif record.over:
-            record.waiters.remove(waiter)
-            _release(waiter)
-
-
-def _one_over(records: Sequence[Record]) -> bool:
-    """Whether any of these tasks is over."""
-    return any(record.over for record in records)
+            release(waiter)
 
 
 def _least(*seconds: float | None) -> float:
     return min(value for value in seconds if value is not None)
 
-
-def load_value(event: Event, buffers: Sequence[Buffer] = ()) -> Any:
-    """Return the value that an event carries: result, meta or exception.
-
-    An event without a payload carries None, or one of our own exceptions by name.
-    """
-    if event.body or event.frames:
-        from nbtasks.wire import payloads
-
-        return payloads.loads(event.body, buffers)
-    if event.text and event.kind == "state":
-        name, args = json.loads(event.text)
-        return getattr(exceptions, name)(*args)
-    return None
-
-
-class _Ids:
-    """Ids as UUIDs are written: 80 random bits for the process, 48 bits that count."""
-
-    def __init__(self) -> None:
-        self.renew()
-
-    def renew(self) -> None:
-        head = secrets.token_hex(10)
-        self._prefix = f"{head[:8]}-{head[8:12]}-{head[12:16]}-{head[16:20]}-"
-        self._numbers = itertools.count(secrets.randbits(40))
-
-    def __call__(self) -> str:
-        return f"{self._prefix}{next(self._numbers):012x}"
-
-
-new_id = _Ids()
 
 # ----------------------------------------------------------------------- the client of the process
 

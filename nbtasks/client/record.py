@@ -1,0 +1,136 @@
+"""One task as this process knows it, and those who wait for it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nbtasks import exceptions
+from nbtasks.core.messages import Call, Event
+from nbtasks.core.view import View
+from nbtasks.wire.frames import Buffer
+
+log = logging.getLogger("nbtasks.client")
+
+
+class Record(View):
+    """One task that this process knows of.
+
+    Only the I/O thread changes it. Whoever reads it sees each field whole; whoever needs more than
+    one field of the same instant reads `events`.
+    """
+
+    #: What was submitted, when it was submitted here.
+    call: Call | None = None
+    #: Wall time of the submission here, or 0.
+    created: float = 0.0
+    #: State messages, runs, output and so on, in order.
+    events: list[Event] = []  # noqa: RUF012 (msgspec copies it)
+    #: Number of an event → its payload frames.
+    buffers: dict[int, tuple[Buffer, ...]] = {}  # noqa: RUF012 (msgspec copies it)
+    #: Whether the broker has the submission in its store.
+    accepted: bool = False
+    #: Whether the broker knows the task; None until it has said so.
+    known: bool | None = None
+    #: Why there will never be an outcome: refused, or lost with a store that was not durable.
+    error: Exception | None = None
+    #: Called with (record, event) in the I/O thread.
+    listeners: tuple[Callable[[Record, Event], None], ...] = ()
+    #: Released when the task ends; see `Client.wait`.
+    waiters: list[Any] = []  # noqa: RUF012 (msgspec copies it)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        return self.final is not None or self.error is not None
+
+    def subscribe(self, listener: Callable[[Record, Event], None]) -> None:
+        """Call `listener` with what is known so far, and from now on with each event.
+
+        It is called here for what is known, and in the client's I/O thread later; an event may be
+        told twice around the moment of subscribing: its number `n` says so.
+        """
+        self.listen(listener)
+        for event in list(self.events):
+            listener(self, event)
+
+    def listen(self, listener: Callable[[Record, Event], None]) -> None:
+        """Call `listener` with each event from now on, in the client's I/O thread."""
+        self.listeners = (*self.listeners, listener)
+
+    def unsubscribe(self, listener: Callable[[Record, Event], None]) -> None:
+        self.listeners = tuple(known for known in self.listeners if known is not listener)
+
+
+class Callback:
+    """A waiter that calls back instead of letting a thread go on; at most once."""
+
+    __slots__ = ("_callback",)
+
+    def __init__(self, callback: Callable[[], Any]) -> None:
+        self._callback: Callable[[], Any] | None = callback
+
+    def release(self) -> None:
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()
+
+
+class Bell:
+    """A lock that each event of a task releases."""
+
+    __slots__ = ("lock",)
+
+    def __init__(self) -> None:
+        self.lock = locked()
+
+    def ring(self, _record: Record, _event: Event) -> None:
+        release(self.lock)
+
+
+def locked() -> Any:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
+def release(waiter: Any) -> None:
+    try:
+        waiter.release()
+    except RuntimeError:
+        pass  # released already: by the end of the task and by its cancellation, say
+    except Exception:
+        log.exception("a callback at the end of a task failed")
+
+
+def ring(record: Record) -> None:
+    """Let everybody look again who waits for a record; callbacks only when it is over."""
+    for waiter in list(record.waiters):
+        if type(waiter) is not Callback:
+            release(waiter)
+        elif record.over:
+            record.waiters.remove(waiter)
+            release(waiter)
+
+
+def one_over(records: Sequence[Record]) -> bool:
+    """Whether any of these tasks is over."""
+    return any(record.over for record in records)
+
+
+def load_value(event: Event, buffers: Sequence[Buffer] = ()) -> Any:
+    """Return the value that an event carries: result, meta or exception.
+
+    An event without a payload carries None, or one of our own exceptions by name.
+    """
+    if event.body or event.frames:
+        from nbtasks.wire import payloads
+
+        return payloads.loads(event.body, buffers)
+    if event.text and event.kind == "state":
+        name, args = json.loads(event.text)
+        return getattr(exceptions, name)(*args)
+    return None
