@@ -352,7 +352,7 @@ class Server:
         if call.retries != task.retries:
             call = msgspec.structs.replace(call, retries=task.retries)
         if call is not run.call:
-            run = Run(run.ticket, call, run.deaths)
+            run = msgspec.structs.replace(run, call=call)
         return [(run, buffers)]
 
     def _send(self, peer: bytes, messages: list[Any], buffers: list[Buffer]) -> None:

@@ -73,6 +73,7 @@ __all__ = [
     "current",
     "load_value",
     "new_id",
+    "open_clients",
     "set_current",
     "set_opener",
     "submitted_hooks",
@@ -268,6 +269,16 @@ class Client:
             record = self._records.setdefault(task_id, Record(task_id))
             self.tell(Follow((task_id,), (0,)))
         return record
+
+    def hears_of(self, record: Record) -> bool:
+        """Whether news of this task still reaches this very record."""
+        return record in (self._records.get(record.id), self._recent.get(record.id))
+
+    def drop(self, task_ids: Iterable[str]) -> None:
+        """Know nothing of these tasks any more."""
+        for task_id in task_ids:
+            self._records.pop(task_id, None)
+            self._recent.pop(task_id, None)
 
     def follow(self, record: Record) -> None:
         """Go on listening to a task that had ended (it was told to run again)."""
@@ -775,6 +786,11 @@ _clients: list[Client] = []
 _current: Client | None = None
 _opener: Callable[[], Client] | None = None
 _opening = threading.RLock()
+
+
+def open_clients() -> Sequence[Client]:
+    """Return the clients of this process that are not closed."""
+    return tuple(_clients)
 
 
 def set_opener(opener: Callable[[], Client]) -> None:

@@ -30,18 +30,18 @@ def client() -> Client:
     return current()
 
 
-def open_clients() -> list[Client]:
+def open_clients() -> Sequence[Client]:
     """Return the clients of this process that are not closed."""
     from nbtasks.client import client as clients
 
-    return clients._clients
+    return clients.open_clients()
 
 
 def client_of(record: Record | None) -> Client:
     """Return the client that hears of a task; the present one where none does."""
     if record is not None:
         for one in open_clients():
-            if one._records.get(record.id) is record or one._recent.get(record.id) is record:
+            if one.hears_of(record):
                 return one
     return client()
 
@@ -50,7 +50,7 @@ def is_orphan(record: Record) -> bool:
     """Say whether nobody hears of an open task any more: its client was closed."""
     if record.over:
         return False
-    return all(one._records.get(record.id) is not record for one in open_clients())
+    return not any(one.hears_of(record) for one in open_clients())
 
 
 def assert_may_wait(what: str) -> None:
@@ -110,9 +110,8 @@ def forget(results: Iterable[AsyncResult]) -> None:
         return
     here.tell(Forget(tuple(result.id for result in over)))
     here.ask("peek", key="")  # questions are answered after what was said before them is done
+    here.drop(result.id for result in over)
     for result in over:
-        here._records.pop(result.id, None)
-        here._recent.pop(result.id, None)
         result._record = result._value = None
 
 

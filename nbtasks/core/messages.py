@@ -380,6 +380,8 @@ class Run(Message, frozen=True):
     call: Call | None
     #: How many processes died under this task before.
     deaths: Count = 0
+    #: Name of the client that sent it, while that is known.
+    sender: str = ""
 
 
 class Recall(Message, frozen=True):

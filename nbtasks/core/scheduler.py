@@ -612,7 +612,8 @@ class Scheduler:
         task.worker, task.ticket = worker.name, self._ticket
         worker.hold(self._ticket, task, self.pool.of(task), now)
         self._save(task)
-        run = Run(self._ticket, task.call, task.deaths)
+        sender = self.clients.get(task.client)
+        run = Run(self._ticket, task.call, task.deaths, sender.name if sender else "")
         self._out.append(Send(worker.peer, run, task.buffers, task))
         self._release(task)
 

@@ -52,6 +52,7 @@ class RunRequest(Request):
         call = run.call
         assert call is not None
         self.children = []
+        self.origin = run.sender or None
         self.id = call.id
         self.task = function.name
         self.root_id = call.root or call.id
@@ -364,7 +365,8 @@ def _iso(at: float) -> str:
 def _add_options(request: Request, options: Options) -> None:
     """Write a call's own options over those of its task."""
     request.group, request.group_index = options.group, options.group_index
-    request.reply_to, request.origin = options.reply_to, options.origin
+    request.reply_to = options.reply_to
+    request.origin = options.origin or request.origin
     request.shadow = options.shadow
     request.argsrepr, request.kwargsrepr = options.argsrepr, options.kwargsrepr
     if options.time_limit is not None:

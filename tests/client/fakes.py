@@ -88,6 +88,14 @@ class FakeClient:
 
     # ------------------------------------------------------------------------ what a client does
 
+    def hears_of(self, record: Record) -> bool:
+        return record in (self._records.get(record.id), self._recent.get(record.id))
+
+    def drop(self, task_ids: Iterable[str]) -> None:
+        for task_id in task_ids:
+            self._records.pop(task_id, None)
+            self._recent.pop(task_id, None)
+
     def record(self, task_id: str) -> Record:
         known = self._records.get(task_id) or self._recent.get(task_id)
         if known is None:
