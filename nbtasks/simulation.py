@@ -362,7 +362,8 @@ class Simulation:
 
     def _end_run(self, worker: InventedWorker) -> None:
         run, worker.running = worker.running, None
-        assert run is not None and run.call is not None
+        assert run is not None
+        assert run.call is not None
         plan = self.plans[run.call.id]
         end = plan.ends[min(self.runs[run.call.id], len(plan.ends)) - 1]
         if end == "die":

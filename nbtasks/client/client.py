@@ -658,7 +658,7 @@ class Client:
             self._records[event.id] = self._recent.pop(event.id)
 
     def _settle(self, record: Record) -> None:
-        """A task is over: let those go on that wait for it, and forget it in a while."""
+        """Let those go on that wait for a task that is over, and forget it in a while."""
         self._records.pop(record.id, None)
         recent = self._recent
         recent[record.id] = record
@@ -836,7 +836,7 @@ def _after_fork() -> None:
 
 
 def _at_exit() -> None:
-    for client in list(_clients):
+    for client in _clients:
         client.close()
 
 

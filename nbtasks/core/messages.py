@@ -94,7 +94,7 @@ class Options(Part, frozen=True):
     #: Resident memory of one run, bytes.
     memory_limit: Count | None = None
     #: Anything later versions add, by name (msgpack values only).
-    extra: dict[str, Any] = {}  # noqa: RUF012 (msgspec copies it)
+    extra: dict[str, Any] = {}
 
 
 class Call(Part, frozen=True):
@@ -343,7 +343,7 @@ class Ask(Message, frozen=True):
     request: Count
     #: status, list, show, purge
     what: str
-    args: dict[str, Any] = {}  # noqa: RUF012 (msgspec copies it)
+    args: dict[str, Any] = {}
 
 
 class Answer(Message, frozen=True):

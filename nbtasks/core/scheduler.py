@@ -203,7 +203,7 @@ class Scheduler:
         self._just_ended.clear()
 
     def gone(self, peer: bytes, now: Now) -> list[Action]:
-        """A client's process is no more."""
+        """Take note that a client's process is no more."""
         self._bye(peer, Bye(), now, iter(()))
         return self._hand_over()
 
@@ -564,7 +564,7 @@ class Scheduler:
         self.pool.release(definition)
 
     def _on_limit(self, subject: tuple[Worker, int, Task, float], when: float, now: Now) -> None:
-        """A hard time limit is over."""
+        """Have the worker killed, if it still runs what has run out of time."""
         worker, ticket, task, limit = subject
         if worker.held.get(ticket) is task and not worker.dead:
             worker.verdicts[ticket] = (states.FAILURE, "TimeLimitExceeded", [limit])
@@ -767,7 +767,7 @@ class Scheduler:
         now: Now,
         keep: bool = True,
     ) -> None:
-        """The only way out for a task."""
+        """End a task: the only way out."""
         self._step(task, "end")
         task.state = state
         task.ended_at = now.wall

@@ -93,7 +93,7 @@ def precedence(state: str | None) -> int:
     return PRECEDENCE_LOOKUP.get(state, NONE_PRECEDENCE)
 
 
-class state(str):  # noqa: N801 (Celery's name)
+class state(str):
     """A state's name that compares by precedence.
 
     >>> state("SUCCESS") > state("PENDING"), state("PROGRESS") > state("STARTED")

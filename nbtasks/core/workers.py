@@ -212,7 +212,7 @@ class Workers:
                 yield worker
 
     def release(self, definition: Definition) -> None:
-        """A rate-limited function may start one more call: put it first in line."""
+        """Put the next call of a rate-limited function first in line: it may start."""
         definition.timer = False
         while definition.limited:
             task = definition.limited.popleft()
