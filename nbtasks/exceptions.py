@@ -502,16 +502,27 @@ class UnpickleableExceptionWrapper(_Portable, Exception):
         Its arguments, or their texts.
     text
         What to show; by default the class's name with the arguments.
+    message
+        Text of the exception, to be shown as well where the arguments do not say it.
     """
 
     def __init__(
-        self, exc_module: str, exc_cls_name: str, exc_args: Any, text: str | None = None
+        self,
+        exc_module: str,
+        exc_cls_name: str,
+        exc_args: Any,
+        text: str | None = None,
+        *,
+        message: str = "",
     ) -> None:
         self.exc_module = exc_module
         self.exc_cls_name = exc_cls_name
         self.exc_args = exc_args
+        what = f"{exc_cls_name}({', '.join(map(str, exc_args))})"
+        if message and message not in what:
+            what = f"{what}: {message}"
         self.text = (
-            f"{exc_cls_name}({', '.join(map(str, exc_args))})\n"
+            f"{what}\n"
             f"(The exception itself, of class {exc_module}.{exc_cls_name}, could not be carried "
             f"back: it does not survive pickling. This is its text. To have it as itself, let the "
             f"class pass all that its __init__ takes to super().__init__().)"
@@ -524,10 +535,18 @@ class UnpickleableExceptionWrapper(_Portable, Exception):
     def from_exception(cls, exc: BaseException) -> Self:
         """Return the wrapper of `exc`, with its arguments as texts."""
         kind = type(exc)
-        return cls(kind.__module__, kind.__name__, tuple(_safe_repr(arg) for arg in exc.args))
+        args = tuple(_safe_repr(arg) for arg in exc.args)
+        return cls(kind.__module__, kind.__name__, args, message=_safe_str(exc))
 
     def __str__(self) -> str:
         return self.text
+
+
+def _safe_str(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return ""
 
 
 def _safe_repr(value: object) -> str:

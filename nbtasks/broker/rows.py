@@ -53,6 +53,8 @@ class TaskRow(msgspec.Struct, gc=False):
     worker: str
     ticket: int
     ended_at: float | None
+    wish: str
+    limit_at: float | None
     #: Wall clock.
     accepted_at: float
     #: The arguments as short text.
@@ -154,6 +156,8 @@ def is_usual(task: Task) -> bool:
         and task.eta is None
         and not task.retries
         and not task.deaths
+        and not task.wish
+        and task.limit_at is None
         and task.priority == DEFAULT_PRIORITY
         and task.queue == DEFAULT_QUEUE
     )
@@ -165,6 +169,7 @@ def rest_of(task: Task, now: Now) -> tuple[Any, ...]:
     due_at = None if due is None else due - now.boot + now.wall
     return (
         task.priority, task.queue, task.retries, task.deaths, due, due_at, task.eta, task.expires,
+        task.wish, task.limit_at,
     )  # fmt: skip
 
 

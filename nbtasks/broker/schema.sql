@@ -60,6 +60,8 @@ CREATE TABLE tasks (
     worker      TEXT NOT NULL,      -- name of the worker that holds it or held it last, or empty
     ticket      INTEGER NOT NULL,   -- token of its attempt: (worker, ticket)
     ended_at    REAL,               -- wall; NULL while it is open
+    wish        TEXT NOT NULL,      -- revoked or terminated: it shall not begin (again); or empty
+    limit_at    REAL,               -- boot; when its hard time limit ends the present run
     call        BLOB NOT NULL       -- messages.Call (msgpack), without a long body
                                     -- and what function and id say
 );

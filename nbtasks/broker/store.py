@@ -76,38 +76,39 @@ _MAGIC: Final = b"SQLite format 3\0"
 
 _COLUMNS = (
     "seq, function, id, client, priority, queue, phase, parent, root, state, n, retries, deaths, "
-    "due, eta, expires, worker, ticket, ended_at, accepted_at, call"
+    "due, eta, expires, worker, ticket, ended_at, wish, limit_at, accepted_at, call"
 )
 
 #: A new call, or the same task's next one; what cannot change is left as it was.
 _PUT_CALL = """
 INSERT INTO tasks (
     seq, id, function, client, accepted_at, phase, state, n, worker, ticket, ended_at, call,
-    parent, root, priority, queue, retries, deaths, due, due_at, eta, expires
+    parent, root, priority, queue, retries, deaths, due, due_at, eta, expires, wish, limit_at
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {rest})
 ON CONFLICT (seq) DO UPDATE SET
     client = excluded.client, phase = excluded.phase, state = excluded.state, n = excluded.n,
     worker = excluded.worker, ticket = excluded.ticket, ended_at = excluded.ended_at,
     call = excluded.call, priority = excluded.priority, queue = excluded.queue,
     retries = excluded.retries, deaths = excluded.deaths, due = excluded.due,
-    due_at = excluded.due_at, eta = excluded.eta, expires = excluded.expires
+    due_at = excluded.due_at, eta = excluded.eta, expires = excluded.expires,
+    wish = excluded.wish, limit_at = excluded.limit_at
 """
 
 #: A task that has its row. One that was forgotten in the meantime stays so.
 _PUT_TASK = """
 UPDATE tasks SET
     (client, phase, state, n, worker, ticket, ended_at,
-     priority, queue, retries, deaths, due, due_at, eta, expires)
+     priority, queue, retries, deaths, due, due_at, eta, expires, wish, limit_at)
     = (?, ?, ?, ?, ?, ?, ?, {rest})
 WHERE seq = ?
 """
 
 # Most tasks have nothing special: to name that in the statement costs a third less than to bind it.
-_USUAL = f"{DEFAULT_PRIORITY}, '{DEFAULT_QUEUE}', 0, 0, NULL, NULL, NULL, NULL"
+_USUAL = f"{DEFAULT_PRIORITY}, '{DEFAULT_QUEUE}', 0, 0, NULL, NULL, NULL, NULL, '', NULL"
 _PUT_USUAL_CALL = _PUT_CALL.format(rest=f"'', '', {_USUAL}")
 _PUT_USUAL_TASK = _PUT_TASK.format(rest=_USUAL)
-_PUT_ANY_CALL = _PUT_CALL.format(rest="?, ?, ?, ?, ?, ?, ?, ?, ?, ?")
-_PUT_ANY_TASK = _PUT_TASK.format(rest="?, ?, ?, ?, ?, ?, ?, ?")
+_PUT_ANY_CALL = _PUT_CALL.format(rest=", ".join("?" * 12))
+_PUT_ANY_TASK = _PUT_TASK.format(rest=", ".join("?" * 10))
 
 _PUT_EVENT = "INSERT OR REPLACE INTO events (seq, n, event) VALUES (?, ?, ?)"
 

@@ -34,6 +34,10 @@ class Task(msgspec.Struct, gc=False, eq=False):
     worker: str = ""
     ticket: int = 0
     ended_at: float | None = None
+    #: Somebody wants it not to begin (again): `revoked` or `terminated`; else empty.
+    wish: str = ""
+    #: Boot clock: when its hard time limit ends the present run.
+    limit_at: float | None = None
     #: The call itself and its payload frames, while they are kept in memory.
     call: Call | None = None
     buffers: tuple[Any, ...] = ()
@@ -63,6 +67,8 @@ class Row(Protocol):
     worker: str
     ticket: int
     ended_at: float | None
+    wish: str
+    limit_at: float | None
     options: Options | None
 
 
@@ -83,7 +89,8 @@ def task_of(row: Row) -> Task:
     return Task(
         row.seq, row.id, row.definition, row.name, row.client, row.priority, row.queue, row.phase,
         row.parent, row.root, row.state, row.n, row.retries, row.deaths, row.due, row.eta,
-        row.expires, row.worker, row.ticket, row.ended_at, options=row.options,
+        row.expires, row.worker, row.ticket, row.ended_at, row.wish, row.limit_at,
+        options=row.options,
     )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ from nbtasks.core.messages import (
 )
 from nbtasks.core.needs import Needs
 from nbtasks.core.states import ASSIGNED, DONE, QUEUED, RUNNING, SCHEDULED, WAITING
-from nbtasks.core.workers import STRANDED, Definition, Worker, Workers
+from nbtasks.core.workers import STRANDED, Rate, Worker, Workers
 
 #: Processes that may die under one task before it is given up.
 MAX_DEATHS = 3
@@ -254,6 +254,7 @@ class Scheduler:
         self._step(task, "ready")
         task.worker = ""
         task.ticket = 0
+        task.limit_at = None
         self.pool.ready.push(task, front)
 
     def _schedule_or_queue(self, task: Task, now: Now, front: bool = False) -> None:
@@ -313,8 +314,9 @@ class Scheduler:
                 strange.append(held.ticket)
             elif held.started and task.phase == ASSIGNED:
                 self._begin(worker, held.ticket, task, now, 0.0)
-        if strange:
-            self._out.append(Send(peer, Recall(tuple(strange))))
+        unwanted = [ticket for ticket, task in worker.held.items() if task.wish]
+        if strange or unwanted:
+            self._out.append(Send(peer, Recall((*strange, *unwanted))))
         for ticket in worker.held.keys() - {held.ticket for held in hello.held}:
             # Its outcome may be on the way; else it never arrived there.
             self.agenda.add_boot(now.boot + ROLL_CALL, "untold", (worker, ticket))
@@ -425,6 +427,8 @@ class Scheduler:
             if worker is None:
                 worker = self.workers[task.worker] = Worker(task.worker)
             worker.held[task.ticket] = task
+            if task.phase == RUNNING and task.limit_at is not None:
+                self.agenda.add_boot(task.limit_at, "limit", (worker, task.ticket, task))
 
     # -------------------------------------------------------------------------------- following
 
@@ -466,17 +470,24 @@ class Scheduler:
                 continue
             if task.phase in (WAITING, SCHEDULED, QUEUED):
                 self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["revoked"], now)
-            elif task.phase == ASSIGNED:
-                # Only the worker can say whether it has begun.
-                worker = self.workers[task.worker]
-                worker.wishes[task.ticket] = revoke
-                if worker.peer:
-                    self._out.append(Send(worker.peer, Recall((task.ticket,))))
-            elif revoke.terminate:
-                self._terminate(self.workers[task.worker], task, revoke.signal)
             else:
-                # It goes on, but may ask whether it should (`nbtasks.cancelled()`).
-                self._out.append(Send(self.workers[task.worker].peer, Recall((task.ticket,))))
+                self._note_wish(task, revoke)
+
+    def _note_wish(self, task: Task, revoke: Revoke) -> None:
+        """Note of a task that a worker has: it may end there, but will not begin again."""
+        if task.wish != "terminated":
+            task.wish = "terminated" if revoke.terminate else "revoked"
+            self._save(task)
+        worker = self.workers[task.worker]
+        if task.phase == RUNNING and revoke.terminate:
+            self._terminate(worker, task, revoke.signal)
+            return
+        if task.phase == ASSIGNED:
+            worker.wishes[task.ticket] = revoke
+        if worker.peer:
+            # Only the worker can say whether it has begun. What has begun goes on, but may ask
+            # whether it should (`nbtasks.cancelled()`).
+            self._out.append(Send(worker.peer, Recall((task.ticket,))))
 
     def _terminate(self, worker: Worker, task: Task, signal: str) -> None:
         worker.verdicts.setdefault(
@@ -512,7 +523,7 @@ class Scheduler:
             self._just_ended.pop(task_id, None)
             task.state, task.ended_at, task.client = states.PENDING, None, peer
             task.due = task.eta = task.expires = None
-            task.deaths = 0
+            task.deaths, task.wish = 0, ""
             event = self._event(task, now, "again", text="run again by hand")
             self._tell(task, event, ())
             self._make_ready(task)
@@ -560,13 +571,15 @@ class Scheduler:
         if task.phase in (WAITING, SCHEDULED, QUEUED):
             self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["expired"], now)
 
-    def _on_slot(self, definition: Definition, when: float, now: Now) -> None:
-        self.pool.release(definition)
+    def _on_slot(self, rate: Rate, when: float, now: Now) -> None:
+        rate.timer = False
+        self.pool.release(rate)
 
-    def _on_limit(self, subject: tuple[Worker, int, Task, float], when: float, now: Now) -> None:
+    def _on_limit(self, subject: tuple[Worker, int, Task], when: float, now: Now) -> None:
         """Have the worker killed, if it still runs what has run out of time."""
-        worker, ticket, task, limit = subject
+        worker, ticket, task = subject
         if worker.held.get(ticket) is task and not worker.dead:
+            limit = self._limit_of(task)
             worker.verdicts[ticket] = (states.FAILURE, "TimeLimitExceeded", [limit])
             self._kill(worker, ticket, "SIGKILL")
 
@@ -591,8 +604,7 @@ class Scheduler:
         task = worker.held.get(ticket)
         if task is not None and not worker.dead and task.phase == ASSIGNED:
             worker.drop(ticket, self.pool.of(worker.held[ticket]))
-            self._make_ready(task, front=True)
-            self._save(task)
+            self._give_back(task, now)
 
     # --------------------------------------------------------------------------- giving out work
 
@@ -631,6 +643,10 @@ class Scheduler:
 
     def _begin(self, worker: Worker, ticket: int, task: Task, now: Now, at: float) -> None:
         self._step(task, "start")
+        limit = self._limit_of(task)
+        if limit is not None:
+            task.limit_at = now.boot + limit
+            self.agenda.add_boot(task.limit_at, "limit", (worker, ticket, task))
         self._save(task)
         event = self._event(
             task, now, "run", worker=worker.name, pid=worker.pid, retries=task.retries, at=at
@@ -644,13 +660,14 @@ class Scheduler:
                 retries=task.retries, at=at,
             )  # fmt: skip
             self._tell(task, event, ())
-        limit = task.options.time_limit if task.options is not None else None
-        limit = limit if limit is not None else definition.policy.time_limit
-        if limit is not None:
-            self.agenda.add_boot(now.boot + limit, "limit", (worker, ticket, task, limit))
         wish = worker.wishes.pop(ticket, None)
-        if wish is not None and wish.terminate:
-            self._terminate(worker, task, wish.signal)
+        if task.wish == "terminated":
+            self._terminate(worker, task, "SIGTERM" if wish is None else wish.signal)
+
+    def _limit_of(self, task: Task) -> float | None:
+        """Return the hard time limit of a run, seconds: what the call says wins."""
+        limit = None if task.options is None else task.options.time_limit
+        return self.pool.of(task).policy.time_limit if limit is None else limit
 
     def _started(self, peer: bytes, started: Started, now: Now, _: Iterator[Any]) -> None:
         worker, task = self._held(peer, started.ticket)
@@ -710,8 +727,9 @@ class Scheduler:
             event = self._event(task, now, "again", text="rejected, put back into the queue")
             self._tell(task, event, ())
             task.deaths = max(task.deaths, 1)  # what the worker sees as `redelivered`
-            self._make_ready(task)
-            self._save(task)
+            if not self._is_unwanted(task, now):
+                self._make_ready(task)
+                self._save(task)
             return
         self._finish(task, done, payload, definition.policy, worker.name, now)
 
@@ -829,8 +847,10 @@ class Scheduler:
         self._keep(task, call, mine)
         if call.expires is not None:
             self.agenda.add_wall(call.expires, "expire", task)
+        if self._is_unwanted(task, now):
+            return
         self._schedule_or_queue(task, now)
-        task.worker, task.ticket = "", 0
+        task.worker, task.ticket, task.limit_at = "", 0, None
         self._save(task)
 
     def _returned(self, peer: bytes, returned: Returned, now: Now, _: Iterator[Any]) -> None:
@@ -840,18 +860,27 @@ class Scheduler:
             if ticket not in worker.held:
                 continue
             task = worker.drop(ticket, self.pool.of(worker.held[ticket]))
-            if worker.wishes.pop(ticket, None) is not None:
-                self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["revoked"], now)
-            elif task.phase == ASSIGNED:
+            worker.wishes.pop(ticket, None)
+            if task.phase == ASSIGNED:
                 self._give_back(task, now)
 
     def _give_back(self, task: Task, now: Now) -> None:
         """Put a call that had not begun back to the front, or end it if its time is over."""
-        if task.expires is not None and task.expires <= now.wall:
-            self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["expired"], now)
-            return
-        self._make_ready(task, front=True)
-        self._save(task)
+        if not self._is_unwanted(task, now):
+            self._make_ready(task, front=True)
+            self._save(task)
+
+    def _is_unwanted(self, task: Task, now: Now) -> bool:
+        """End a task that must not begin (again), revoked or too late; return whether it was."""
+        if task.wish:
+            # What never began was merely revoked, however much more was wanted.
+            why = "revoked" if task.phase == ASSIGNED else task.wish
+        elif task.expires is not None and task.expires <= now.wall:
+            why = "expired"
+        else:
+            return False
+        self._end_by_broker(task, states.REVOKED, "TaskRevokedError", [why], now)
+        return True
 
     def _fetch(self, peer: bytes, fetch: Fetch, now: Now, _: Iterator[Any]) -> None:
         if self.pool.definition(fetch.digest) is None:
@@ -876,13 +905,9 @@ class Scheduler:
             del self.workers[worker.name]
         for ticket in sorted(worker.held, reverse=True):
             task = worker.held.pop(ticket)
-            wish = worker.wishes.pop(ticket, None)
             verdict = worker.verdicts.pop(ticket, None)
-            begun = task.phase == RUNNING or ticket <= died.started
-            if begun:
+            if task.phase == RUNNING or ticket <= died.started:
                 self._lose(task, verdict, died, now)
-            elif wish is not None:
-                self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["revoked"], now)
             else:
                 self._give_back(task, now)
 
@@ -892,15 +917,19 @@ class Scheduler:
         """Decide on a task whose process died while it was running."""
         definition = self.pool.of(task)
         policy = definition.policy
+        if verdict is None and task.wish == "terminated":
+            # A former broker gave the order.
+            verdict = (states.REVOKED, "TaskRevokedError", ["terminated"])
+        task.deaths += 1
         if verdict is not None:
             state, error, args = verdict
             timed_out = error == "TimeLimitExceeded"
-            if timed_out and policy.acks_late and not policy.acks_on_timeout:
+            again = timed_out and policy.acks_late and not policy.acks_on_timeout
+            if again and task.deaths < MAX_DEATHS:
                 self._run_again(task, "killed by its time limit, put back into the queue", now)
             else:
                 self._end_by_broker(task, state, error, args, now)
             return
-        task.deaths += 1
         how = describe_exit(died)
         if policy.retry_on_worker_lost:
             if policy.max_retries is None or task.retries < policy.max_retries:
@@ -911,7 +940,7 @@ class Scheduler:
             self._run_again(task, how, now)
             return
         text = f"The worker process {how} while it ran this task."
-        if policy.acks_late:
+        if policy.acks_late or policy.retry_on_worker_lost:
             text += f" It was the {ordinal(task.deaths)} death; the task is given up."
         else:
             text += " It was not run again, as it may be half done (acks_late=True runs it again)."
@@ -920,8 +949,7 @@ class Scheduler:
     def _run_again(self, task: Task, why: str, now: Now) -> None:
         event = self._event(task, now, "again", text=f"worker {why}", retries=task.retries)
         self._tell(task, event, ())
-        if task.expires is not None and task.expires <= now.wall:
-            self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["expired"], now)
+        if self._is_unwanted(task, now):
             return
         self._make_ready(task, front=True)
         self._save(task)

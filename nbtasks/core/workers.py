@@ -7,7 +7,7 @@ the others are called back as soon as another worker has nothing to do.
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,21 +30,44 @@ STRANDED = 0.010
 PATIENCE = 0.2
 
 
+class Rate:
+    """The rate limit of a task: one for all versions of its function."""
+
+    __slots__ = ("next_start", "timer", "waiting")
+
+    def __init__(self) -> None:
+        #: Boot clock.
+        self.next_start = 0.0
+        #: Who waits for it: a heap by priority, 9 first, then first come.
+        self.waiting: list[tuple[int, int, Task]] = []
+        #: Whether the next start stands in the agenda.
+        self.timer = False
+
+    def wait(self, task: Task) -> None:
+        """Put a task aside until it may start."""
+        heapq.heappush(self.waiting, (-task.priority, task.seq, task))
+
+    def next(self) -> Task | None:
+        """Take the task that may start next, or None."""
+        while self.waiting:
+            task = heapq.heappop(self.waiting)[2]
+            if task.phase == QUEUED:
+                return task
+        return None
+
+
 class Definition:
     """What the scheduler knows of a function."""
 
-    __slots__ = ("digest", "estimate", "limited", "name", "next_start", "policy", "timer")
+    __slots__ = ("digest", "estimate", "name", "policy", "rate")
 
-    def __init__(self, digest: bytes, name: str, policy: Policy) -> None:
+    def __init__(self, digest: bytes, name: str, policy: Policy, rate: Rate | None) -> None:
         self.digest = digest
         self.name = name
         self.policy = policy
         #: Seconds that one of its calls takes, about; None until one has ended.
         self.estimate: float | None = None
-        #: Rate limit: the next start (boot clock), who waits for it, and whether a timer is set.
-        self.next_start = 0.0
-        self.limited: deque[Task] = deque()
-        self.timer = False
+        self.rate = rate
 
     def learn(self, runtime: float) -> None:
         """Take the duration of one more call into the estimate."""
@@ -143,13 +166,16 @@ class Workers:
         self._archive = archive
         self._agenda = agenda
         self._definitions: dict[bytes, Definition] = {}
+        #: By task name.
+        self._rates: dict[str, Rate] = {}
 
     # ------------------------------------------------------------------------------- functions
 
     def define(self, digest: bytes, name: str, policy: Policy) -> None:
         """Note a function; one that is known stays as it is."""
         if digest not in self._definitions:
-            self._definitions[digest] = Definition(digest, name, policy)
+            rate = self._rates.setdefault(name, Rate()) if policy.interval else None
+            self._definitions[digest] = Definition(digest, name, policy, rate)
 
     def definition(self, digest: bytes, name: str = "") -> Definition | None:
         """Return what is known of a function (by name only, when the digest is empty), or None."""
@@ -158,7 +184,8 @@ class Workers:
             saved = self._archive.policy_of(digest) if digest else (name, Policy())
             if saved is None:
                 return None
-            known = self._definitions[digest] = Definition(digest, *saved)
+            self.define(digest, *saved)
+            known = self._definitions[digest]
         return known
 
     def of(self, task: Task) -> Definition:
@@ -211,14 +238,11 @@ class Workers:
             if len(worker.held) > 1 and worker.serving and waits and not asked:
                 yield worker
 
-    def release(self, definition: Definition) -> None:
-        """Put the next call of a rate-limited function first in line: it may start."""
-        definition.timer = False
-        while definition.limited:
-            task = definition.limited.popleft()
-            if task.phase == QUEUED:
-                self.ready.push(task, front=True)
-                return
+    def release(self, rate: Rate) -> None:
+        """Put the call first in line whose turn it is: a task with this limit may start again."""
+        task = rate.next()
+        if task is not None:
+            self.ready.push(task, front=True)
 
     def _next(self, worker: Worker, now: Now, ahead: bool) -> Task | None:
         """Take the task that this worker shall run next, or None."""
@@ -226,23 +250,27 @@ class Workers:
         while (task := ready.peek(queues)) is not None:
             if task.phase != QUEUED:
                 ready.pop(queues)  # it was revoked, has expired, or was hastened before
+                rate = self.of(task).rate
+                if rate is not None and not rate.timer:
+                    self.release(rate)  # the start that it was let go for is another's
                 continue
             definition = self.of(task)
             if ahead and not definition.may_wait(task):
                 return None
             ready.pop(queues)
-            if not definition.policy.interval or self._may_start(definition, task, now):
+            rate = definition.rate
+            if rate is None or self._may_start(rate, definition.policy.interval, task, now):
                 return task
         return None
 
-    def _may_start(self, definition: Definition, task: Task, now: Now) -> bool:
+    def _may_start(self, rate: Rate, interval: float, task: Task, now: Now) -> bool:
         """Whether the rate limit lets a task start now; if not, it is put aside until it does."""
-        allowed = now.boot >= definition.next_start
+        allowed = now.boot >= rate.next_start
         if allowed:
-            definition.next_start = now.boot + definition.policy.interval
+            rate.next_start = now.boot + interval
         else:
-            definition.limited.append(task)
-        if definition.limited and not definition.timer:
-            definition.timer = True
-            self._agenda.add_boot(definition.next_start, "slot", definition)
+            rate.wait(task)
+        if rate.waiting and not rate.timer:
+            rate.timer = True
+            self._agenda.add_boot(rate.next_start, "slot", rate)
         return allowed

@@ -595,12 +595,16 @@ class _Link(NamedTuple):
     suppress: bool
     #: Members of an exception group.
     members: tuple[int, ...] | None
+    text: str = ""
 
 
 #: Makes texts of arguments: whole ones as a rule, but no millions of letters.
 _texts: Final = reprlib.Repr()
 _texts.maxstring = _texts.maxother = _texts.maxlong = 2_000
 _texts.maxlist = _texts.maxtuple = _texts.maxdict = _texts.maxset = _texts.maxfrozenset = 100
+
+#: Letters of an exception's own text that travel when the exception itself cannot.
+LONGEST_TEXT: Final = 10_000
 
 #: Links of a chain that travel at most: a RecursionError may hang on hundreds.
 MOST_LINKS: Final = 64
@@ -672,7 +676,15 @@ def _link(
         context,
         exception.__suppress_context__,
         members,
+        _text_of(exception),
     )
+
+
+def _text_of(exception: BaseException) -> str:
+    try:
+        return str(exception)[:LONGEST_TEXT]
+    except Exception:
+        return ""
 
 
 def _alone(exception: BaseException, is_group: bool) -> bytes:
@@ -699,7 +711,9 @@ def _survives(exception: BaseException, body: bytes, is_group: bool) -> bool:
         copy = copy([ValueError("stands for a member")])
     if type(copy) is not type(exception) or is_group:
         return type(copy) is type(exception)
-    return len(copy.args) == len(exception.args) and bool(str(copy) == str(exception))
+    # Without arguments of its own (pydantic's are made in Rust) it is its text that counts.
+    same = len(copy.args) == len(exception.args) or not exception.args
+    return same and bool(str(copy) == str(exception))
 
 
 class _Bare:
@@ -715,6 +729,10 @@ class _Bare:
     def __reduce__(self) -> tuple[Any, ...]:
         exception = self.exception
         attributes = {**exception.__dict__, **self.instead}
+        if self.instead:
+            names = ", ".join(map(repr, self.instead))
+            note = f"(It cannot be pickled whole: texts stand for its attributes {names}.)"
+            attributes["__notes__"] = [*attributes.get("__notes__", ()), note]
         slots = _slots_of(exception)
         if isinstance(exception, BaseExceptionGroup):
             parts = (type(exception), exception.message, attributes, slots)
@@ -772,7 +790,8 @@ def _make_bare(
 ) -> BaseException:
     make: Any = _builtin_base(cls).__new__
     exception = cast(BaseException, make(cls))
-    exception.args = args
+    # Not the class's own __setattr__: a frozen dataclass would refuse.
+    BaseException.__setattr__(exception, "args", args)
     _set_attributes(exception, attributes, slots)
     return exception
 
@@ -783,7 +802,7 @@ def _set_attributes(
     exception.__dict__.update(attributes)
     for name, value in slots.items():
         try:
-            setattr(exception, name, value)
+            BaseException.__setattr__(exception, name, value)
         except (AttributeError, TypeError):  # read-only: it follows from the arguments
             continue
 
@@ -814,10 +833,11 @@ def _join(rows: tuple[tuple[Any, ...], ...]) -> BaseException:
     for place in reversed(range(len(links))):
         made[place] = _make_link(links[place], made)
     for place, link in enumerate(links):
-        exception = made[place]
-        exception.__cause__ = None if link.cause is None else made[link.cause]
-        exception.__context__ = None if link.context is None else made[link.context]
-        exception.__suppress_context__ = link.suppress
+        cause = None if link.cause is None else made[link.cause]
+        context = None if link.context is None else made[link.context]
+        joints = {"__cause__": cause, "__context__": context, "__suppress_context__": link.suppress}
+        for name, value in joints.items():
+            BaseException.__setattr__(made[place], name, value)
     return made[0]
 
 
@@ -828,7 +848,9 @@ def _make_link(link: _Link, made: Mapping[int, BaseException]) -> BaseException:
             found = found([made[member] for member in link.members])
         return cast(BaseException, found)
     except Exception:
-        wrapper = UnpickleableExceptionWrapper(link.module, link.name, link.args)
+        wrapper = UnpickleableExceptionWrapper(
+            link.module, link.name, link.args, message=link.text
+        )
         for note in link.notes:
             wrapper.add_note(note)
         return wrapper

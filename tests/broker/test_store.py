@@ -153,6 +153,7 @@ def test_each_column_of_a_saved_task_may_change(store):
     task.phase, task.state, task.n = "running", "PROGRESS", 4
     task.retries, task.deaths, task.due, task.eta, task.expires = 1, 2, 5_001.0, 3.0, 4.0
     task.worker, task.ticket = "worker-2", 1 << 40
+    task.wish, task.limit_at = "revoked", 5_002.0
 
     store.commit([SaveTask(task)], NOW)
 

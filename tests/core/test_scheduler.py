@@ -267,6 +267,110 @@ def test_terminating_what_runs_kills_its_worker_only(world: Simulation) -> None:
     assert finals(world, other) == ["SUCCESS"]
 
 
+def test_revoked_while_it_ran_is_not_retried(world: Simulation) -> None:
+    task_id = world.submit(seconds=5, ends="retry:10 ok")
+    world.advance(1)
+
+    world.say(CLIENT, Revoke((task_id,)))
+    world.run()
+
+    assert finals(world, task_id) == ["REVOKED"]
+    assert world.runs[task_id] == 1
+
+
+def test_revoked_while_it_ran_is_not_run_again_for_a_lost_worker(world: Simulation) -> None:
+    task_id = world.submit(seconds=5, ends="die ok", policy=Policy(acks_late=True))
+    world.advance(1)
+
+    world.say(CLIENT, Revoke((task_id,)))
+    world.run()
+
+    assert finals(world, task_id) == ["REVOKED"]
+    assert world.runs[task_id] == 1
+
+
+def test_wish_to_revoke_outlives_the_broker(world: Simulation) -> None:
+    task_id = world.submit(seconds=5, ends="retry:10 ok")
+    world.advance(1)
+
+    world.say(CLIENT, Revoke((task_id,)))
+    world.restart_broker()
+    world.run()
+
+    assert finals(world, task_id) == ["REVOKED"]
+
+
+def test_task_run_again_by_hand_is_no_longer_revoked(world: Simulation) -> None:
+    task_id = world.submit(seconds=5, ends="retry:10 ok")
+    world.advance(1)
+    world.say(CLIENT, Revoke((task_id,)))
+    world.run()
+
+    world.say(CLIENT, Redo((task_id,)))
+    world.run()
+
+    assert finals(world, task_id) == ["REVOKED", "SUCCESS"]
+
+
+def test_time_limit_outlives_the_broker(world: Simulation) -> None:
+    task_id = world.submit(seconds=1000, policy=Policy(time_limit=3.0))
+    world.advance(1)
+
+    world.restart_broker()
+    world.run()
+
+    assert finals(world, task_id) == ["FAILURE"]
+    assert world.now.boot < 3.5
+
+
+def test_timed_out_task_that_is_to_run_again_is_given_up_in_the_end(world: Simulation) -> None:
+    policy = Policy(acks_late=True, acks_on_timeout=False, time_limit=1.0)
+    task_id = world.submit(seconds=1000, policy=policy)
+
+    world.run()
+
+    assert finals(world, task_id) == ["FAILURE"]
+    assert "TimeLimitExceeded" in world.events(task_id)[-1].text
+    assert world.runs[task_id] == MAX_DEATHS
+
+
+def test_revoking_the_next_in_line_does_not_stop_a_rate_limited_line() -> None:
+    world = Simulation(workers=1)
+    policy = Policy(interval=2.0)
+    ids = [world.submit(seconds=0.1, policy=policy) for _ in range(4)]
+    world.advance(1)
+    world.submit(seconds=10)
+    world.advance(2)  # the next may start, but there is nobody to run it
+
+    world.say(CLIENT, Revoke((ids[1],)))
+    world.run()
+
+    assert [world.state(i) for i in ids] == ["SUCCESS", "REVOKED", "SUCCESS", "SUCCESS"]
+
+
+def test_rate_limit_goes_by_the_name_whatever_the_version_of_the_function(
+    world: Simulation,
+) -> None:
+    versions = [Policy(interval=2.0, max_retries=number) for number in range(3)]
+    ids = [world.submit(seconds=0.1, policy=policy) for policy in versions]
+
+    world.run()
+
+    starts = [event.at for task_id in ids for event in world.events(task_id) if event.kind == "run"]
+    assert [b - a for a, b in zip(starts, starts[1:], strict=False)] == [2.0, 2.0]
+
+
+def test_rate_limited_line_is_by_priority() -> None:
+    world = Simulation(workers=1)
+    policy = Policy(interval=1.0)
+    low = [world.submit(seconds=0.1, policy=policy) for _ in range(3)]
+    high = world.submit(seconds=0.1, policy=policy, priority=9)
+
+    world.run()
+
+    assert world.order == [low[0], high, low[1], low[2]]
+
+
 def test_hard_time_limit_ends_the_task(world: Simulation) -> None:
     task_id = world.submit(seconds=1000, policy=Policy(time_limit=3.0))
 
