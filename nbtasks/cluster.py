@@ -235,7 +235,6 @@ class Cluster:
     def __init__(self, place: Place) -> None:
         from nbtasks.client.client import Client
 
-        _install_opener()
         self._place = place
         self._client = Client(place.runtime, revive=self._revive)
         #: Whether this connection was closed; whether the cluster was stopped through it.
@@ -402,18 +401,12 @@ def _drop(cluster: Cluster) -> None:
         _current = None
 
 
-def _default_client() -> Client:
+def default_client() -> Client:
     """Return the client that tasks are sent through where nobody has started a cluster."""
     cluster = _current
     if cluster is None or not cluster.running:
         cluster = connect() if RUNTIME_VARIABLE in os.environ else start()
     return cluster.client
-
-
-def _install_opener() -> None:
-    from nbtasks.client.client import set_opener
-
-    set_opener(_default_client)
 
 
 # ----------------------------------------------------------------------------------- the options
@@ -798,9 +791,3 @@ def _size_of(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-if "nbtasks.client.client" in sys.modules:
-    # Somebody sends a task before any cluster was started, and asks us for a client. (Else the
-    # client is loaded later, beside the starting processes.)
-    _install_opener()

@@ -22,9 +22,11 @@ from nbtasks.core import states
 from nbtasks.core.actions import (
     Action,
     SaveCall,
+    SaveCleared,
     SaveDefinition,
     SaveEvent,
     SaveForget,
+    SaveGiven,
     SaveTask,
     Send,
     Task,
@@ -66,6 +68,8 @@ class MemoryStore:
         self.calls: dict[int, Call] = {}
         self.events: dict[int, list[Event]] = {}
         self.definitions: dict[bytes, Define] = {}
+        #: (worker, ticket) → seq of what was given to it.
+        self.given: dict[tuple[str, int], int] = {}
 
     def commit(self, saves: Iterable[Action]) -> None:
         """Take in what one turn saves."""
@@ -79,11 +83,24 @@ class MemoryStore:
                 self.events.setdefault(save.seq, []).append(save.event)
             elif type(save) is SaveDefinition:
                 self.definitions[save.define.digest] = save.define
+            elif type(save) is SaveGiven:
+                self.given[save.worker, save.ticket] = save.seq
+            elif type(save) is SaveCleared:
+                self.given = {
+                    (worker, ticket): seq
+                    for (worker, ticket), seq in self.given.items()
+                    if worker != save.worker or ticket >= save.below
+                }
             elif type(save) is SaveForget:
                 del self.seqs[self.rows.pop(save.seq).id]
 
     def open_tasks(self) -> list[Task]:
-        return [row for row in self.rows.values() if row.phase != states.DONE]
+        rows = {seq: task_of(row) for seq, row in self.rows.items() if row.phase != states.DONE}
+        for (worker, ticket), seq in self.given.items():
+            row = rows.get(seq)
+            if row is not None and ticket > row.ticket:
+                row.phase, row.worker, row.ticket = states.ASSIGNED, worker, ticket
+        return list(rows.values())
 
     def find(self, task_id: str) -> Task | None:
         seq = self.seqs.get(task_id)
@@ -234,7 +251,7 @@ class Simulation:
         """Let the broker die and come back from its store; the workers live on."""
         self.scheduler = self._new_scheduler()
         self._carry_out(self.scheduler.restore(self.store.open_tasks(), self.now))
-        for worker in self.workers.values():
+        for worker in list(self.workers.values()):
             self.say(worker.peer, self._hello_again(worker))
         self.say(SUPERVISOR, Hello("supervisor", "s", 1, "3.11", workers=tuple(self.workers)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -9,17 +10,19 @@ import msgspec
 from msgspec.structs import replace
 
 from nbtasks.core.actions import (
+    Save,
     SaveCall,
+    SaveCleared,
     SaveDefinition,
     SaveEvent,
     SaveForget,
+    SaveGiven,
     SaveTask,
     Task,
 )
 from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Now, Options
 from nbtasks.core.states import DONE, PENDING, QUEUED
 
-Save = SaveCall | SaveTask | SaveEvent | SaveDefinition | SaveForget
 Buffer = bytes | bytearray | memoryview
 
 #: Longer bodies of calls (bytes) lie apart: a row is written anew whenever its task changes.
@@ -68,7 +71,7 @@ class TaskRow(msgspec.Struct, gc=False):
 class Turn:
     """The saves of one turn, sorted and with each row once."""
 
-    __slots__ = ("calls", "definitions", "events", "forgotten", "tasks")
+    __slots__ = ("calls", "cleared", "definitions", "events", "forgotten", "given", "tasks")
 
     def __init__(self, saves: Iterable[Save]) -> None:
         self.calls: dict[int, SaveCall] = {}
@@ -76,6 +79,9 @@ class Turn:
         self.events: list[SaveEvent] = []
         self.definitions: list[SaveDefinition] = []
         self.forgotten: set[int] = set()
+        #: Worker → (ticket, seq) of what it was given; worker → below which ticket that is over.
+        self.given: dict[str, list[tuple[int, int]]] = {}
+        self.cleared: dict[str, int] = {}
         tasks, events = self.tasks, self.events
         for save in saves:
             if type(save) is SaveTask:
@@ -84,6 +90,10 @@ class Turn:
                 events.append(save)
             elif type(save) is SaveCall:
                 self.calls[save.seq] = save
+            elif type(save) is SaveGiven:
+                self.given.setdefault(save.worker, []).append((save.ticket, save.seq))
+            elif type(save) is SaveCleared:
+                self.cleared[save.worker] = save.below
             elif type(save) is SaveDefinition:
                 self.definitions.append(save)
             elif type(save) is SaveForget:
@@ -96,6 +106,21 @@ class Turn:
             self.calls.pop(seq, None)
             self.tasks.pop(seq, None)
         self.events = [save for save in self.events if save.seq not in self.forgotten]
+
+
+# -------------------------------------------------------------------- notes of what was given
+
+_PAIR = struct.Struct("<2q")
+
+
+def pack_given(pairs: Iterable[tuple[int, int]]) -> bytes:
+    """Return (ticket, seq) pairs as one blob."""
+    return b"".join(_PAIR.pack(ticket, seq) for ticket, seq in pairs)
+
+
+def unpack_given(blob: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the (ticket, seq) pairs of a blob."""
+    yield from _PAIR.iter_unpack(blob)
 
 
 # ----------------------------------------------------------------------------------- payload frames

@@ -76,6 +76,14 @@ CREATE INDEX tasks_by_end ON tasks (ended_at, seq, state, function);
 
 CREATE INDEX tasks_by_parent ON tasks (parent) WHERE parent != '';
 
+-- Who was given what, many calls to a row: cheaper than to write each task's row anew. A note holds
+-- while its ticket is higher than the one in the task's row.
+CREATE TABLE given (
+    worker      TEXT NOT NULL,      -- name of the worker
+    last        INTEGER NOT NULL,   -- highest ticket in pairs
+    pairs       BLOB NOT NULL       -- (ticket, seq) of each call, two little-endian int64
+);
+
 -- What happened to each task, as it was told.
 CREATE TABLE events (
     seq         INTEGER NOT NULL,   -- tasks.seq

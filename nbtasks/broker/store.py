@@ -30,20 +30,22 @@ from msgspec.structs import replace
 from nbtasks.broker.rows import (
     BODY,
     SHORT_BODY,
-    Save,
     TaskRow,
     Turn,
     call_payloads,
     end_of,
     is_usual,
     joined,
+    pack_given,
     parts,
     rest_of,
     task_for,
+    unpack_given,
     without_known,
 )
-from nbtasks.core.actions import SaveCall, SaveDefinition, SaveEvent, Task
+from nbtasks.core.actions import Save, SaveCall, SaveDefinition, SaveEvent, Task
 from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Define, Event, Now
+from nbtasks.core.states import ASSIGNED
 from nbtasks.exceptions import StoreCorrupt, StoreError, StoreTooNew
 
 #: `application_id` of our files: "nbts".
@@ -62,6 +64,10 @@ CHECKPOINT: Final = 2_000
 LOG_LIMIT: Final = 16 * 1024 * 1024
 #: Seconds to wait for the lock at opening: a process just killed holds it a little longer.
 LOCK_TIMEOUT: Final = 5.0
+#: All that is emptied when everything is to be forgotten.
+TABLES: Final = (
+    *("payloads", "events", "given", "tasks", "function_payloads", "functions", "notes"),
+)
 #: Values that one query names (SQLite before 3.32 takes 999).
 NAMED: Final = 999
 #: Pages that are given back to the file system at once.
@@ -436,6 +442,8 @@ class Store:
             self._write_calls(turn.calls, turn.tasks, now)
         if turn.tasks:
             self._write_tasks(turn.tasks, now)
+        if turn.given or turn.cleared:
+            self._write_given(turn)
         if turn.events:
             self._write_events(turn.events)
         if turn.forgotten:
@@ -516,6 +524,26 @@ class Store:
         self._put(_PUT_USUAL_TASK, usual)
         self._put(_PUT_ANY_TASK, special)
 
+    def _write_given(self, turn: Turn) -> None:
+        """Note who was given what; not what its row says already, and not what is over."""
+        for worker, pairs in turn.given.items():
+            notes = [p for p in pairs if p[1] not in turn.tasks and p[1] not in turn.calls]
+            if notes:
+                self._db.execute(
+                    "INSERT INTO given (worker, last, pairs) VALUES (?, ?, ?)",
+                    (worker, notes[-1][0], pack_given(notes)),
+                )
+        cleared = list(turn.cleared.items())
+        self._put("DELETE FROM given WHERE worker = ? AND last < ?", cleared)
+
+    def _given(self) -> dict[int, tuple[int, str]]:
+        """Return seq → (ticket, worker) of the last note on each task."""
+        found: dict[int, tuple[int, str]] = {}
+        for worker, blob in self._all("SELECT worker, pairs FROM given"):
+            for ticket, seq in unpack_given(blob):
+                found[seq] = max(found.get(seq, (0, "")), (ticket, worker))
+        return found
+
     def _write_events(self, saves: list[SaveEvent]) -> None:
         encode = self._encode
         self._put(_PUT_EVENT, [(save.seq, save.event.n, encode(save.event)) for save in saves])
@@ -554,10 +582,15 @@ class Store:
         query = (
             f"SELECT {_COLUMNS} FROM tasks WHERE ended_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"
         )
+        given = self._given()
         last = -1
         while rows := self._all(query, (last, NAMED)):
             last = rows[-1][0]
-            yield from map(self._row, rows)
+            for row in map(self._row, rows):
+                ticket, worker = given.get(row.seq, (0, ""))
+                if ticket > row.ticket:
+                    row.phase, row.worker, row.ticket = ASSIGNED, worker, ticket
+                yield row
 
     def find(self, task_id: str) -> TaskRow | None:
         """Return a task by its id, open or ended, or None."""
@@ -774,7 +807,7 @@ class Store:
         """Forget everything; the store gets another name."""
         name = secrets.token_hex(16)
         with self._transaction("be emptied"):
-            for table in ("payloads", "events", "tasks", "function_payloads", "functions", "notes"):
+            for table in TABLES:
                 self._db.execute(f"DELETE FROM {table}")
             self._set_meta("name", name)
         self.name, self._top = name, 0

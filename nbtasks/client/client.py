@@ -16,6 +16,7 @@ thread, so it can never leave half a message on the wire.
 from __future__ import annotations
 
 import atexit
+import importlib
 import itertools
 import logging
 import os
@@ -53,10 +54,13 @@ from nbtasks.core.messages import (
     Define,
     Event,
     Follow,
+    Forget,
+    Hasten,
     Hello,
     Lacking,
     Refused,
     Replayed,
+    Revoke,
     Submit,
     Welcome,
     take,
@@ -75,7 +79,6 @@ __all__ = [
     "new_id",
     "open_clients",
     "set_current",
-    "set_opener",
     "submitted_hooks",
 ]
 
@@ -97,6 +100,10 @@ ATTEMPT = 0.3
 RECENT = 2_000
 #: Seconds that the end of the process waits for what is not accepted yet.
 FAREWELL = 2.0
+#: Seconds within which a broker that dies may have taken an order with it.
+UNHEARD = 2.0
+#: Orders that do no harm when they are said again.
+_ORDERS = (Revoke, Forget, Hasten)
 #: The refusal that means: say Hello first.
 STRANGER = "hello"
 
@@ -168,6 +175,8 @@ class Client:
         self._closing = False
         self._calls: deque[tuple[Call, Sequence[Buffer], Any, bool, bool, Record]] = deque()
         self._outbox: deque[Any] = deque()
+        #: Orders of the last moments, and when they were sent.
+        self._orders: deque[tuple[float, Sequence[Any]]] = deque()
         self._records: dict[str, Record] = {}
         self._recent: dict[str, Record] = {}
         self._batches: dict[int, _Batch] = {}
@@ -610,6 +619,13 @@ class Client:
             self._send_batch(number, again=True)
         for question, _waiter, _answers in list(self._questions.values()):
             self._outbox.append(((question,), ()))
+        # After the calls that they are about, and before whatever was not said yet.
+        self._outbox.extendleft(
+            (messages, ())
+            for sent_at, messages in reversed(self._orders)
+            if sent_at > self._link.down_since - UNHEARD
+        )
+        self._orders.clear()
         self._link.up.set()
 
     def _take_refused(self, refused: Refused, _: Any) -> None:
@@ -710,6 +726,15 @@ class Client:
         while self._outbox:
             messages, buffers = self._outbox.popleft()
             self._post(messages, buffers)
+            if isinstance(messages[0], _ORDERS):
+                self._note_order(messages)
+
+    def _note_order(self, messages: Sequence[Any]) -> None:
+        """Keep an order for a while: nobody confirms it, and the broker may be about to die."""
+        instant = time.monotonic()
+        self._orders.append((instant, messages))
+        while self._orders[0][0] < instant - UNHEARD:
+            self._orders.popleft()
 
     def _send_batch(self, number: int, again: bool, urgent: bool = True) -> None:
         batch = self._batches[number]
@@ -784,19 +809,12 @@ def _least(*seconds: float | None) -> float:
 
 _clients: list[Client] = []
 _current: Client | None = None
-_opener: Callable[[], Client] | None = None
 _opening = threading.RLock()
 
 
 def open_clients() -> Sequence[Client]:
     """Return the clients of this process that are not closed."""
     return tuple(_clients)
-
-
-def set_opener(opener: Callable[[], Client]) -> None:
-    """Say how `current` gets a client when there is none."""
-    global _opener
-    _opener = opener
 
 
 def set_current(client: Client | None) -> None:
@@ -821,10 +839,8 @@ def current() -> Client:
         return client
     with _opening:
         if _current is None or _current.closed:
-            if _opener is None:
-                import nbtasks.cluster  # noqa: F401 (it installs the opener)
-            assert _opener is not None
-            _current = _opener()
+            # By name: the door to clusters is built upon this module, not the other way round.
+            _current = importlib.import_module("nbtasks.cluster").default_client()
         return _current
 
 

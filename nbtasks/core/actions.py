@@ -124,6 +124,25 @@ class SaveDefinition(msgspec.Struct, frozen=True, gc=False):
     buffers: tuple[Any, ...] = ()
 
 
+class SaveGiven(msgspec.Struct, frozen=True, gc=False):
+    """Note that a queued task was given to a worker; its row may stay as it is.
+
+    Every task is given out, so this is the one change that is not worth writing its row anew:
+    notes of many go into one record. A note holds while its ticket is higher than the row's.
+    """
+
+    seq: int
+    worker: str
+    ticket: int
+
+
+class SaveCleared(msgspec.Struct, frozen=True, gc=False):
+    """Drop the notes of what was given to a worker under tickets below this one."""
+
+    worker: str
+    below: int
+
+
 class SaveForget(msgspec.Struct, frozen=True, gc=False):
     seq: int
 
@@ -144,4 +163,7 @@ class Send(msgspec.Struct, frozen=True, gc=False):
     lazy: bool = False
 
 
-Action = SaveCall | SaveTask | SaveEvent | SaveDefinition | SaveForget | Send
+Save = (
+    SaveCall | SaveTask | SaveEvent | SaveDefinition | SaveGiven | SaveCleared | SaveForget
+)  # fmt: skip
+Action = Save | Send

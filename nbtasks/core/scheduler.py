@@ -35,9 +35,11 @@ from nbtasks.core.actions import (
     Archive,
     Row,
     SaveCall,
+    SaveCleared,
     SaveDefinition,
     SaveEvent,
     SaveForget,
+    SaveGiven,
     SaveTask,
     Send,
     Task,
@@ -177,6 +179,7 @@ class Scheduler:
             self._out.append(Send(peer, Accepted(tuple(batches)), lazy=not urgent))
         self._accepted.clear()
         for worker in self._noted:
+            self._out.append(SaveCleared(worker.name, min(worker.held, default=self._ticket + 1)))
             self._out.append(Send(worker.peer, Noted(worker.noted), lazy=True))
             worker.noted = 0
         self._noted.clear()
@@ -252,8 +255,7 @@ class Scheduler:
 
     def _make_ready(self, task: Task, front: bool = False) -> None:
         self._step(task, "ready")
-        task.worker = ""
-        task.ticket = 0
+        task.worker = ""  # the ticket stays: what was noted under it is void
         task.limit_at = None
         self.pool.ready.push(task, front)
 
@@ -578,7 +580,7 @@ class Scheduler:
     def _on_limit(self, subject: tuple[Worker, int, Task], when: float, now: Now) -> None:
         """Have the worker killed, if it still runs what has run out of time."""
         worker, ticket, task = subject
-        if worker.held.get(ticket) is task and not worker.dead:
+        if worker.held.get(ticket) is task and task.limit_at == when and not worker.dead:
             limit = self._limit_of(task)
             worker.verdicts[ticket] = (states.FAILURE, "TimeLimitExceeded", [limit])
             self._kill(worker, ticket, "SIGKILL")
@@ -623,7 +625,7 @@ class Scheduler:
         self._step(task, "assign")
         task.worker, task.ticket = worker.name, self._ticket
         worker.hold(self._ticket, task, self.pool.of(task), now)
-        self._save(task)
+        self._out.append(SaveGiven(task.seq, worker.name, self._ticket))
         sender = self.clients.get(task.client)
         run = Run(self._ticket, task.call, task.deaths, sender.name if sender else "")
         self._out.append(Send(worker.peer, run, task.buffers, task))
@@ -643,10 +645,7 @@ class Scheduler:
 
     def _begin(self, worker: Worker, ticket: int, task: Task, now: Now, at: float) -> None:
         self._step(task, "start")
-        limit = self._limit_of(task)
-        if limit is not None:
-            task.limit_at = now.boot + limit
-            self.agenda.add_boot(task.limit_at, "limit", (worker, ticket, task))
+        self._limit(worker, ticket, task, now)
         self._save(task)
         event = self._event(
             task, now, "run", worker=worker.name, pid=worker.pid, retries=task.retries, at=at
@@ -664,6 +663,13 @@ class Scheduler:
         if task.wish == "terminated":
             self._terminate(worker, task, "SIGTERM" if wish is None else wish.signal)
 
+    def _limit(self, worker: Worker, ticket: int, task: Task, now: Now) -> None:
+        """Note when a run that begins now must be over, if it has a hard time limit."""
+        limit = self._limit_of(task)
+        if limit is not None:
+            task.limit_at = now.boot + limit
+            self.agenda.add_boot(task.limit_at, "limit", (worker, ticket, task))
+
     def _limit_of(self, task: Task) -> float | None:
         """Return the hard time limit of a run, seconds: what the call says wins."""
         limit = None if task.options is None else task.options.time_limit
@@ -671,9 +677,15 @@ class Scheduler:
 
     def _started(self, peer: bytes, started: Started, now: Now, _: Iterator[Any]) -> None:
         worker, task = self._held(peer, started.ticket)
-        if worker is not None and task is not None and task.phase == ASSIGNED:
-            worker.progress_at = now.boot
+        if worker is None or task is None:
+            return
+        worker.progress_at = now.boot
+        if task.phase == ASSIGNED:
             self._begin(worker, started.ticket, task, now, started.at)
+        elif task.limit_at is not None:
+            # Said again once function and arguments are loaded: now the body begins.
+            self._limit(worker, started.ticket, task, now)
+            self._save(task)
 
     def _report(self, peer: bytes, report: Report, now: Now, buffers: Iterator[Any]) -> None:
         payload = take(buffers, report.frames)
@@ -850,7 +862,7 @@ class Scheduler:
         if self._is_unwanted(task, now):
             return
         self._schedule_or_queue(task, now)
-        task.worker, task.ticket, task.limit_at = "", 0, None
+        task.worker, task.limit_at = "", None
         self._save(task)
 
     def _returned(self, peer: bytes, returned: Returned, now: Now, _: Iterator[Any]) -> None:
@@ -910,6 +922,7 @@ class Scheduler:
                 self._lose(task, verdict, died, now)
             else:
                 self._give_back(task, now)
+        self._out.append(SaveCleared(worker.name, self._ticket + 1))
 
     def _lose(
         self, task: Task, verdict: tuple[str, str, list[Any]] | None, died: Died, now: Now

@@ -30,6 +30,8 @@ from nbtasks.worker.limits import SoftLimit
 
 #: Seconds to wait until the broker has saved an outcome, before handlers run.
 NOTED_WAIT = 5.0
+#: Seconds of loading from which on a limited run's clock is set anew for the body.
+LOADING = 0.005
 #: Seconds to wait until a Started that arms a limit is on its way, before the body begins.
 STARTED_WAIT = 5.0
 #: Messages that may wait for the broker; a task that reports more waits too.
@@ -166,6 +168,10 @@ class Runner:
             if type(args) is not tuple:  # serializers other than pickle make a list of it
                 args = tuple(args)
             request = RunRequest(job, function, args, kwargs)
+            loading = time.monotonic() - self._handover.began_at
+            if loading > LOADING and _is_limited(function.policy, call):
+                # The limit is for the body: imports that the first call waits for are not its own.
+                self._tell_started(function.policy, call)
         except BaseException as error:
             self._fail(error)
             return

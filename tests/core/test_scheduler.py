@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbtasks.core.messages import Done, Hasten, Now, Policy, Redo, Revoke, Submit
+from nbtasks.core.messages import Done, Hasten, Now, Policy, Redo, Revoke, Started, Submit
 from nbtasks.core.scheduler import MAX_DEATHS, Send
 from nbtasks.simulation import CLIENT, Simulation
 
@@ -321,6 +321,18 @@ def test_time_limit_outlives_the_broker(world: Simulation) -> None:
 
     assert finals(world, task_id) == ["FAILURE"]
     assert world.now.boot < 3.5
+
+
+def test_time_that_loading_took_is_not_the_bodys(world: Simulation) -> None:
+    task_id = world.submit(seconds=1000, policy=Policy(time_limit=3.0))
+    world.advance(2)
+    (worker,) = (worker for worker in world.workers.values() if worker.running)
+
+    world.say(worker.peer, Started(worker.running.ticket, world.now.wall))
+    world.run()
+
+    assert finals(world, task_id) == ["FAILURE"]
+    assert 5 <= world.now.boot < 5.1
 
 
 def test_timed_out_task_that_is_to_run_again_is_given_up_in_the_end(world: Simulation) -> None:
