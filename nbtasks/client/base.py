@@ -642,6 +642,9 @@ class Task:
         for option in ("time_limit", "soft_time_limit"):
             options.limit_of(option, getattr(self, option))
         options.memory_of(self.memory_limit)
+        options.retries_of("max_retries", self.max_retries)
+        if self.name is not None:
+            options.text_of("name", self.name)
         options.seconds("default_retry_delay", self.default_retry_delay)
         if self.pydantic:
             from nbtasks.client.models import check_installed

@@ -47,6 +47,7 @@ class Prepared:
 
     def __init__(self, task: Task, settings: Settings) -> None:
         self.settings = settings
+        options.text_of("name", task.name)
         #: Raises TypeError when arguments do not fit; None: not wanted, or nobody can say.
         self.check = task._check if task.typing else None
         self.serializer: str = task.serializer
@@ -188,9 +189,11 @@ def _send_with_options(
         expires=expires,
         priority=priority,
         queue=options.queue_of(get("queue") or get("routing_key") or prepared.queue),
-        root=get("root_id") or root,
-        parent=get("parent_id") or parent,
-        retries=get("retries") or 0,
+        root=root if get("root_id") is None else options.text_of("root_id", given["root_id"]),
+        parent=(
+            parent if get("parent_id") is None else options.text_of("parent_id", given["parent_id"])
+        ),
+        retries=options.retries_of("retries", get("retries") or 0) or 0,
         options=rare,
     )
     record = clients.current().submit(

@@ -183,7 +183,7 @@ def policy_of(task: Any) -> Policy:
         acks_on_timeout=bool(option("acks_on_timeout", both)),
         retry_on_worker_lost=bool(option("retry_on_worker_lost", False)),
         # None is a value here: without end.
-        max_retries=getattr(task, "max_retries", 3),
+        max_retries=options.retries_of("max_retries", getattr(task, "max_retries", 3)),
         ignore_result=bool(option("ignore_result", settings.task_ignore_result)),
         store_errors_even_if_ignored=bool(
             option("store_errors_even_if_ignored", settings.task_store_errors_even_if_ignored)

@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -21,12 +21,12 @@ from nbtasks.config import parse_size
 from nbtasks.core.messages import INLINE_LIMIT, Now, Options
 from nbtasks.exceptions import NaiveTimeWarning
 
-#: Options that become fields of `Options` as they are.
-_PLAIN: Final = ("shadow", "argsrepr", "kwargsrepr", "group_index", "reply_to", "ignore_result")
-
 #: Options of `apply_async` that this module turns into `Options`.
 RARE: Final = frozenset(
-    {*_PLAIN, "time_limit", "soft_time_limit", "headers", "memory_limit", "group_id", "group"}
+    {
+        *("shadow", "argsrepr", "kwargsrepr", "group_index", "reply_to", "ignore_result"),
+        *("time_limit", "soft_time_limit", "headers", "memory_limit", "group_id", "group"),
+    }
 )
 
 #: Options that say where and how to publish in other brokers; here they change nothing.
@@ -244,7 +244,7 @@ def queue_of(value: Any) -> str:
     """Return the name of a queue, of which the caller may also have an object with a `name`."""
     name = getattr(value, "name", value)
     if isinstance(name, str) and name:
-        return name
+        return text_of("queue", name)
     raise TypeError(f"queue={value!r} is no name of a queue. Give text, such as queue='slow'.")
 
 
@@ -276,8 +276,67 @@ def check_limits(soft: float | None, hard: float | None) -> None:
 
 
 def memory_of(value: Any) -> int | None:
-    """Return a memory limit in bytes, or None."""
-    return None if value is None else parse_size(value)
+    """Return a memory limit in bytes, or None.
+
+    Raises
+    ------
+    ValueError
+        When it is no size.
+    """
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError as error:
+        raise ValueError(f"memory_limit: {error}") from None
+
+
+def retries_of(option: str, value: Any) -> int | None:
+    """Return a number of retries; None, or infinity: for ever.
+
+    Raises
+    ------
+    ValueError
+        When it is none.
+    """
+    if value is None or value == math.inf:
+        return None
+    if isinstance(value, (int, float)) and value >= 0 and value == int(value):
+        return int(value)
+    raise ValueError(
+        f"{option}={value!r} is no number of retries. Give a whole number, 0 for none, or None "
+        f"for retries without end."
+    )
+
+
+def text_of(option: str, value: Any) -> str:
+    """Return text that says which task, queue or function is meant.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When it is no text, or holds what UTF-8 cannot carry.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{option}={value!r} is no text. Give a str.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{option}={value!r} holds half a character (a lone surrogate), which UTF-8 cannot "
+            f"carry. Give other text."
+        ) from error
+    return str(value)
+
+
+def _shown_text(value: Any) -> str:
+    """Return text that is only shown, whatever was given."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+def _place(value: Any) -> int:
+    """Return a place in a group."""
+    if isinstance(value, int) and value >= 0:
+        return int(value)
+    raise ValueError(f"group_index={value!r} is no place in a group. Give a whole number from 0.")
 
 
 def id_of(task_id: Any, key: Any, name: str) -> str | None:
@@ -299,7 +358,7 @@ def id_of(task_id: Any, key: Any, name: str) -> str | None:
         text = str(task_id)
         if not text:
             raise ValueError("task_id is empty. Give some text, or None to have an id made.")
-        return text
+        return text_of("task_id", text)
     if key is None:
         return None
     data = f"{name}\0{key}".encode("utf-8", "surrogatepass")
@@ -348,16 +407,36 @@ def rare_options(options: Mapping[str, Any], hard: float | None, soft: float | N
     own_soft = limit_of("soft_time_limit", options.get("soft_time_limit"))
     if own_hard is not None or own_soft is not None:
         check_limits(own_soft or soft, own_hard or hard)
-    plain = {name: options[name] for name in _PLAIN if options.get(name) is not None}
+    group = options.get("group_id") or options.get("group")
     return Options(
         time_limit=own_hard,
         soft_time_limit=own_soft,
         headers=encode_headers(options.get("headers")),
         memory_limit=memory_of(options.get("memory_limit")),
-        group=options.get("group_id") or options.get("group"),
+        group=None if group is None else text_of("group_id", group),
         origin=origin(),
-        **plain,
+        **_plain(options),
     )
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options that become fields of `Options` under the same name."""
+    return {
+        name: make(options[name])
+        for name, make in _PLAIN.items()
+        if options.get(name) is not None
+    }
+
+
+#: Options that become fields of `Options` under the same name, and what makes them fit.
+_PLAIN: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "shadow": _shown_text,
+    "argsrepr": _shown_text,
+    "kwargsrepr": _shown_text,
+    "reply_to": _shown_text,
+    "group_index": _place,
+    "ignore_result": bool,
+}
 
 
 def origin() -> str:
@@ -374,11 +453,10 @@ def normalize_for_retry(options: Mapping[str, Any], wall: float) -> dict[str, An
         As `apply_async` does.
     """
     check_known("retry()", options)
-    found: dict[str, Any] = {
-        name: options[name]
-        for name in (*_PLAIN, "serializer", "compression")
-        if options.get(name) is not None
-    }
+    found = _plain(options)
+    for name in ("serializer", "compression"):
+        if options.get(name) is not None:
+            found[name] = options[name]
     if "expires" in options:
         found["expires"] = end_of(options["expires"], wall)
     if options.get("priority") is not None:

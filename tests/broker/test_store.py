@@ -261,7 +261,7 @@ def test_listing_is_newest_first_and_by_state(store):
     assert store.listing("NONSENSE", 2) == []
 
 
-def given(store: Store) -> list[tuple[int, str, str, int]]:
+def held(store: Store) -> list[tuple[int, str, str, int]]:
     """Return who holds what, as a broker that is started now would be told."""
     return [(row.seq, row.phase, row.worker, row.ticket) for row in store.open_tasks(NOW)]
 
@@ -272,7 +272,7 @@ def test_note_of_what_was_given_is_told_with_the_open_tasks(store):
 
     store.commit([SaveGiven(1, "w1", 11), SaveGiven(3, "w2", 12), SaveGiven(2, "w1", 13)], NOW)
 
-    assert given(store) == [
+    assert held(store) == [
         (1, "assigned", "w1", 11),
         (2, "assigned", "w1", 13),
         (3, "assigned", "w2", 12),
@@ -286,9 +286,9 @@ def test_note_is_void_once_the_task_was_saved_under_its_ticket(store):
     task.ticket = 11  # given back: it waits again
     store.commit([SaveTask(task)], NOW)
 
-    assert given(store) == [(1, "queued", "", 11)]
+    assert held(store) == [(1, "queued", "", 11)]
     store.commit([SaveGiven(1, "w2", 15)], NOW)
-    assert given(store) == [(1, "assigned", "w2", 15)]
+    assert held(store) == [(1, "assigned", "w2", 15)]
 
 
 def test_task_that_is_saved_in_the_same_turn_needs_no_note(store):
@@ -298,7 +298,7 @@ def test_task_that_is_saved_in_the_same_turn_needs_no_note(store):
     store.commit([SaveGiven(1, "w1", 11), SaveTask(task)], NOW)
 
     assert store._value("SELECT count(*) FROM given") == 0
-    assert given(store) == [(1, "assigned", "w1", 11)]
+    assert held(store) == [(1, "assigned", "w1", 11)]
 
 
 def test_notes_go_when_a_worker_is_through_with_them(store):
@@ -308,7 +308,7 @@ def test_notes_go_when_a_worker_is_through_with_them(store):
     store.commit([SaveGiven(2, "w1", 12)], NOW)
 
     store.commit([SaveCleared("w1", 12)], NOW)
-    assert [seq for seq, phase, *_ in given(store) if phase == "assigned"] == [2]
+    assert [seq for seq, phase, *_ in held(store) if phase == "assigned"] == [2]
 
     store.commit([SaveCleared("w1", 13)], NOW)
     assert store._value("SELECT count(*) FROM given") == 0
