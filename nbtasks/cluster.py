@@ -489,7 +489,11 @@ def _settings(place: Place, options: Options) -> Settings:
         idle_timeout=600.0 if options.idle_timeout is None else options.idle_timeout,
         result_expires=ours.result_expires or None,
         sys_path=tuple(sys.path),
-        extra={"folder": os.getcwd(), "python": sys.executable},
+        extra={
+            "folder": os.getcwd(),
+            "python": sys.executable,
+            "accept_content": ours.accept_content,
+        },
     )
 
 

@@ -61,7 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # How calls travel.
     task_serializer: str = "pickle"
     result_serializer: str = "pickle"
-    #: Serializers that may be read; None: all that are registered.
+    #: Serializers of arguments that workers of a new cluster read; None: all that are registered.
     accept_content: tuple[str, ...] | None = None
     task_compression: str | None = None
     result_compression: str | None = None

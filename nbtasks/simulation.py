@@ -319,10 +319,11 @@ class Simulation:
     def _settle(self) -> None:
         """Let the broker take its turns until nobody has anything to say."""
         while True:
+            actions: list[Action] = []
             while self._mail:
                 peer, message = self._mail.popleft()
-                self._carry_out(self.scheduler.receive(peer, message, self.now))
-            self._carry_out(self.scheduler.tick(self.now))
+                actions += self.scheduler.receive(peer, message, self.now)
+            self._carry_out(actions + self.scheduler.tick(self.now))
             if not self._mail:
                 return
 

@@ -567,16 +567,17 @@ class Task:
         ...     for epoch in range(epochs):
         ...         self.update_state(state="PROGRESS", meta={"progress": 100 * epoch / epochs})
         """
+        from nbtasks.client import options
+
         request = self.request
-        if state is None:
-            state = context.PROGRESS
+        state = context.PROGRESS if state is None else options.text_of("state", state)
         if state in states.EXCEPTION_STATES and not isinstance(meta, BaseException):
             raise TypeError(
                 f"The state {state} needs an exception as meta, not {type(meta).__name__}: it is "
                 f"what get() raises. Give one, or choose another state."
             )
-        if task_id is not None and task_id != request.id:
-            _update_other(task_id, state, meta)
+        if task_id is not None and str(task_id) != request.id:
+            _update_other(options.text_of("task_id", str(task_id)), state, meta)
         elif request.id is None:
             raise ValueError(
                 f"The task {self.name} was called directly, so it has no id and nobody can see "

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from nbtasks import config
+from nbtasks.client import options
 from nbtasks.client.reach import Reach, imports_of
 from nbtasks.core.messages import Define, Policy
 from nbtasks.core.retry import parse_rate
@@ -175,7 +176,6 @@ def policy_of(task: Any) -> Policy:
         return default if value is None else value
 
     both = option("acks_on_failure_or_timeout", settings.task_acks_on_failure_or_timeout)
-    memory = getattr(task, "memory_limit", None)
     return Policy(
         interval=parse_rate(option("rate_limit", settings.task_default_rate_limit)),
         acks_late=bool(option("acks_late", settings.task_acks_late)),
@@ -189,7 +189,7 @@ def policy_of(task: Any) -> Policy:
             option("store_errors_even_if_ignored", settings.task_store_errors_even_if_ignored)
         ),
         time_limit=_seconds(option("time_limit", settings.task_time_limit)),
-        memory_limit=None if memory is None else config.parse_size(memory),
+        memory_limit=options.memory_of(getattr(task, "memory_limit", None)),
         track_started=bool(option("track_started", settings.task_track_started)),
     )
 

@@ -107,7 +107,7 @@ def load(record: Record, event: Event) -> Any:
     if not body and buffers:
         body = buffers.pop(0)  # too large to lie in the message: it travelled as a frame
     if body:
-        return payloads.loads(body, buffers)
+        return payloads.loads(body, buffers, ours=True)
     if event.text:
         return _named(event.text)
     if event.state == states.STARTED:

@@ -129,7 +129,7 @@ def load_value(event: Event, buffers: Sequence[Buffer] = ()) -> Any:
     if event.body or event.frames:
         from nbtasks.wire import payloads
 
-        return payloads.loads(event.body, buffers)
+        return payloads.loads(event.body, buffers, ours=True)
     if event.text and event.kind == "state":
         name, args = json.loads(event.text)
         return getattr(exceptions, name)(*args)

@@ -30,6 +30,7 @@ from nbtasks.client import outcome, waiting
 from nbtasks.client.callbacks import callbacks
 from nbtasks.client.family import Callback, Family, Listener, ResultBase
 from nbtasks.client.listening import Facts, Messages
+from nbtasks.client.options import text_of
 from nbtasks.client.outcome import Moment
 from nbtasks.core import states
 from nbtasks.core.messages import Event, Hasten, Redo, Revoke
@@ -107,7 +108,7 @@ class AsyncResult(Family):
                 f"AsyncResult needs the id of a task, not {id!r}. "
                 f"It is what result.id shows where the task was sent."
             )
-        self.id = str(id)
+        self.id = text_of("id", str(id))
         self.parent = parent
         self._name = task_name
         self._record: Record | None = None

@@ -722,7 +722,11 @@ class Scheduler:
     def _ended(self, task_id: str) -> Task | None:
         """Return a task that is over, for what may still come: the output of its handlers."""
         row = self._find(task_id)
-        return row if row is None or isinstance(row, Task) else task_of(row)
+        if row is None or isinstance(row, Task):
+            return row
+        # Kept until the commit: what comes next in this turn must find the number of this event.
+        task = self._just_ended[task_id] = task_of(row)
+        return task
 
     def _done(self, peer: bytes, done: Done, now: Now, buffers: Iterator[Any]) -> None:
         payload = take(buffers, done.frames)

@@ -229,8 +229,15 @@ def _encode(codec: Codec, value: Any, parts: culprits.Parts | None) -> bytes:
 # ---------------------------------------------------------------------------------- from bytes
 
 
-def loads(body: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
+def loads(body: Buffer, buffers: Sequence[Buffer] = (), *, ours: bool = False) -> Any:
     """Return the value that a payload holds.
+
+    Parameters
+    ----------
+    body, buffers
+        What `dumps` returned.
+    ours
+        Whether nbtasks chose the serializer (a result, headers), so that `accept` does not matter.
 
     Raises
     ------
@@ -241,7 +248,7 @@ def loads(body: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
     """
     body, buffers = _opened(body, buffers)
     if body[0] == _PLAIN:
-        if codecs.accepted is not None:
+        if codecs.accepted is not None and not ours:
             codecs.check_accepted(_PICKLE)
         return _unpickle(body, buffers)
     if body[0] != _HEADED:

@@ -22,6 +22,10 @@ def main(runtime: str, name: str, *queues: str) -> int:
         settings = read_settings(place)
     except FileNotFoundError:
         settings = Settings(data=runtime, workers=1)
+    if accepted := settings.extra.get("accept_content"):
+        from nbtasks.wire import payloads
+
+        payloads.accept(accepted)
     return work.serve(place, name, queues, settings)
 
 

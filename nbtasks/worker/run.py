@@ -382,7 +382,7 @@ def _add_options(request: Request, options: Options) -> None:
     if options.ignore_result is not None:
         request.ignore_result = options.ignore_result
     if options.headers:
-        request.headers = payloads.loads(options.headers)
+        request.headers = payloads.loads(options.headers, ours=True)
 
 
 def _next_options(former: Options | None, changes: dict[str, Any]) -> Options | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nbtasks.core.messages import Done, Hasten, Now, Policy, Redo, Revoke, Started, Submit
+from nbtasks.core.messages import Done, Hasten, Now, Output, Policy, Redo, Revoke, Started, Submit
 from nbtasks.core.scheduler import MAX_DEATHS, Send
 from nbtasks.simulation import CLIENT, Simulation
 
@@ -456,6 +456,19 @@ def test_broker_restart_loses_and_repeats_nothing(world: Simulation) -> None:
 
     assert all(finals(world, task_id) == ["SUCCESS"] for task_id in ids)
     assert all(world.runs[task_id] == 1 for task_id in ids)
+
+
+def test_all_that_handlers_print_in_one_turn_is_kept(world: Simulation) -> None:
+    task_id = world.submit()
+    world.run()
+    worker = next(iter(world.workers.values())).peer
+
+    for text in ("one", "two"):  # both heard before either is saved
+        world._mail.append((worker, Output(task_id, "stdout", text)))
+    world._settle()
+
+    assert [e.text for e in world.events(task_id) if e.kind == "output"] == ["one", "two"]
+    assert [event.n for event in world.events(task_id)] == [1, 2, 3, 4]
 
 
 def test_stranger_is_asked_to_introduce_itself(world: Simulation) -> None:

@@ -11,7 +11,7 @@ import textwrap
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from nbtasks import task
 from nbtasks.exceptions import (
     BrokerUnavailable,
     ClusterError,
-    ContentDisallowed,
+    DecodeError,
     EncodeError,
     ImproperlyConfigured,
     NotRegistered,
@@ -169,6 +169,68 @@ def test_options_that_cannot_be_meant_are_refused_at_the_latest_at_the_call(opti
     assert name in text or str(options[name]).strip("(),'") in text
 
 
+HALF = "half a \ud800"
+
+
+@pytest.mark.usefixtures("nothing_sent")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: add.apply_async((1, 2), task_id=HALF),
+        lambda: add.apply_async((1, 2), queue=HALF),
+        lambda: add.apply_async((1, 2), root_id=3),
+        lambda: add.apply_async((1, 2), parent_id=HALF),
+        lambda: add.apply_async((1, 2), group_id=["g"]),
+        lambda: add.apply_async((1, 2), group_index="first"),
+        lambda: add.apply_async((1, 2), retries="two"),
+        lambda: add.apply_async((1, 2), retries=-1),
+        lambda: task(name=HALF)(lambda: None),
+        lambda: task(name="x")(lambda: None).update_state("id", state=3),
+        lambda: task(name="x")(lambda: None).update_state("id", state=HALF),
+        lambda: task(name="x")(lambda: None).update_state(HALF, state="X"),
+        lambda: nbtasks.send_task(HALF),
+        lambda: nbtasks.AsyncResult(HALF),
+        lambda: nbtasks.AsyncResult("id").revoke(signal="SIGNOTHING"),
+    ],
+)
+def test_what_no_message_can_carry_is_refused_before_it_is_sent(call):
+    with pytest.raises((TypeError, ValueError)):
+        call()
+
+
+def test_texts_that_are_only_shown_may_be_anything():
+    class Odd:
+        def __repr__(self):
+            return HALF
+
+    result = echo.apply_async((Odd(),), shadow=3, argsrepr=HALF, kwargsrepr=Odd(), reply_to=4)
+    more = [echo.delay(Odd(), HALF, **{HALF: 1}), echo.apply_async((Odd(),), ignore_result="no")]
+
+    assert result.get(timeout=SOON)
+    assert more[0].get(timeout=SOON)[0][1] == HALF
+    assert more[1].get(timeout=SOON) is None
+
+
+@pytest.mark.parametrize("name", ["max_retries", "rate_limit", "memory_limit", "time_limit"])
+def test_an_option_that_is_spoilt_later_is_refused_at_the_call(name):
+    spoilt = task(name=f"spoilt.{name}")(lambda: None)
+    setattr(spoilt, name, "nonsense")
+
+    with pytest.raises(ValueError, match=r"nonsense"):
+        spoilt.delay()
+
+    assert add.delay(1, 2).get(timeout=SOON) == 3
+
+
+def test_an_option_that_is_spoilt_in_the_class_is_refused_at_the_call_too():
+    class Spoilt(nbtasks.Task):
+        max_retries = float("inf")
+
+    fine = task(base=Spoilt, name="fine")(lambda: 1)
+
+    assert fine.delay().get(timeout=SOON) == 1
+
+
 # -------------------------------------------------------------------------------------- bad times
 
 
@@ -246,7 +308,7 @@ def test_an_argument_that_cannot_be_pickled_is_named_with_its_type(thing):
     with pytest.raises(EncodeError) as caught:
         echo.delay(1, "two", thing)
     assert type(thing).__name__ in str(caught.value)
-    assert "args[2]" in str(caught.value) or "third" in str(caught.value)
+    assert "Argument 3" in str(caught.value)
 
     with pytest.raises(EncodeError, match="stream"):
         echo.delay(1, stream=thing)
@@ -309,19 +371,20 @@ def test_a_serializer_that_is_not_accepted_fails_the_task_and_nobody_waits(short
     code = f"""
         import nbtasks
         with nbtasks.start(workers=1, dir={str(short_path / "c")!r}):
-            @nbtasks.task(serializer="yaml")
-            def echo(value):
-                return value
+            @nbtasks.task(bind=True, serializer="json")
+            def echo(self, value):
+                return value, self.request.headers
+            print(echo.apply_async(("taken",), headers={"h": 1}).get(timeout=30))
             try:
-                print(echo.delay(1).get(timeout=30))
+                print(echo.apply_async((1,), serializer="yaml").get(timeout=30))
             except nbtasks.exceptions.ContentDisallowed as error:
                 print("ContentDisallowed:", error)
     """
-    said = script(code, NBTASKS_ACCEPT_CONTENT="pickle,json").stdout
+    said = script(code, NBTASKS_ACCEPT_CONTENT="json").stdout
 
+    assert "('taken', {'h': 1})" in said
     assert "ContentDisallowed" in said
     assert "yaml" in said
-    assert issubclass(ContentDisallowed, Exception)
 
 
 # --------------------------------------------------------------------------- workers and modules
@@ -329,21 +392,22 @@ def test_a_serializer_that_is_not_accepted_fails_the_task_and_nobody_waits(short
 
 def test_a_worker_that_cannot_import_a_module_names_it_and_the_interpreter(monkeypatch):
     ghost = types.ModuleType("ghost_of_this_process")
-    ghost.value = 7
     monkeypatch.setitem(sys.modules, "ghost_of_this_process", ghost)
 
     @task
     def haunted():
-        return ghost.value
+        return ghost
 
-    # cloudpickle sends a module that lies on no disk whole, so a plain import stands for it.
     @task
     def importing():
         import no_such_module_anywhere
 
         return no_such_module_anywhere
 
-    assert haunted.delay().get(timeout=SOON) == 7
+    with pytest.raises(ImportError, match="ghost_of_this_process") as caught:
+        haunted.delay().get(timeout=SOON)
+    assert sys.executable in str(caught.value)
+    assert caught.value.name == "ghost_of_this_process"
     with pytest.raises(ModuleNotFoundError, match="no_such_module_anywhere"):
         importing.delay().get(timeout=SOON)
 
@@ -360,13 +424,13 @@ def test_a_class_of_a_module_that_the_worker_lacks_names_module_and_interpreter(
     result = echo.delay(thing)
 
     try:
-        with pytest.raises(ImportError) as caught:
+        with pytest.raises(DecodeError) as caught:
             result.get(timeout=SOON)
     finally:
         del sys.modules["vanishing_module"]
-    text = "".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
-    assert "vanishing_module" in text
-    assert sys.executable in text
+    assert "vanishing_module" in str(caught.value)
+    assert sys.executable in str(caught.value)
+    assert isinstance(caught.value.__cause__, ImportError)
 
 
 def test_a_local_module_that_fails_to_import_is_quoted(short_path, monkeypatch):
@@ -529,6 +593,3 @@ def test_a_fork_is_told_to_connect_anew(cluster):
 
     assert "ForkedError" in said
     assert "fork" in said
-
-
-Call = Callable[[], Any]

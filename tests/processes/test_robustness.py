@@ -740,35 +740,40 @@ def test_tasks_that_tasks_send_are_their_children():
 # ------------------------------------------------------------------------ code as it is at the call
 
 
-FACTOR = 1
-TABLE = {"a": 1}
-
-
-@nbtasks.task
-def look_around():
-    return FACTOR, dict(TABLE)
-
-
-@pytest.mark.usefixtures("cluster")
-def test_task_sees_globals_as_they_are_at_the_call(monkeypatch):
-    first = look_around.delay()
-    TABLE["b"] = 2
-    second = look_around.delay()
-    monkeypatch.setitem(globals(), "FACTOR", 7)
-    third = look_around.delay()
-    del TABLE["b"]
-
-    assert first.get(timeout=SOON) == (1, {"a": 1})
-    assert second.get(timeout=SOON) == (1, {"a": 1, "b": 2})
-    assert third.get(timeout=SOON) == (7, {"a": 1, "b": 2})
-    monkeypatch.undo()
-    assert look_around.delay().get(timeout=SOON) == (1, {"a": 1})
-
-
-def test_edited_module_is_used_as_it_is_on_disk(make_cluster: MakeCluster, tmp_path: Path):
-    make_cluster(workers=1)
+def test_task_of_a_notebook_sees_globals_as_they_are_at_the_call(cluster: nbtasks.Cluster):
     code = """
-        import sys, time, importlib
+        import sys
+        import nbtasks
+
+        nbtasks.connect(sys.argv[1])
+        factor, table = 1, {"a": 1}
+
+        @nbtasks.task
+        def look():
+            return factor, sorted(table)
+
+        results = [look.delay()]
+        table["b"] = 2  # mutated
+        results.append(look.delay())
+        factor = 7  # bound anew
+        results.append(look.delay())
+
+        @nbtasks.task
+        def look():  # the cell is run again
+            return "new"
+
+        results.append(look.delay())
+        print([result.get(timeout=30) for result in results])
+    """
+
+    seen = said(run(code, cluster.dir)).strip()
+
+    assert seen == "[(1, ['a']), (1, ['a', 'b']), (7, ['a', 'b']), 'new']"
+
+
+def test_edited_module_is_used_as_it_is_on_disk(cluster: nbtasks.Cluster, tmp_path: Path):
+    code = """
+        import sys
         from pathlib import Path
 
         sys.path.insert(0, sys.argv[2])
@@ -792,7 +797,5 @@ def test_edited_module_is_used_as_it_is_on_disk(make_cluster: MakeCluster, tmp_p
         second = ask.delay().get(timeout=30), ask_global.delay().get(timeout=30)
         print(*first, *second)
     """
-    cluster = nbtasks.current_cluster()
-    assert cluster is not None
 
     assert said(run(code, cluster.dir, tmp_path)).split() == ["1", "1", "20", "20"]
