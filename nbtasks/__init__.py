@@ -23,9 +23,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "AsyncResult": "nbtasks.client.result",
     "Cluster": "nbtasks.cluster",
-    "EagerResult": "nbtasks.client.result",
-    "GroupResult": "nbtasks.client.result",
-    "ResultSet": "nbtasks.client.result",
+    "EagerResult": "nbtasks.client.eager_result",
+    "GroupResult": "nbtasks.client.result_set",
+    "ResultSet": "nbtasks.client.result_set",
     "Task": "nbtasks.client.task",
     "allow_join_result": "nbtasks.context",
     "cancelled": "nbtasks.context",
@@ -71,7 +71,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from nbtasks import exceptions, result, states
-    from nbtasks.client.result import AsyncResult, EagerResult, GroupResult, ResultSet
+    from nbtasks.client.eager_result import EagerResult
+    from nbtasks.client.result import AsyncResult
+    from nbtasks.client.result_set import GroupResult, ResultSet
     from nbtasks.client.task import Task, register_task, send_task, shared_task, task
     from nbtasks.cluster import Cluster, connect, current_cluster, shutdown, start
     from nbtasks.config import configure

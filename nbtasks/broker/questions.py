@@ -5,7 +5,7 @@ All answers tell what is saved: they are given after the turn's commit.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,35 @@ from nbtasks.wire.connection import STORE_FILE
 
 if TYPE_CHECKING:
     from nbtasks.broker.rows import TaskRow
-    from nbtasks.broker.server import Server
+    from nbtasks.broker.store import Store
+    from nbtasks.core.actions import Action
+    from nbtasks.core.scheduler import Scheduler
+    from nbtasks.wire.connection import Settings
 
 
 class Questions:
-    """The answers of one broker."""
+    """The answers of one broker.
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    Parameters
+    ----------
+    scheduler, store, settings
+        The broker's.
+    carry_out
+        Saves and sends what an answer brings with it.
+    facts
+        What else to tell of the broker: instance, whether the store is failing, and so on.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        store: Store,
+        settings: Settings,
+        carry_out: Callable[[list[Action], Now], None],
+        facts: Callable[[Now], dict[str, Any]],
+    ) -> None:
+        self._scheduler, self._store, self._settings = scheduler, store, settings
+        self._carry_out, self._facts = carry_out, facts
 
     def answer(self, ask: Ask, instant: Now) -> Answer:
         """Answer one question, or say why not."""
@@ -37,19 +58,15 @@ class Questions:
             return Answer(ask.request, None, f"{type(error).__name__}: {error}")
 
     def _answer_status(self, instant: Now) -> dict[str, Any]:
-        scheduler = self._server.scheduler
+        scheduler = self._scheduler
         return {
-            "broker_pid": os.getpid(),
-            "supervisor_pid": os.getppid(),
-            "instance": self._server.instance.hex(),
-            "uptime": instant.boot - self._server.started.boot,
-            "durability": self._server.settings.durability,
-            "store": str(Path(self._server.settings.data) / STORE_FILE),
-            "store_failing": self._server.store_failed_at is not None,
+            **self._facts(instant),
+            "durability": self._settings.durability,
+            "store": str(Path(self._settings.data) / STORE_FILE),
             "wanted": scheduler.wanted,
             "clients": len(scheduler.clients),
             "phases": scheduler.phases(),
-            "states": self._server.store.counts(),
+            "states": self._store.counts(),
             "workers": [
                 {
                     "name": worker.name,
@@ -68,17 +85,17 @@ class Questions:
     def _answer_list(
         self, instant: Now, state: str | None = None, limit: int = 100
     ) -> list[dict[str, Any]]:
-        return [self._describe(row) for row in self._server.store.listing(state, limit)]
+        return [self._describe(row) for row in self._store.listing(state, limit)]
 
     def _answer_show(self, instant: Now, id: str) -> dict[str, Any] | None:
-        row = self._server.store.find(id)
+        row = self._store.find(id)
         if row is None:
             return None
-        saved = self._server.store.calls([row.seq]).get(row.seq)
+        saved = self._store.calls([row.seq]).get(row.seq)
         call = saved[0] if saved else None
         options = call.options if call is not None else None
         return self._describe(row) | {
-            "children": self._server.store.children(id),
+            "children": self._store.children(id),
             "root": row.root or row.id,
             "deaths": row.deaths,
             "eta": call.eta if call is not None else None,
@@ -88,7 +105,7 @@ class Questions:
             "options": msgspec.structs.asdict(options) if options is not None else {},
             "events": [
                 msgspec.structs.asdict(event) | {"body": b""}
-                for event, _ in self._server.store.events(row.seq, 0)
+                for event, _ in self._store.events(row.seq, 0)
             ],
         }
 
@@ -109,18 +126,18 @@ class Questions:
         }
 
     def _answer_purge(self, instant: Now) -> int:
-        count, actions = self._server.scheduler.purge(instant)
-        self._server.carry_out(actions, instant)
+        count, actions = self._scheduler.purge(instant)
+        self._carry_out(actions, instant)
         return count
 
     def _answer_children(self, instant: Now, id: str) -> list[str]:
-        return self._server.store.children(id)
+        return self._store.children(id)
 
     def _answer_put(self, instant: Now, key: str, value: bytes) -> None:
-        self._server.store.put(key, value)
+        self._store.put(key, value)
 
     def _answer_peek(self, instant: Now, key: str) -> bytes | None:
-        return self._server.store.peek(key)
+        return self._store.peek(key)
 
     def _answer_take(self, instant: Now, key: str) -> bytes | None:
-        return self._server.store.take(key)
+        return self._store.take(key)

@@ -115,7 +115,9 @@ class Server:
             first_ticket=int(self.started.boot) << 20,
             first_seq=self.store.last_seq(),
         )
-        self.questions = Questions(self)
+        self.questions = Questions(
+            self.scheduler, self.store, settings, self.carry_out, self._facts
+        )
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         bound = sockets.bind(self.context, runtime)
         self.socket = bound.socket
@@ -242,6 +244,16 @@ class Server:
                     actions += [Send(peer, waiting.message) for waiting in self._for_supervisor]
                     self._for_supervisor.clear()
 
+    def _facts(self, instant: Now) -> dict[str, Any]:
+        """Return what `status` tells of this process."""
+        return {
+            "broker_pid": os.getpid(),
+            "supervisor_pid": os.getppid(),
+            "instance": self.instance.hex(),
+            "uptime": instant.boot - self.started.boot,
+            "store_failing": self.store_failed_at is not None,
+        }
+
     def _unlike(self, hello: Hello) -> str:
         """Return why a peer cannot be served, or nothing."""
         mine = platform.python_version()
@@ -255,7 +267,7 @@ class Server:
 
     # ------------------------------------------------------------------------------ doing it
 
-    def carry_out(self, actions: Iterable[Action], instant: Now) -> None:
+    def carry_out(self, actions: list[Action], instant: Now) -> None:
         """Save all that is to be saved, in one transaction; then send."""
         for action in actions:
             if type(action) is Send:

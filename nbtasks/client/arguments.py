@@ -128,7 +128,10 @@ def shown(value: object) -> str:
 
 
 def cut(text: str) -> str:
-    """Return a summary of at most `SUMMARY` letters."""
+    """Return a summary of at most `SUMMARY` letters that UTF-8 can carry."""
+    if not text.isascii():
+        # Names of arguments and classes may hold halves of characters, which repr spells out.
+        text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= SUMMARY else f"{text[: SUMMARY - 2]}…)"
 
 

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from nbtasks.client.calls import Prepared
-    from nbtasks.client.result import AsyncResult, EagerResult
+    from nbtasks.client.eager_result import EagerResult
+    from nbtasks.client.result import AsyncResult
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

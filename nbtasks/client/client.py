@@ -187,6 +187,8 @@ class Client:
         self._requests = itertools.count(1)
         self._questions: dict[int, tuple[Ask, Any, list[Answer]]] = {}
         self._waiting: set[Any] = set()
+        #: Whether the socket is connected, as far as its monitor has told.
+        self._connected = False
         self._reviving: threading.Thread | None = None
         self._resend_at = 0.0
         self._takers: dict[type, Callable[[Any, Any], None]] = {
@@ -586,9 +588,16 @@ class Client:
 
     def _look_at_link(self) -> None:
         up = sockets.connected(self._monitor)
+        if up is None:
+            return
+        self._connected = up
+        # A new link may lead to a new broker, to whom nothing is said before it has welcomed us.
+        self._hold_back()
         if up:
             self._say_hello()
-        elif up is False and self._link.up.is_set():
+
+    def _hold_back(self) -> None:
+        if self._link.up.is_set():
             self._link.up.clear()
             self._link.down_since = time.monotonic()
 
@@ -611,6 +620,8 @@ class Client:
                     taker(message, frames)
 
     def _take_welcome(self, welcome: Welcome, _: Any) -> None:
+        if not self._connected:
+            return  # the last word of a broker that is gone
         if welcome.store != self._link.store:
             self._defined.clear()
         self._link.instance, self._link.store = welcome.instance, welcome.store
@@ -630,6 +641,7 @@ class Client:
 
     def _take_refused(self, refused: Refused, _: Any) -> None:
         if refused.reason == STRANGER:
+            self._hold_back()
             self._say_hello()
         else:
             self._give_up(ClusterError(refused.reason))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nbtasks import context, life
 from nbtasks.client import options
 from nbtasks.client.client import new_id
-from nbtasks.client.result import EagerResult
+from nbtasks.client.eager_result import EagerResult
 from nbtasks.context import Request, RetryPlan
 from nbtasks.core import states
 from nbtasks.wire import payloads

@@ -17,6 +17,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import functools
+import importlib
 import threading
 import time
 import warnings
@@ -37,18 +38,8 @@ from nbtasks.core.messages import Event, Hasten, Redo, Revoke
 
 if TYPE_CHECKING:
     from nbtasks.client.client import Client, Record
-    from nbtasks.client.eager_result import EagerResult
-    from nbtasks.client.result_set import GroupResult, ResultSet, result_from_tuple
 
-__all__ = [
-    "AsyncResult",
-    "EagerResult",
-    "GroupResult",
-    "Moment",
-    "ResultBase",
-    "ResultSet",
-    "result_from_tuple",
-]
+__all__ = ["AsyncResult", "Moment", "ResultBase"]
 
 
 class AsyncResult(Family):
@@ -630,9 +621,8 @@ class AsyncResult(Family):
 
     def widget(self) -> Any:
         """Return a widget that shows this task, live; needs a notebook."""
-        from nbtasks.jupyter import panel
-
-        return panel.widget(self)
+        # By name: notebooks are built upon clients, not the other way round.
+        return importlib.import_module("nbtasks.jupyter.panel").widget(self)
 
     # --------------------------------------------------------------------------------- control
 
@@ -791,12 +781,3 @@ class AsyncResult(Family):
         # What is known of the task stays here: whoever loads this asks for itself.
         made = type(self), (self.id, None, self._name, None, self.parent)
         return (*made, (None, {"_ignored": True})) if self._ignored else made
-
-
-def __getattr__(name: str) -> Any:
-    """Return one of the kin; their files need this one to be loaded first."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from nbtasks.client import eager_result, result_set
-
-    return eager_result.EagerResult if name == "EagerResult" else getattr(result_set, name)

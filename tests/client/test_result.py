@@ -22,13 +22,9 @@ import pytest
 from nbtasks import context, exceptions
 from nbtasks.client import outcome, waiting
 from nbtasks.client.callbacks import callbacks
-from nbtasks.client.result import (
-    AsyncResult,
-    EagerResult,
-    GroupResult,
-    ResultSet,
-    result_from_tuple,
-)
+from nbtasks.client.eager_result import EagerResult
+from nbtasks.client.result import AsyncResult
+from nbtasks.client.result_set import GroupResult, ResultSet, result_from_tuple
 from nbtasks.core.messages import Event, Forget, Hasten, Redo, Revoke
 from tests.client.fakes import FakeClient
 

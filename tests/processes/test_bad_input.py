@@ -216,7 +216,7 @@ def test_an_option_that_is_spoilt_later_is_refused_at_the_call(name):
     spoilt = task(name=f"spoilt.{name}")(lambda: None)
     setattr(spoilt, name, "nonsense")
 
-    with pytest.raises(ValueError, match=r"nonsense"):
+    with pytest.raises((TypeError, ValueError), match="nonsense"):
         spoilt.delay()
 
     assert add.delay(1, 2).get(timeout=SOON) == 3
@@ -374,7 +374,7 @@ def test_a_serializer_that_is_not_accepted_fails_the_task_and_nobody_waits(short
             @nbtasks.task(bind=True, serializer="json")
             def echo(self, value):
                 return value, self.request.headers
-            print(echo.apply_async(("taken",), headers={"h": 1}).get(timeout=30))
+            print(echo.apply_async(("taken",), headers=dict(h=1)).get(timeout=30))
             try:
                 print(echo.apply_async((1,), serializer="yaml").get(timeout=30))
             except nbtasks.exceptions.ContentDisallowed as error:

@@ -642,7 +642,7 @@ def test_broker_remembers_who_was_revoked_though_it_dies(cluster: nbtasks.Cluste
     result = retry_for_ever.delay(ledger, str(gate))
     eventually(lambda: lines(ledger))
     result.revoke()
-    former = cluster.broker_pid
+    former = cluster.status()["broker_pid"]  # it has heard of it
 
     os.kill(former, signal.SIGKILL)
 
@@ -650,6 +650,16 @@ def test_broker_remembers_who_was_revoked_though_it_dies(cluster: nbtasks.Cluste
     gate.touch()
     assert revoked(result) == ("revoked",)
     assert lines(ledger) == ["run"]
+
+
+def test_order_that_a_dying_broker_took_along_is_given_again(cluster: nbtasks.Cluster):
+    result = instant.apply_async(countdown=LONG, confirm=True)
+
+    os.kill(cluster.broker_pid, signal.SIGSTOP)
+    result.revoke()
+    os.kill(cluster.broker_pid, signal.SIGKILL)
+
+    assert revoked(result) == ("revoked",)
 
 
 # ------------------------------------------------------------------------------- lost, late, again
