@@ -8,6 +8,7 @@ at the end. What a cell shows live in JupyterLab is shown live here, as text.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -66,14 +67,13 @@ def end_cluster() -> list[int]:
     """Stop what the notebook has started; return the processes that would not go."""
     import nbtasks
 
-    running = nbtasks.current_cluster()
-    if running is None:
-        return []
     processes = psutil.Process().children(recursive=True)
-    for pid in (running.supervisor_pid, running.broker_pid, *running.worker_pids()):
-        if psutil.pid_exists(pid):
-            processes.append(psutil.Process(pid))
-    nbtasks.shutdown()
+    if nbtasks.current_cluster() is not None:
+        nbtasks.shutdown()
+    else:  # one that is ending by itself, or one that never came to work
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
     _, left = psutil.wait_procs(processes, timeout=10)
     return [process.pid for process in left]
 

@@ -110,6 +110,8 @@ class Task:
         Whether a call's arguments are checked against the signature when it is made.
     serializer, compression
         Of the arguments: a name known to `nbtasks.wire.payloads`.
+    result_serializer, result_compression
+        Of the value; exceptions always travel as themselves.
     max_retries
         How often a failed run may be repeated; None: for ever.
     default_retry_delay
@@ -168,6 +170,8 @@ class Task:
     typing: Any = True
     serializer: Any = _Setting("task_serializer")
     compression: Any = _Setting("task_compression")
+    result_serializer: Any = _Setting("result_serializer")
+    result_compression: Any = _Setting("result_compression")
     max_retries: Any = 3
     default_retry_delay: Any = 180
     autoretry_for: Any = ()

@@ -17,7 +17,7 @@ from nbtasks.client.client import new_id
 from nbtasks.client.result import AsyncResult
 from nbtasks.core.messages import Call
 from nbtasks.core.retry import merge_policy
-from nbtasks.wire import payloads
+from nbtasks.wire import codecs, payloads
 from nbtasks.wire.connection import now
 
 if TYPE_CHECKING:
@@ -52,6 +52,10 @@ class Prepared:
         self.check = task._check if task.typing else None
         self.serializer: str = task.serializer
         self.compression: str | None = task.compression
+        if task.result_serializer != "pickle":
+            codecs.find_serializer(task.result_serializer)
+        if task.result_compression is not None:
+            codecs.find_compression(task.result_compression)
         self.ignored = bool(task.ignore_result)
         self.expires = task.expires
         #: Given on the task; None: that of the sending task, or the default.

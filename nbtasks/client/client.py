@@ -187,8 +187,9 @@ class Client:
         self._requests = itertools.count(1)
         self._questions: dict[int, tuple[Ask, Any, list[Answer]]] = {}
         self._waiting: set[Any] = set()
-        #: Whether the socket is connected, as far as its monitor has told.
-        self._connected = False
+        #: Whether a Welcome is the present broker's: not once the monitor has told of an end. (The
+        #: first link may have come up before the monitor was there to tell.)
+        self._connected = True
         self._reviving: threading.Thread | None = None
         self._resend_at = 0.0
         self._takers: dict[type, Callable[[Any, Any], None]] = {

@@ -422,9 +422,7 @@ def rare_options(options: Mapping[str, Any], hard: float | None, soft: float | N
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those options that become fields of `Options` under the same name."""
     return {
-        name: make(options[name])
-        for name, make in _PLAIN.items()
-        if options.get(name) is not None
+        name: make(options[name]) for name, make in _PLAIN.items() if options.get(name) is not None
     }
 
 

@@ -554,6 +554,10 @@ class Scheduler:
 
     def _stop(self, peer: bytes, stop: Stop, now: Now, _: Iterator[Any]) -> None:
         self.stopping = True
+        for worker in self.workers.values():
+            if worker.peer and not worker.dead:
+                # To end what it is running, give back what it has not begun, and go.
+                self._out.append(Send(worker.peer, Stop()))
         self._out.append(Send(self.supervisor, stop))
 
     def _pool(self, peer: bytes, pool: Pool, now: Now, _: Iterator[Any]) -> None:
@@ -986,7 +990,8 @@ def describe_exit(died: Died) -> str:
         return f"was killed by {name} ({number}){hint}{memory}"
     if died.code > 0:
         return f"exited with code {died.code}{memory}"
-    return f"ended{memory}"
+    # So says the next supervisor of a process that the former one took along.
+    return f"ended with code 0, or with the whole cluster,{memory}"
 
 
 def ordinal(number: int) -> str:

@@ -117,6 +117,8 @@ class Supervisor:
         self._link: Link | None = None
         self._welcome = False
         self._stop: Stop | None = None
+        #: Whether the broker has told the workers to go, too.
+        self._told_by_broker = False
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._born: dict[int, float] = dict.fromkeys(self._pids(), clock())
@@ -226,6 +228,7 @@ class Supervisor:
             case Stop():
                 note("Told to stop by the broker.")
                 self._stop = message
+                self._told_by_broker = True
             case Refused():
                 note(f"The broker refuses the supervisor: {message.reason}")
 
@@ -454,7 +457,13 @@ class Supervisor:
     def _shut_down(self) -> None:
         """End everybody within three seconds: workers first, so that the broker hears of it."""
         workers = self.crew.workers
-        self._wait(FINISH, lambda: not any(self._busy(worker) for worker in workers.values()))
+        if self._link is not None and self._welcome:
+            # The broker lets them go, each after the call that it is running. A look at their cells
+            # could come between two calls, and the signal in the midst of the second.
+            if not self._told_by_broker:
+                self._link.send(Stop())
+            self._wait(FINISH, lambda: not workers)
+        self._wait(FINISH / 2, lambda: not any(self._busy(worker) for worker in workers.values()))
         for worker in workers.values():
             self.children.kill(worker, signal.SIGTERM)
         self._wait(TERM, lambda: not workers)

@@ -592,7 +592,7 @@ class _Link(NamedTuple):
 
     #: Pickle of the exception alone, or empty.
     body: bytes
-    #: Module, name, arguments and text of it, in case that its class cannot be loaded.
+    #: Module, name and arguments of it, in case that its class cannot be loaded.
     module: str
     name: str
     args: tuple[str, ...]
@@ -602,6 +602,7 @@ class _Link(NamedTuple):
     suppress: bool
     #: Members of an exception group.
     members: tuple[int, ...] | None
+    #: `str()` of it, in the same case.
     text: str = ""
 
 
@@ -855,9 +856,7 @@ def _make_link(link: _Link, made: Mapping[int, BaseException]) -> BaseException:
             found = found([made[member] for member in link.members])
         return cast(BaseException, found)
     except Exception:
-        wrapper = UnpickleableExceptionWrapper(
-            link.module, link.name, link.args, message=link.text
-        )
+        wrapper = UnpickleableExceptionWrapper(link.module, link.name, link.args, message=link.text)
         for note in link.notes:
             wrapper.add_note(note)
         return wrapper

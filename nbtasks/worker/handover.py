@@ -86,6 +86,9 @@ class Handover:
         self.began_at = 0.0
         #: Ticket of the last call of whose beginning the broker has been, or need not be, told.
         self.told = 0
+        #: Ticket of the call whose function is being loaded, if its run has a limit: the broker is
+        #: told of its beginning when the body begins, so that imports are not on its time.
+        self.loading = 0
         #: Set by the main thread: it waits for a call, or for its own end.
         self.resting = False
         #: Ticket of the running call whose end somebody wants.

@@ -66,6 +66,8 @@ if TYPE_CHECKING:
 
 #: Seconds that a call runs before the broker is told of it.
 STARTED_AFTER = 0.010
+#: Seconds that loading a function with a limit may take before its time begins to run all the same.
+LOADING_MOST = 60.0
 #: Seconds between two looks while calls follow one another.
 ROUND = 0.001
 #: Seconds without news, in the middle of a call, after which the I/O thread waits to be woken.
@@ -212,6 +214,9 @@ class Link:
         instant = time.monotonic()
         due = []
         untold = handover.running() > handover.told
+        if untold and handover.loading:
+            due.append(handover.began_at + LOADING_MOST)
+            untold = False
         if busy and (untold or instant - self._news_at < QUIET):
             return ROUND
         limit = self._limit.pending() if self._limit is not None else None
@@ -236,7 +241,8 @@ class Link:
         if self._limit is not None:
             self._limit.fire_if_due(instant)
         ticket = handover.running()
-        if ticket > handover.told and instant - handover.began_at >= STARTED_AFTER:
+        patience = LOADING_MOST if handover.loading else STARTED_AFTER
+        if ticket > handover.told and instant - handover.began_at >= patience:
             self._tell_started(ticket, instant)
         if self._flush_at is not None and self._flush_at <= instant:
             self._flush_at = None

@@ -113,6 +113,7 @@ class Runner:
         self._request: Request = Request()
         self._task: Any = None
         self._handlers = False
+        self._result_codecs: tuple[str, str | None] = ("pickle", None)
         self._soft = 0.0
         RunRequest.hostname = name
 
@@ -140,10 +141,12 @@ class Runner:
                 return
         else:
             policy = function.policy
+        limited = _is_limited(policy, call)
+        self._handover.loading = run.ticket if limited and function is None else 0
         self._cell.start(run.ticket)
         self._handover.begin(run.ticket)
         self._capture.begin(call.id)
-        if policy.track_started or _is_limited(policy, call):
+        if not self._handover.loading and (limited or policy.track_started):
             self._tell_started(policy, call)
         try:
             self._run_begun(job, call, function)
@@ -169,8 +172,10 @@ class Runner:
                 args = tuple(args)
             request = RunRequest(job, function, args, kwargs)
             loading = time.monotonic() - self._handover.began_at
-            if loading > LOADING and _is_limited(function.policy, call):
+            late = self._handover.loading or loading > LOADING
+            if late and _is_limited(function.policy, call):
                 # The limit is for the body: imports that the first call waits for are not its own.
+                self._handover.loading = 0
                 self._tell_started(function.policy, call)
         except BaseException as error:
             self._fail(error)
@@ -179,6 +184,7 @@ class Runner:
         self._request = request
         self._task = function.task
         self._handlers = function.handlers
+        self._result_codecs = function.result_codecs
         wrap = None
         if request.soft_time_limit is not None:
             self._soft = request.soft_time_limit
@@ -220,7 +226,7 @@ class Runner:
         buffers: list[Buffer] = []
         if state == states.SUCCESS:
             if not request.ignore_result:
-                body, buffers = payloads.dumps(outcome.value)
+                body, buffers = payloads.dumps(outcome.value, *self._result_codecs)
         elif state == states.RETRY:
             assert outcome.plan is not None
             return self._again(outcome.plan, outcome.value, einfo, outcome.runtime)

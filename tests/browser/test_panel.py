@@ -114,7 +114,8 @@ def test_a_picture_of_a_panel_in_the_light_and_in_the_dark(open_notebook, expect
     notebook.run(0)
     notebook.run(1)
     cell = notebook.cell(1)
-    expect(cell.locator(f"{ROW}[data-state=running]")).to_contain_text("epoch")
+    training = cell.locator(f"{ROW}[data-state=running]").filter(has_text="epoch")
+    expect(training).to_be_visible()
     expect(cell.locator(f"{ROW}[data-state=retrying]")).to_be_visible()
     notebook.hide_all_but_the_notebook()
     notebook.page.wait_for_timeout(8_000)  # for a bar that has something to show

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from nbtasks.core.messages import Done, Hasten, Now, Output, Policy, Redo, Revoke, Started, Submit
@@ -208,7 +210,7 @@ def test_rate_limit_spaces_the_starts() -> None:
     world.run()
 
     starts = [event.at for task_id in ids for event in world.events(task_id) if event.kind == "run"]
-    assert [round(b - a, 3) for a, b in zip(starts, starts[1:], strict=False)] == [2.0, 2.0, 2.0]
+    assert [round(b - a, 3) for a, b in pairwise(starts)] == [2.0, 2.0, 2.0]
 
 
 def test_worker_serves_only_its_queues() -> None:
@@ -369,7 +371,7 @@ def test_rate_limit_goes_by_the_name_whatever_the_version_of_the_function(
     world.run()
 
     starts = [event.at for task_id in ids for event in world.events(task_id) if event.kind == "run"]
-    assert [b - a for a, b in zip(starts, starts[1:], strict=False)] == [2.0, 2.0]
+    assert [b - a for a, b in pairwise(starts)] == [2.0, 2.0]
 
 
 def test_rate_limited_line_is_by_priority() -> None:

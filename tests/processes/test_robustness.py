@@ -185,8 +185,8 @@ def endings(result: AsyncResult) -> list[str]:
 
 @pytest.mark.parametrize("task", [enter_late, enter_early], ids=["late", "early"])
 def test_no_accepted_task_is_lost_whoever_is_killed(cluster: nbtasks.Cluster, task, ledger):
-    results = [task.delay(ledger, number) for number in range(400)]
-    task.apply_async((ledger, 400), confirm=True)
+    results = [task.delay(ledger, number) for number in range(300)]
+    task.apply_async((ledger, 300), confirm=True)
     assert all(result.accepted for result in results)
 
     beat(cluster, results, random.Random(7))
@@ -204,7 +204,7 @@ def test_no_accepted_task_is_lost_whoever_is_killed(cluster: nbtasks.Cluster, ta
     # Workers died four times (one, all, all, one): six processes, each with one running task.
     if task is enter_late:
         assert lost == []
-        assert sum(runs.values()) - 401 <= 6
+        assert sum(runs.values()) - 301 <= 6
         assert max(runs.values()) <= 3
     else:
         assert len(lost) <= 6

@@ -325,6 +325,22 @@ def test_a_task_s_compression_holds_for_its_calls():
     assert length.apply_async(("x" * 10,), compression="bzip2").get(timeout=SOON) == 10
 
 
+def test_values_travel_in_the_result_serializer_and_errors_as_themselves():
+    plain = task(result_serializer="json", result_compression="gzip", name="plain")(echo.run)
+    nbtasks.configure(result_serializer="json")
+    try:
+        by_setting = task(name="plain.by.setting")(echo.run).delay((1, 2))
+        with pytest.raises(exceptions.SerializerNotInstalled, match="morse"):
+            task(result_serializer="morse", name="unknown")(echo.run).delay(1)
+    finally:
+        nbtasks.config.reset()
+
+    assert plain.delay((1, 2)).get(timeout=SOON) == [1, 2]
+    assert by_setting.get(timeout=SOON) == [1, 2]
+    assert isinstance(error_of(plain.delay({1, 2})), EncodeError)
+    assert echo.delay((1, 2)).get(timeout=SOON) == (1, 2)
+
+
 def test_arrays_arrive_and_come_back():
     array = np.arange(300_000).reshape(3, -1)
 
@@ -361,16 +377,23 @@ def test_a_call_s_ignore_result_wins_in_both_directions():
     result = add.apply_async((1, 2), ignore_result=True)
     assert result.ignored
     assert result.get(timeout=SOON) is None
-    by_id = nbtasks.AsyncResult(result.id)
-    eventually(lambda: by_id.state != "SUCCESS" and by_id.result is None)
 
 
-def test_a_failure_of_an_ignored_result_is_not_kept_unless_wanted():
-    kept = only_errors.apply_async((True,))
-    by_id = nbtasks.AsyncResult(kept.id)
+def test_nothing_is_kept_of_an_ignored_result_but_errors_where_they_are_wanted(cluster):
+    sent = [ignored.delay(), ignored.delay(True), only_errors.delay(False), only_errors.delay(True)]
+    eventually(lambda: all(result.ready() for result in sent))
 
-    eventually(lambda: by_id.state == "FAILURE")
-    assert repr(by_id.result) == "ValueError('this is kept')"
+    code = f"""
+        import nbtasks
+        nbtasks.connect({str(cluster.dir)!r})
+        for id in {[result.id for result in sent]!r}:
+            result = nbtasks.AsyncResult(id)
+            print(result.state, repr(result.result))
+    """
+    assert script(code).splitlines() == [
+        *["PENDING None"] * 3,
+        "FAILURE ValueError('this is kept')",
+    ]
 
 
 def test_a_state_of_its_own_is_stored_even_when_results_are_ignored(log):
@@ -940,7 +963,7 @@ def test_root_and_parent_go_down_the_tree_and_stay_after_a_retry():
     assert nbtasks.AsyncResult(leaf_id).get(timeout=SOON) == (root.id, middle_one.id)
     assert [child.id for child in root.children] == [middle_one.id]
     assert [child.id for child in middle_one.children] == [leaf_id]
-    assert [value for _, value in root.collect()][0] == middle_one.id
+    assert next(value for _, value in root.collect()) == middle_one.id
 
 
 def test_a_task_called_inside_a_task_has_a_request_of_its_own():
@@ -1694,7 +1717,7 @@ def test_an_error_arrives_with_cause_and_notes():
     cause = error.__cause__.__cause__
     assert (type(cause), cause.errno, cause.filename) == (FileNotFoundError, 2, "x")
     assert "a note" in error.__notes__
-    assert any('raise error from cause' in note for note in error.__notes__)
+    assert any("raise error from cause" in note for note in error.__notes__)
 
 
 def test_a_suppressed_context_stays_suppressed():
