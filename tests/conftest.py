@@ -65,6 +65,19 @@ def _own_environment() -> Iterator[None]:
         assert not left, f"left running by one of the tests: {left}"
 
 
+@pytest.fixture(autouse=True)
+def _no_hook_left() -> Iterator[None]:
+    """Take away what a test has hooked into the client: it would see the next tests' tasks."""
+
+    def hooks() -> list[Any]:
+        client = sys.modules.get("nbtasks.client.client")
+        return client.submitted_hooks if client else []
+
+    before = list(hooks())
+    yield
+    hooks()[:] = before
+
+
 # ------------------------------------------------------------------------------ no process left
 
 

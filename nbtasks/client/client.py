@@ -187,9 +187,8 @@ class Client:
         self._requests = itertools.count(1)
         self._questions: dict[int, tuple[Ask, Any, list[Answer]]] = {}
         self._waiting: set[Any] = set()
-        #: Whether a Welcome is the present broker's: not once the monitor has told of an end. (The
-        #: first link may have come up before the monitor was there to tell.)
-        self._connected = True
+        #: Whether a Welcome is the present broker's: not once the monitor has told of an end.
+        self._connected = False
         self._reviving: threading.Thread | None = None
         self._resend_at = 0.0
         self._takers: dict[type, Callable[[Any, Any], None]] = {
@@ -198,8 +197,9 @@ class Client:
             Refused: self._take_refused, Lacking: self._take_lacking,
         }  # fmt: skip
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = sockets.dealer(self._context, self.runtime, sockets.identity("client"))
-        self._monitor = sockets.watch(self._socket)
+        self._socket, self._monitor = sockets.watched_dealer(
+            self._context, self.runtime, sockets.identity("client")
+        )
         self._waker, self._wakened = sockets_of_the_system.socketpair()
         self._waker.setblocking(False)
         self._wakened.setblocking(False)
@@ -537,7 +537,6 @@ class Client:
         poller.register(self._monitor, zmq.POLLIN)
         poller.register(self._wakened.fileno(), zmq.POLLIN)
         try:
-            self._say_hello()
             while not self._closing:
                 self._sleeping = True
                 busy = self._calls or self._outbox

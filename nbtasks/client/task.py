@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, overload
@@ -158,7 +159,7 @@ def _make(function: Callable[..., Any], options: dict[str, Any]) -> Task:
         raise TypeError(f"base={base!r} is no class of tasks. Derive it from nbtasks.Task.")
     if given.get("name") is None:
         given["name"] = base.name or name_of(function)
-    if given.get("bind") and not hasattr(function, "__get__"):
+    if given.get("bind") and not inspect.isroutine(function):
         raise TypeError(
             f"bind=True needs a function whose first parameter is the task, but {function!r} is "
             f"none. Wrap it in a function: def body(self, ...)."

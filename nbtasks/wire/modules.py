@@ -383,6 +383,9 @@ def watch() -> None:
     global _finder
     if _finder is not None:
         return
+    # First of all: to find these folders, Python may import modules of its own, and each import
+    # would ask the finder, which would ask for these folders.
+    _foreign_folders()
     _finder = _Finder()
     # Just before the finder that it asks, so that those before keep their precedence.
     place = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)

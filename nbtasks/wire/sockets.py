@@ -81,10 +81,37 @@ def dealer(
     ClusterError
         When the connection file names a place that is not on this machine, or never comes.
     """
+    socket = _peer(context, name)
+    _connect(socket, runtime)
+    return socket
+
+
+def watched_dealer(
+    context: zmq.Context[zmq.Socket[bytes]], runtime: Path, name: bytes
+) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """Return a `dealer`, and its monitor, which tells of connects and disconnects (`connected`)."""
+    socket = _peer(context, name)
+    # The monitor comes first: a broker that is there already may welcome us before the next line.
+    news = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+    monitor = socket.get_monitor_socket(news)
+    try:
+        _connect(socket, runtime)
+    except BaseException:
+        socket.disable_monitor()
+        monitor.close(0)
+        raise
+    return socket, monitor
+
+
+def _peer(context: zmq.Context[zmq.Socket[bytes]], name: bytes) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.DEALER)
     _prepare(socket, linger=500)
     socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT)
     socket.setsockopt(zmq.ROUTING_ID, name)
+    return socket
+
+
+def _connect(socket: zmq.Socket[bytes], runtime: Path) -> None:
     try:
         if transport(runtime) == "tcp":
             _connect_tcp(socket, _await_connection(runtime))
@@ -93,7 +120,6 @@ def dealer(
     except BaseException:
         socket.close()
         raise
-    return socket
 
 
 def transport(runtime: Path) -> str:
@@ -211,11 +237,6 @@ class _Allowed:
         return key in self._keys
 
 
-def watch(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-    """Return a socket that has something to read when `socket` connects or disconnects."""
-    return socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-
-
 def connected(monitor: zmq.Socket[bytes]) -> bool | None:
     """Read all that a monitor has to say; return whether the link is up, None for no news."""
     up: bool | None = None
@@ -223,8 +244,3 @@ def connected(monitor: zmq.Socket[bytes]) -> bool | None:
         event, _address = monitor.recv_multipart()
         up = int.from_bytes(event[:2], sys.byteorder) == zmq.EVENT_HANDSHAKE_SUCCEEDED
     return up
-
-
-def reconnected(monitor: zmq.Socket[bytes]) -> bool:
-    """Return whether the link has come up since the last look: say Hello then."""
-    return bool(connected(monitor))

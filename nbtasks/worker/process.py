@@ -112,8 +112,9 @@ class Link:
         self._capture: Capture | None = None
         self._limit: SoftLimit | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = sockets.dealer(self._context, runtime, sockets.identity("worker"))
-        self._monitor = sockets.watch(self._socket)
+        self._socket, self._monitor = sockets.watched_dealer(
+            self._context, runtime, sockets.identity("worker")
+        )
         self._bell, self._rope = socket.socketpair()
         self._bell.setblocking(False)
         self._rope.setblocking(False)
