@@ -53,7 +53,6 @@ log = logging.getLogger("nbtasks.task")
 #: it all in the result, and would see it twice.
 runs = logging.getLogger("nbtasks.runs")
 runs.propagate = False
-runs.addHandler(logging.NullHandler())
 
 #: Not a state that users see: the run is to be repeated.
 REQUEUE: Final = "REQUEUE"
@@ -197,7 +196,7 @@ def run(
         except EncodeError as error:
             outcome.fail(error)
             store(outcome)
-        if not request.is_eager and runs.isEnabledFor(logging.ERROR):
+        if runs.handlers and not request.is_eager:
             _log(task, request, outcome)
         _tell_handlers(task, request, outcome, args, kwargs)
         return outcome
