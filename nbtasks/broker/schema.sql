@@ -62,7 +62,8 @@ CREATE TABLE tasks (
     ended_at    REAL,               -- wall; NULL while it is open
     wish        TEXT NOT NULL,      -- revoked or terminated: it shall not begin (again); or empty
     limit_at    REAL,               -- boot; when its hard time limit ends the present run
-    call        BLOB NOT NULL       -- messages.Call (msgpack), without a long body
+    call        BLOB NOT NULL,      -- messages.Call (msgpack), without a long body
+    only_event  BLOB                -- messages.Event 1 (msgpack) of a task that had no other
                                     -- and what function and id say
 );
 
@@ -84,7 +85,7 @@ CREATE TABLE given (
     pairs       BLOB NOT NULL       -- (ticket, seq) of each call, two little-endian int64
 );
 
--- What happened to each task, as it was told.
+-- What happened to each task, as it was told; less tasks.only_event.
 CREATE TABLE events (
     seq         INTEGER NOT NULL,   -- tasks.seq
     n           INTEGER NOT NULL,   -- 1, 2, ... in each task

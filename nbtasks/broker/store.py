@@ -116,6 +116,15 @@ _PUT_USUAL_TASK = _PUT_TASK.format(rest=_USUAL)
 _PUT_ANY_CALL = _PUT_CALL.format(rest=", ".join("?" * 12))
 _PUT_ANY_TASK = _PUT_TASK.format(rest=", ".join("?" * 10))
 
+#: A task that ends with its first event and nothing special, as most do: one row instead of two.
+_PUT_USUAL_END = f"""
+UPDATE tasks SET
+    (phase, state, n, worker, ticket, ended_at, only_event,
+     priority, queue, retries, deaths, due, due_at, eta, expires, wish, limit_at)
+    = (?, ?, ?, ?, ?, ?, ?, {_USUAL})
+WHERE seq = ?
+"""
+
 _PUT_EVENT = "INSERT OR REPLACE INTO events (seq, n, event) VALUES (?, ?, ?)"
 
 _PUT_PAYLOAD = "INSERT OR REPLACE INTO payloads (seq, n, frame, part, data) VALUES (?, ?, ?, ?, ?)"
@@ -441,7 +450,7 @@ class Store:
         if turn.calls:
             self._write_calls(turn.calls, turn.tasks, now)
         if turn.tasks:
-            self._write_tasks(turn.tasks, now)
+            self._write_tasks(turn, now)
         if turn.given or turn.cleared:
             self._write_given(turn)
         if turn.events:
@@ -509,9 +518,37 @@ class Store:
         self._put("DELETE FROM payloads WHERE seq = ? AND n = 0", known)
         self._put(_PUT_PAYLOAD, payloads)
 
-    def _write_tasks(self, tasks: dict[int, Task], now: Now) -> None:
+    def _write_usual_ends(self, turn: Turn) -> list[int]:
+        """Write the tasks that end with their first event, event and all; return which."""
+        ends: list[tuple[Any, ...]] = []
+        others: list[SaveEvent] = []
+        tasks, encode = turn.tasks, self._encode
+        for save in turn.events:
+            event, task = save.event, tasks.get(save.seq)
+            if (
+                task is not None
+                and event.n == 1
+                and task.n == 1
+                and task.ended_at is not None
+                and not save.buffers
+                and is_usual(task)
+            ):
+                ends.append((
+                    task.phase, task.state, 1, task.worker, task.ticket, task.ended_at,
+                    encode(event), save.seq,
+                ))  # fmt: skip
+            else:
+                others.append(save)
+        self._put(_PUT_USUAL_END, ends)
+        turn.events = others
+        return [end[-1] for end in ends]
+
+    def _write_tasks(self, turn: Turn, now: Now) -> None:
+        tasks = turn.tasks
         usual: list[tuple[Any, ...]] = []
         special: list[tuple[Any, ...]] = []
+        for seq in self._write_usual_ends(turn):
+            del tasks[seq]
         for seq, task in tasks.items():
             row = (
                 task.client, task.phase, task.state, task.n, task.worker, task.ticket,
@@ -652,6 +689,10 @@ class Store:
         """Return what happened to a task after event number `after`, with payload frames."""
         query = "SELECT event FROM events WHERE seq = ? AND n > ? ORDER BY n"
         events = [self._event(data) for (data,) in self._all(query, (seq, after))]
+        if after < 1:
+            only = self._value("SELECT only_event FROM tasks WHERE seq = ?", (seq,))
+            if only is not None:
+                events.insert(0, self._event(only))
         if not any(event.frames for event in events):
             return [(event, ()) for event in events]
         found: dict[int, list[tuple[int, bytes]]] = {}

@@ -42,6 +42,8 @@ class Task(msgspec.Struct, gc=False, eq=False):
     call: Call | None = None
     buffers: tuple[Any, ...] = ()
     options: Options | None = None
+    #: What is known of its function (`workers.Definition`), once somebody has asked.
+    function: Any = None
 
 
 class Row(Protocol):

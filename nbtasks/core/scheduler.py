@@ -274,14 +274,14 @@ class Scheduler:
 
     def _keep(self, task: Task, call: Call, buffers: tuple[Any, ...]) -> None:
         """Keep a call in memory while there is room; otherwise it is read from the store later."""
-        size = len(call.body) + sum(map(len, buffers)) + 400
+        size = size_of(call, buffers)
         if self._kept + size <= KEPT_BYTES:
             self._kept += size
             task.call, task.buffers = call, buffers
 
     def _release(self, task: Task) -> None:
         if task.call is not None:
-            self._kept -= len(task.call.body) + sum(map(len, task.buffers)) + 400
+            self._kept -= size_of(task.call, task.buffers)
             task.call, task.buffers = None, ()
 
     # --------------------------------------------------------------------------- peers come, go
@@ -341,11 +341,8 @@ class Scheduler:
         self.pool.define(define.digest, define.name, define.policy)
 
     def _submit(self, peer: bytes, submit: Submit, now: Now, buffers: Iterator[Any]) -> None:
-        lacking = {
-            call.definition
-            for call in submit.calls
-            if call.definition and self.pool.definition(call.definition) is None
-        }
+        named = {call.definition for call in submit.calls} - {b""}
+        lacking = [digest for digest in named if self.pool.definition(digest) is None]
         if lacking:
             # All or nothing: the client defines them and says it all again.
             for call in submit.calls:
@@ -379,7 +376,7 @@ class Scheduler:
             self._seq, call.id, definition.digest, definition.name if digest else call.name, peer,
             call.priority, self._queues.setdefault(call.queue, call.queue), WAITING, call.parent,
             call.root, retries=call.retries, due=call.due, eta=call.eta,
-            expires=call.expires, options=call.options,
+            expires=call.expires, options=call.options, function=definition,
         )  # fmt: skip
         self.tasks[call.id] = task
         self._out.append(SaveCall(task.seq, call, peer, now.wall, buffers))
@@ -977,6 +974,12 @@ class Scheduler:
 
 
 # -------------------------------------------------------------------------------------- helpers
+
+
+def size_of(call: Call, buffers: tuple[Any, ...]) -> int:
+    """Return about how many bytes of memory a call takes."""
+    size = len(call.body) + 400
+    return size + sum(map(len, buffers)) if buffers else size
 
 
 def describe_exit(died: Died) -> str:

@@ -190,9 +190,11 @@ class Workers:
 
     def of(self, task: Task) -> Definition:
         """Return the function of an accepted task."""
-        definition = self.definition(task.definition, task.name)
-        assert definition is not None  # it was there when the task was accepted
-        return definition
+        known: Definition | None = task.function
+        if known is None:
+            known = task.function = self.definition(task.definition, task.name)
+            assert known is not None  # it was there when the task was accepted
+        return known
 
     # --------------------------------------------------------------------------------- choosing
 
