@@ -179,6 +179,9 @@ class Client:
         self._orders: deque[tuple[float, Sequence[Any]]] = deque()
         self._records: dict[str, Record] = {}
         self._recent: dict[str, Record] = {}
+        #: Ids of the recent ones, oldest first. (The first key of a dict that loses its first key
+        #: all the time takes long to find.)
+        self._endings: deque[str] = deque()
         self._batches: dict[int, _Batch] = {}
         #: Sent and not accepted yet; only the I/O thread counts.
         self._in_flight = 0
@@ -688,10 +691,10 @@ class Client:
     def _settle(self, record: Record) -> None:
         """Let those go on that wait for a task that is over, and forget it in a while."""
         self._records.pop(record.id, None)
-        recent = self._recent
-        recent[record.id] = record
-        if len(recent) > RECENT:
-            del recent[next(iter(recent))]
+        self._recent[record.id] = record
+        self._endings.append(record.id)
+        if len(self._endings) > RECENT:
+            self._recent.pop(self._endings.popleft(), None)
         if record.waiters:
             ring(record)
 

@@ -145,8 +145,9 @@ def _pack(task: Any, pickled: Pickled, policy: Policy) -> tuple[Definition, modu
 def _reference(task: Any) -> weakref.ref[Any]:
     place = id(task)
 
-    def forget(_: weakref.ref[Any]) -> None:
-        _known.pop(place, None)
+    # The dict is bound here, since a module's names are gone before its tasks at the very end.
+    def forget(_: weakref.ref[Any], known: dict[int, _Known] = _known) -> None:
+        known.pop(place, None)
 
     return weakref.ref(task, forget)
 

@@ -231,10 +231,17 @@ class Reach:
 
     def _visit_task(self, task: Any) -> None:
         self._seen[id(task)] = task
-        attributes = task.__dict__
-        self._note(attributes.keys, attributes.keys())
-        self._note(attributes.values, attributes.values())
-        self._visit_class(type(task))
+        made = type(task)
+        if "_made" in vars(made) and getattr(task, "_prepared", None) is not None:
+            # A class made by the decorator says nothing of its own, and what was prepared for calls
+            # goes whenever an attribute of the task is set: one look instead of thirty.
+            self._note(partial(_prepared, task), (task._prepared,))
+            self._note_and_visit(partial(attrgetter("__bases__"), made))
+        else:
+            attributes = task.__dict__
+            self._note(attributes.keys, attributes.keys())
+            self._note(attributes.values, attributes.values())
+            self._visit_class(made)
         try:
             reduced = task.__reduce_ex__(5)
         except Exception:  # whoever pickles it will say why
@@ -284,6 +291,10 @@ _VISITS: Final[dict[type, Callable[[Reach, Any], None]]] = {
     partial: Reach._visit_partial,
     functools._lru_cache_wrapper: Reach._visit_cached_by_lru,
 }
+
+
+def _prepared(task: Any) -> tuple[Any]:
+    return (task._prepared,)
 
 
 def _cell_contents(cell: types.CellType) -> tuple[Any]:
