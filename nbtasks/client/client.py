@@ -124,6 +124,12 @@ class _Link:
         self.gone: Exception | None = None
 
 
+#: A submission in the line: call, payload frames, definition, check, confirm, record.
+_Entry = tuple[
+    Call, Sequence[Buffer], tuple[Define, Sequence[Buffer]] | None, bool, bool, Record
+]  # fmt: skip
+
+
 class _Batch:
     """Calls on their way, until they are accepted."""
 
@@ -135,6 +141,21 @@ class _Batch:
         self.records: list[Record] = []
         self.defines: dict[bytes, tuple[Define, Sequence[Buffer]]] = {}
         self.sent_at = 0.0
+
+    def add(self, entries: Iterable[_Entry]) -> None:
+        for call, buffers, define, _check, _confirm, record in entries:
+            self.calls.append(call)
+            self.records.append(record)
+            if buffers:
+                self.buffers.extend(buffers)
+            if define is not None and call.definition not in self.defines:
+                self.defines[call.definition] = define
+
+
+def _batch_of(entries: Iterable[_Entry]) -> _Batch:
+    batch = _Batch()
+    batch.add(entries)
+    return batch
 
 
 class Client:
@@ -173,7 +194,7 @@ class Client:
         self._link = _Link()
         self._forked = False
         self._closing = False
-        self._calls: deque[tuple[Call, Sequence[Buffer], Any, bool, bool, Record]] = deque()
+        self._calls: deque[_Entry] = deque()
         self._outbox: deque[Any] = deque()
         #: Orders of the last moments, and when they were sent.
         self._orders: deque[tuple[float, Sequence[Any]]] = deque()
@@ -646,6 +667,13 @@ class Client:
         if refused.reason == STRANGER:
             self._hold_back()
             self._say_hello()
+        elif self._link.up.is_set() and self._batches:
+            # It knows us, so it is something that was said: better lose that than everything.
+            for number in list(self._batches):
+                batch = self._batches.pop(number)
+                self._in_flight -= len(batch.records)
+                for record in batch.records:
+                    self._fail(record, OperationalError(refused.reason))
         else:
             self._give_up(ClusterError(refused.reason))
 
@@ -724,18 +752,12 @@ class Client:
         while self._calls:
             self._number += 1
             number = self._number
+            # The batch stands there before its calls leave the line: `flush` looks at both.
             batch = self._batches[number] = _Batch()
-            again = urgent = False
-            for _ in range(min(len(self._calls), BATCH)):
-                call, buffers, define, check, confirm, record = self._calls.popleft()
-                batch.calls.append(call)
-                batch.records.append(record)
-                if buffers:
-                    batch.buffers.extend(buffers)
-                if define is not None and call.definition not in batch.defines:
-                    batch.defines[call.definition] = define
-                again = again or check
-                urgent = urgent or confirm
+            entries = [self._calls.popleft() for _ in range(min(len(self._calls), BATCH))]
+            batch.add(entries)
+            again = any(entry[3] for entry in entries)
+            urgent = any(entry[4] for entry in entries)
             self._in_flight += len(batch.records)
             self._send_batch(number, again, urgent)
         while self._outbox:
@@ -763,7 +785,33 @@ class Client:
         messages.append(Submit(number, tuple(batch.calls), again, urgent))
         buffers.extend(batch.buffers)
         batch.sent_at = time.monotonic()
-        self._post(messages, buffers)
+        try:
+            self._post(messages, buffers)
+        except (TypeError, ValueError, OverflowError) as error:
+            self._take_apart(number, error)
+
+    def _take_apart(self, number: int, error: Exception) -> None:
+        """Send the calls of a batch that cannot be encoded one by one, to find the one that cannot."""
+        batch = self._batches.pop(number)
+        self._in_flight -= len(batch.records)
+        if len(batch.calls) == 1:
+            text = f"The call cannot be sent: {type(error).__name__}: {error}"
+            self._fail(batch.records[0], exceptions.EncodeError(text))
+            return
+        frames = iter(batch.buffers)
+        for call, record in zip(batch.calls, batch.records, strict=True):
+            define = batch.defines.get(call.definition)
+            entry = (call, take(frames, call.frames), define, True, False, record)
+            self._number += 1
+            self._batches[self._number] = _batch_of([entry])
+            self._in_flight += 1
+            self._send_batch(self._number, again=True)
+
+    def _fail(self, record: Record, error: Exception) -> None:
+        """Let a submission end in an error, and those go on that wait for it."""
+        record.error = error
+        self._records.pop(record.id, None)
+        ring(record)
 
     def _look_after(self) -> None:
         """Now and then: say again what was not accepted, and see whether there is a cluster."""

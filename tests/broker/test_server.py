@@ -27,7 +27,13 @@ from nbtasks.core.messages import (
     Submit,
     Welcome,
 )
-from nbtasks.exceptions import BrokerUnavailable, ForkedError, TaskRevokedError
+from nbtasks.exceptions import (
+    BrokerUnavailable,
+    EncodeError,
+    ForkedError,
+    OperationalError,
+    TaskRevokedError,
+)
 from nbtasks.wire import sockets
 from nbtasks.wire.connection import (
     EXIT_CONFIG,
@@ -194,6 +200,25 @@ def test_eight_threads_submit_at_once(client: Client) -> None:
 
     assert client.flush(20)
     assert client.ask("status")["phases"] == {"queued": 2_000}
+
+
+def test_call_that_cannot_be_encoded_harms_no_other(client: Client) -> None:
+    good = [client.submit(a_call(), (), DEFINE) for _ in range(3)]
+    bad = client.submit(a_call(queue="\ud800"), (), DEFINE)
+    more = [client.submit(a_call(), (), DEFINE) for _ in range(3)]
+
+    assert client.wait([bad], 20)
+    assert isinstance(bad.error, EncodeError)
+    assert client.flush(20)
+    assert all(record.accepted for record in good + more)
+
+
+def test_call_that_the_broker_refuses_leaves_the_client_alive(client: Client) -> None:
+    bad = client.submit(a_call(priority=99), (), DEFINE)
+
+    assert client.wait([bad], 20)
+    assert isinstance(bad.error, OperationalError)
+    assert client.submit(a_call(), (), DEFINE, confirm=True).accepted
 
 
 class Peer:

@@ -108,7 +108,11 @@ def define(digest: bytes = DIGEST, name: str = "add", body: bytes = b"code") -> 
 
 def columns(task: Task) -> dict[str, Any]:
     """Return what a row must say of a task."""
-    kept = [name for name in Task.__struct_fields__ if name not in ("call", "buffers", "options", "function")]
+    kept = [
+        name
+        for name in Task.__struct_fields__
+        if name not in ("call", "buffers", "options", "function")
+    ]
     return {name: getattr(task, name) for name in kept}
 
 
