@@ -791,7 +791,7 @@ class Client:
             self._take_apart(number, error)
 
     def _take_apart(self, number: int, error: Exception) -> None:
-        """Send the calls of a batch that cannot be encoded one by one, to find the one that cannot."""
+        """Send the calls of a batch that cannot be encoded one by one: one is to blame."""
         batch = self._batches.pop(number)
         self._in_flight -= len(batch.records)
         if len(batch.calls) == 1:
