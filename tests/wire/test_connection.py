@@ -55,7 +55,7 @@ def test_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
 def test_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(ClusterError, match="cannot use the directory|not a directory"):
+    with pytest.raises(ClusterError, match=r"cannot use the directory|not a directory"):
         connection.prepare_directory(tmp_path / "file")
 
 
