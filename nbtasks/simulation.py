@@ -343,9 +343,11 @@ class Simulation:
             self._obey(message)
         elif worker is None:
             return
-        elif isinstance(message, Run) and send.task is not None:
-            call = message.call or self.store.calls[send.task.seq]
-            call = msgspec.structs.replace(call, retries=send.task.retries)
+        elif isinstance(message, Run):
+            call = message.call
+            if call is None and send.task is not None:
+                call = self.store.calls[send.task.seq]
+                call = msgspec.structs.replace(call, retries=send.task.retries)
             worker.waiting.append(Run(message.ticket, call, message.deaths))
             self._begin_next(worker)
         elif isinstance(message, Recall):

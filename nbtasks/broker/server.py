@@ -28,7 +28,7 @@ import zmq
 
 from nbtasks.broker.questions import Questions
 from nbtasks.broker.store import Store
-from nbtasks.core.actions import Action, Row, Send, Task
+from nbtasks.core.actions import Action, Row, Send
 from nbtasks.core.messages import (
     Ask,
     Call,
@@ -36,7 +36,6 @@ from nbtasks.core.messages import (
     Now,
     Policy,
     Refused,
-    Run,
     Stop,
     Welcome,
 )
@@ -199,11 +198,8 @@ class Server:
         """Take in what has come, decide, save, send."""
         actions: list[Action] = []
         questions: list[tuple[bytes, Ask]] = []
-        while len(actions) + len(questions) < DRAIN:
-            try:
-                peer, *parts = self.socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                break
+        while len(actions) + len(questions) < DRAIN and sockets.has_news(self.socket):
+            peer, *parts = self.socket.recv_multipart(zmq.NOBLOCK)
             self._take_in(peer, parts, instant, actions, questions)
         if instant.boot >= self._next_look:
             actions += self._look_around(instant)
@@ -303,7 +299,12 @@ class Server:
             batch = batches.get(send.peer)
             if batch is None:
                 batch = batches[send.peer] = ([], [])
-            for message, buffers in self._spell_out(send, calls):
+            if send.task is None and send.replay is None and not send.fetch:
+                batch[0].append(send.message)
+                if send.buffers:
+                    batch[1].extend(send.buffers)
+                continue
+            for message, buffers in self._look_up(send, calls):
                 batch[0].append(message)
                 batch[1].extend(buffers)
         for peer, (messages, payload) in batches.items():
@@ -326,18 +327,14 @@ class Server:
 
     def _missing_calls(self, sends: list[Send]) -> dict[int, tuple[Call, tuple[Any, ...]]]:
         """Read the calls that are not in memory any more, all at once."""
-        wanted = [
-            send.task.seq for send in sends if send.task is not None and send.message.call is None
-        ]
+        wanted = [send.task.seq for send in sends if send.task is not None]
         return self.store.calls(wanted) if wanted else {}
 
-    def _spell_out(
+    def _look_up(
         self, send: Send, calls: dict[int, tuple[Call, tuple[Any, ...]]]
     ) -> list[tuple[Any, Iterable[Buffer]]]:
-        """Return the messages that a Send stands for, with their payload frames."""
-        message = send.message
-        if send.task is not None:
-            return self._spell_out_run(send.task, message, send.buffers, calls)
+        """Return the messages that a Send stands for, with their payload frames, from the store."""
+        message, task = send.message, send.task
         if send.replay is not None:
             seq, after = send.replay
             told: list[tuple[Any, Iterable[Buffer]]] = list(self.store.events(seq, after))
@@ -345,27 +342,15 @@ class Server:
         if send.fetch:
             found = self.store.definition(send.fetch)
             return [] if found is None else [found]
-        return [(message, send.buffers)]
-
-    def _spell_out_run(
-        self,
-        task: Task,
-        run: Run,
-        buffers: tuple[Any, ...],
-        calls: dict[int, tuple[Call, tuple[Any, ...]]],
-    ) -> list[tuple[Any, Iterable[Buffer]]]:
-        call = run.call
-        if call is None:
-            if task.seq not in calls:
-                log.error("the call of task %s is not in the store", task.id)
-                return []
-            call, buffers = calls[task.seq]
-            task.options = call.options
+        assert task is not None
+        if task.seq not in calls:
+            log.error("the call of task %s is not in the store", task.id)
+            return []
+        call, buffers = calls[task.seq]
+        task.options = call.options
         if call.retries != task.retries:
             call = msgspec.structs.replace(call, retries=task.retries)
-        if call is not run.call:
-            run = msgspec.structs.replace(run, call=call)
-        return [(run, buffers)]
+        return [(msgspec.structs.replace(message, call=call), buffers)]
 
     def _send(self, peer: bytes, messages: list[Any], buffers: list[Buffer]) -> None:
         frames = [peer, *pack(self.instance, messages, buffers)]

@@ -627,10 +627,9 @@ class Client:
 
     def _take_in(self) -> None:
         for _ in range(200):
-            try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            if not sockets.has_news(self._socket):
                 return
+            parts = self._socket.recv_multipart(zmq.NOBLOCK)
             try:
                 _instance, messages, buffers = unpack_from_broker(parts)
             except ProtocolError as error:
@@ -703,6 +702,8 @@ class Client:
         # Whoever sees the new state finds all that belongs to it.
         record.known = True
         if buffers:
+            if not record.buffers:
+                record.buffers = {}
             record.buffers[event.n] = buffers
         record.events.append(event)
         record.apply(event)

@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from nbtasks import exceptions
@@ -14,6 +15,10 @@ from nbtasks.core.view import View
 from nbtasks.wire.frames import Buffer
 
 log = logging.getLogger("nbtasks.client")
+
+
+#: Most tasks have none, and there may be a hundred thousand records.
+_NO_BUFFERS: Any = MappingProxyType({})
 
 
 class Record(View):
@@ -30,7 +35,7 @@ class Record(View):
     #: State messages, runs, output and so on, in order.
     events: list[Event] = []  # noqa: RUF012 (msgspec copies it)
     #: Number of an event → its payload frames.
-    buffers: dict[int, tuple[Buffer, ...]] = {}  # noqa: RUF012 (msgspec copies it)
+    buffers: dict[int, tuple[Buffer, ...]] = _NO_BUFFERS
     #: Whether the broker has the submission in its store.
     accepted: bool = False
     #: Whether the broker knows the task; None until it has said so.

@@ -628,8 +628,11 @@ class Scheduler:
         worker.hold(self._ticket, task, self.pool.of(task), now)
         self._out.append(SaveGiven(task.seq, worker.name, self._ticket))
         sender = self.clients.get(task.client)
-        run = Run(self._ticket, task.call, task.deaths, sender.name if sender else "")
-        self._out.append(Send(worker.peer, run, task.buffers, task))
+        call, buffers = task.call, task.buffers
+        if call is not None and call.retries != task.retries:
+            call = msgspec.structs.replace(call, retries=task.retries)
+        run = Run(self._ticket, call, task.deaths, sender.name if sender else "")
+        self._out.append(Send(worker.peer, run, buffers, task if call is None else None))
         self._release(task)
 
     # ------------------------------------------------------------------------ what workers report

@@ -237,6 +237,11 @@ class _Allowed:
         return key in self._keys
 
 
+def has_news(socket: zmq.Socket[bytes]) -> bool:
+    """Return whether a message can be read at once; cheaper than to try and fail."""
+    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+
 def connected(monitor: zmq.Socket[bytes]) -> bool | None:
     """Read all that a monitor has to say; return whether the link is up, None for no news."""
     up: bool | None = None

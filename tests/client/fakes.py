@@ -64,7 +64,7 @@ class FakeClient:
         )
         with self._changed:
             if buffers:
-                record.buffers[event.n] = tuple(buffers)
+                record.buffers = {**record.buffers, event.n: tuple(buffers)}
             record.events.append(event)
             record.apply(event)
             for listener in record.listeners:

@@ -218,7 +218,7 @@ def test_none_is_a_value_too(client, record, task):
 
 def test_large_value_that_travelled_as_a_frame_is_read(client, record, task):
     event = client.succeed(record, None)
-    record.buffers[event.n] = (pickle.dumps(["large"]),)
+    record.buffers = {event.n: (pickle.dumps(["large"]),)}
 
     assert task.get() == ["large"]
 
