@@ -292,13 +292,13 @@ class Store:
         self._db = self._open()
         try:
             self._set_up()
+            #: Random name of this store.
+            self.name = self._meta("name")
+            self._top = self.last_seq()
+            self._load_functions()
         except BaseException:
             self._db.close()
             raise
-        #: Random name of this store.
-        self.name = self._meta("name")
-        self._top = self.last_seq()
-        self._load_functions()
 
     # ------------------------------------------------------------------------------- opening
 
