@@ -111,6 +111,15 @@ def describe(process: psutil.Process) -> str:
         return f"{process.pid}"
 
 
+@contextlib.contextmanager
+def nothing_left_running() -> Iterator[None]:
+    """End and report whatever process is there afterwards that was not there before."""
+    before = {process.pid for process in our_processes()}
+    yield
+    left = end_all([process for process in our_processes() if process.pid not in before])
+    assert not left, f"left running: {left}"
+
+
 def starts_processes(request: pytest.FixtureRequest) -> bool:
     asked = {"processes", "browser"} & {mark.name for mark in request.node.iter_markers()}
     return bool(asked) or "make_cluster" in request.fixturenames
@@ -122,10 +131,8 @@ def _no_process_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if not starts_processes(request):
         yield
         return
-    before = {process.pid for process in our_processes()}
-    yield
-    left = end_all([process for process in our_processes() if process.pid not in before])
-    assert not left, f"left running: {left}"
+    with nothing_left_running():
+        yield
 
 
 # ------------------------------------------------------------------------------------- clusters

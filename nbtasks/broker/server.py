@@ -30,6 +30,7 @@ from nbtasks.broker.questions import Questions
 from nbtasks.broker.store import Store
 from nbtasks.core.actions import Action, Row, Send
 from nbtasks.core.messages import (
+    STRANGER,
     Ask,
     Call,
     Hello,
@@ -39,7 +40,7 @@ from nbtasks.core.messages import (
     Stop,
     Welcome,
 )
-from nbtasks.core.scheduler import STRANGER, Scheduler
+from nbtasks.core.scheduler import Scheduler
 from nbtasks.exceptions import ClusterError
 from nbtasks.wire import locks, sockets
 from nbtasks.wire.connection import (

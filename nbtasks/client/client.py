@@ -46,6 +46,7 @@ from nbtasks.client.record import (
     ring,
 )
 from nbtasks.core.messages import (
+    STRANGER,
     Accepted,
     Answer,
     Ask,
@@ -104,8 +105,6 @@ FAREWELL = 2.0
 UNHEARD = 2.0
 #: Orders that do no harm when they are said again.
 _ORDERS = (Revoke, Forget, Hasten)
-#: The refusal that means: say Hello first.
-STRANGER = "hello"
 
 #: Called with each record in the thread that submitted it, right after.
 submitted_hooks: list[Callable[[Record], None]] = []
@@ -152,12 +151,6 @@ class _Batch:
                 self.defines[call.definition] = define
 
 
-def _batch_of(entries: Iterable[_Entry]) -> _Batch:
-    batch = _Batch()
-    batch.add(entries)
-    return batch
-
-
 class Client:
     """A connection to the broker of one cluster, for all threads of this process.
 
@@ -189,7 +182,6 @@ class Client:
     ) -> None:
         self.runtime = Path(runtime)
         self.name = name or f"{os.getpid()}@{platform.node()}"
-        self.on_gone: Callable[[Exception], None] | None = None
         self._revive = revive
         self._link = _Link()
         self._forked = False
@@ -802,9 +794,9 @@ class Client:
         frames = iter(batch.buffers)
         for call, record in zip(batch.calls, batch.records, strict=True):
             define = batch.defines.get(call.definition)
-            entry = (call, take(frames, call.frames), define, True, False, record)
             self._number += 1
-            self._batches[self._number] = _batch_of([entry])
+            alone = self._batches[self._number] = _Batch()
+            alone.add([(call, take(frames, call.frames), define, True, False, record)])
             self._in_flight += 1
             self._send_batch(self._number, again=True)
 
@@ -857,8 +849,6 @@ class Client:
         self._link.gone = error
         self._link.up.clear()
         self._release_all()
-        if self.on_gone is not None:
-            self.on_gone(error)
 
     def _release_all(self) -> None:
         for waiter in list(self._waiting):

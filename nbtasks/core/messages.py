@@ -34,6 +34,9 @@ PROTOCOL_VERSION = 1
 #: The largest body, in bytes, that travels inside a message rather than as a frame of its own.
 INLINE_LIMIT = 32 * 1024
 
+#: Reason of the refusal that means: say Hello first.
+STRANGER = "hello"
+
 #: Calls are ordered 9 first, 0 last; this one is meant where the caller names none.
 DEFAULT_PRIORITY = 5
 

@@ -47,6 +47,7 @@ from nbtasks.core.actions import (
 )
 from nbtasks.core.agenda import Agenda
 from nbtasks.core.messages import (
+    STRANGER,
     Accepted,
     Again,
     Bye,
@@ -96,8 +97,6 @@ MOURNING = 0.02
 ROLL_CALL = 1.0
 #: Bytes of calls that are kept in memory until a worker wants them; the rest waits in the store.
 KEPT_BYTES = 4 * 1024 * 1024
-#: Reason of the refusal that means: say Hello first.
-STRANGER = "hello"
 
 
 # -------------------------------------------------------------------------------- the scheduler

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 import zmq
 
 from nbtasks.core.messages import (
+    STRANGER,
     Again,
     Bye,
     Define,
@@ -83,8 +84,6 @@ LEAVE_WAIT = 5.0
 BATCH = 4_096
 #: Payload frames from this size on are sent without a copy.
 ZERO_COPY = 64 * 1024
-#: Reason of the refusal that means: say Hello first.
-STRANGER = "hello"
 
 _OUTCOMES = (Done, Again)
 

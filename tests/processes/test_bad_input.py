@@ -29,7 +29,7 @@ from nbtasks.exceptions import (
     NotRegistered,
     SerializerNotInstalled,
 )
-from tests.conftest import end_all, our_processes, short_directory
+from tests.conftest import nothing_left_running, short_directory
 
 #: Seconds within which something that takes milliseconds must have happened on a busy machine.
 SOON = 30.0
@@ -38,10 +38,8 @@ SOON = 30.0
 @pytest.fixture(scope="module", autouse=True)
 def _no_process_left() -> Iterator[None]:
     """As in all tests, but for the file: the tests share a cluster."""
-    before = {process.pid for process in our_processes()}
-    yield
-    left = end_all([process for process in our_processes() if process.pid not in before])
-    assert not left, f"left running: {left}"
+    with nothing_left_running():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
