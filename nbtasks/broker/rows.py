@@ -6,10 +6,10 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-import msgspec
 from msgspec.structs import replace
 
 from nbtasks.core.actions import (
+    Row,
     Save,
     SaveCall,
     SaveCleared,
@@ -20,7 +20,7 @@ from nbtasks.core.actions import (
     SaveTask,
     Task,
 )
-from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Now, Options
+from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Now
 from nbtasks.core.states import DONE, PENDING, QUEUED
 
 Buffer = bytes | bytearray | memoryview
@@ -33,36 +33,13 @@ BODY: Final = -1
 PART: Final = 64 * 1024 * 1024
 
 
-class TaskRow(msgspec.Struct, gc=False):
+class TaskRow(Row, gc=False):
     """A task as the store knows it."""
 
-    seq: int
-    id: str
-    definition: bytes
-    name: str
-    client: bytes
-    priority: int
-    queue: str
-    phase: str
-    parent: str
-    root: str
-    state: str
-    n: int
-    retries: int
-    deaths: int
-    due: float | None
-    eta: float | None
-    expires: float | None
-    worker: str
-    ticket: int
-    ended_at: float | None
-    wish: str
-    limit_at: float | None
     #: Wall clock.
-    accepted_at: float
+    accepted_at: float = 0.0
     #: The arguments as short text.
-    summary: str
-    options: Options | None
+    summary: str = ""
 
 
 # ---------------------------------------------------------------------------------------- a turn

@@ -645,10 +645,11 @@ class Store:
         return found
 
     def _row(self, columns: Sequence[Any]) -> TaskRow:
-        seq, function, task_id, *middle, call = columns
+        seq, function, task_id, *middle, accepted_at, call = columns
         digest, name = self._function_names[function]
         read = self._call(call)
-        return TaskRow(*(seq, task_id, digest, name, *middle, read.summary, read.options))
+        lasting = (seq, task_id, digest, name, *middle, read.options)
+        return TaskRow(*lasting, accepted_at=accepted_at, summary=read.summary)
 
     def calls(self, seqs: Iterable[int]) -> dict[int, tuple[Call, tuple[bytes, ...]]]:
         """Return the calls of these tasks with their payload frames."""

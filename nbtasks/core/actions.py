@@ -10,8 +10,8 @@ from nbtasks.core import states
 from nbtasks.core.messages import Call, Define, Event, Options, Policy
 
 
-class Task(msgspec.Struct, gc=False, eq=False):
-    """One submitted call, as far as the scheduler needs to know it."""
+class Row(msgspec.Struct, gc=False):
+    """The lasting part of a task: what is saved of it, and told by the archive."""
 
     seq: int
     id: str
@@ -38,40 +38,18 @@ class Task(msgspec.Struct, gc=False, eq=False):
     wish: str = ""
     #: Boot clock: when its hard time limit ends the present run.
     limit_at: float | None = None
+    #: From the call, where it carries any.
+    options: Options | None = None
+
+
+class Task(Row, gc=False, eq=False):
+    """One submitted call, as far as the scheduler needs to know it."""
+
     #: The call itself and its payload frames, while they are kept in memory.
     call: Call | None = None
     buffers: tuple[Any, ...] = ()
-    options: Options | None = None
     #: What is known of its function (`workers.Definition`), once somebody has asked.
     function: Any = None
-
-
-class Row(Protocol):
-    """What the archive tells of a task: the lasting columns of `Task`."""
-
-    seq: int
-    id: str
-    definition: bytes
-    name: str
-    client: bytes
-    priority: int
-    queue: str
-    phase: str
-    parent: str
-    root: str
-    state: str
-    n: int
-    retries: int
-    deaths: int
-    due: float | None
-    eta: float | None
-    expires: float | None
-    worker: str
-    ticket: int
-    ended_at: float | None
-    wish: str
-    limit_at: float | None
-    options: Options | None
 
 
 class Archive(Protocol):
@@ -88,12 +66,7 @@ class Archive(Protocol):
 
 def task_of(row: Row) -> Task:
     """Return the task that a row of the archive tells of."""
-    return Task(
-        row.seq, row.id, row.definition, row.name, row.client, row.priority, row.queue, row.phase,
-        row.parent, row.root, row.state, row.n, row.retries, row.deaths, row.due, row.eta,
-        row.expires, row.worker, row.ticket, row.ended_at, row.wish, row.limit_at,
-        options=row.options,
-    )  # fmt: skip
+    return Task(*(getattr(row, name) for name in Row.__struct_fields__))
 
 
 # ---------------------------------------------------------------------------------- the actions
