@@ -648,8 +648,8 @@ class Store:
         seq, function, task_id, *middle, accepted_at, call = columns
         digest, name = self._function_names[function]
         read = self._call(call)
-        lasting = (seq, task_id, digest, name, *middle, read.options)
-        return TaskRow(*lasting, accepted_at=accepted_at, summary=read.summary)
+        lasting: list[Any] = [seq, task_id, digest, name, *middle, read.options]
+        return TaskRow(*[*lasting, accepted_at, read.summary])
 
     def calls(self, seqs: Iterable[int]) -> dict[int, tuple[Call, tuple[bytes, ...]]]:
         """Return the calls of these tasks with their payload frames."""
