@@ -7,12 +7,8 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,9 +23,8 @@ from nbtasks.exceptions import (
     WorkerLostError,
 )
 from nbtasks.result import AsyncResult
+from tests.living import SOON, entries, eventually, family, kill, lives, note, run, said
 
-#: Seconds within which something that takes milliseconds must have happened on a busy machine.
-SOON = 30.0
 READY = {"SUCCESS", "FAILURE", "REVOKED"}
 
 MakeCluster = Callable[..., nbtasks.Cluster]
@@ -84,60 +79,9 @@ def parent(self, number):
 
 
 def enter(ledger, number):
-    """Write a line into a ledger that no part of the cluster knows of, and take a moment."""
-    descriptor = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, f"{number}\n".encode())
-    finally:
-        os.close(descriptor)
+    note(ledger, number)
     time.sleep(0.01)
     return number * number
-
-
-def entries(ledger) -> Counter[int]:
-    """Return how often each number stands in the ledger."""
-    return Counter(map(int, Path(ledger).read_text().split()))
-
-
-def eventually(condition, seconds=SOON):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it has not happened"
-        time.sleep(0.005)
-    return value
-
-
-def lives(pid: int) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def family(cluster: nbtasks.Cluster) -> list[int]:
-    return [cluster.supervisor_pid, cluster.broker_pid, *cluster.worker_pids()]
-
-
-def kill(*pids: int) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def run(code: str, *arguments: Any, **options: Any) -> subprocess.Popen[str]:
-    """Start a Python process of another user's session, so to say."""
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def said(process: subprocess.Popen[str], within: float = SOON) -> str:
-    out, err = process.communicate(timeout=within)
-    assert process.returncode == 0, err
-    return out
 
 
 @pytest.fixture
