@@ -1,0 +1,60 @@
+"""dramatiq with Redis: two processes of one thread each."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import dramatiq
+import drivers
+import works
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.encoder import PickleEncoder
+from dramatiq.results import Results
+from dramatiq.results.backends import RedisBackend
+
+#: Set for the workers' processes by the driver's.
+ADDRESS = "BENCH_REDIS"
+
+
+def connect(address: str) -> dict[Callable[..., Any], Any]:
+    """Make the broker and the actors; return work → actor."""
+    dramatiq.set_encoder(PickleEncoder())
+    broker = RedisBroker(url=address)
+    broker.add_middleware(Results(backend=RedisBackend(url=address)))
+    dramatiq.set_broker(broker)
+    return {
+        work: dramatiq.actor(work, actor_name=work.__name__, store_results=True, broker=broker)
+        for work in works.WORKS
+    }
+
+
+TASKS = connect(os.environ[ADDRESS]) if ADDRESS in os.environ else {}
+
+
+class Driver(drivers.Driver):
+    name = "dramatiq + redis"
+    requirements = ("dramatiq[redis]", "redis")
+    programs = ("redis-server",)
+
+    def start(self) -> None:
+        self.redis, address = drivers.redis(self.folder)
+        self.tasks = connect(address)
+        command = (sys.executable, "-m", "dramatiq", "drivers.dramatiq_")
+        options = ("--processes", str(drivers.WORKERS), "--threads", "1", "--skip-logging")
+        self.worker = drivers.spawn(*command, *options, **{ADDRESS: address})
+        self.fetch(self.send(works.noop))
+
+    def stop(self) -> None:
+        drivers.end(self.worker, self.redis)
+
+    def send(self, work: Callable[..., Any], *args: Any) -> Any:
+        return self.tasks[work].send(*args)
+
+    def fetch(self, sent: Any) -> Any:
+        return sent.get_result(block=True, timeout=600_000)
+
+    def send_at(self, seconds: float, work: Callable[..., Any]) -> Any:
+        return self.tasks[work].send_with_options(delay=int(seconds * 1000))

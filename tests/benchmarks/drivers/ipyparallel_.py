@@ -1,0 +1,33 @@
+"""ipyparallel with a load-balanced view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import drivers
+
+
+class Driver(drivers.Driver):
+    name = "ipyparallel"
+    requirements = ("ipyparallel",)
+
+    def start(self) -> None:
+        import ipyparallel
+
+        self.cluster = ipyparallel.Cluster(n=drivers.WORKERS, log_level=40)
+        self.client = self.cluster.start_and_connect_sync(activate=False)
+        self.view = self.client.load_balanced_view()
+
+    def stop(self) -> None:
+        self.client.close()
+        self.cluster.stop_cluster_sync()
+
+    def send(self, work: Callable[..., Any], *args: Any) -> Any:
+        return self.view.apply_async(work, *args)
+
+    def fetch(self, sent: Any) -> Any:
+        return sent.get(600)
+
+    def map(self, work: Callable[..., Any], items: list[Any]) -> list[Any]:
+        return self.view.map_sync(work, items, chunksize=1000)

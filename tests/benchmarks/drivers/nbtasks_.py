@@ -1,0 +1,58 @@
+"""nbtasks with default settings; BENCH_DURABILITY names another durability."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import drivers
+
+PATIENCE = 600
+
+
+class Driver(drivers.Driver):
+    name = "nbtasks"
+    requirements = ("-e {root}",)
+
+    def start(self) -> None:
+        import works
+
+        import nbtasks
+
+        durability = os.environ.get("BENCH_DURABILITY", "full")
+        self.cluster = nbtasks.start(
+            workers=drivers.WORKERS, dir=self.folder / "nb", durability=durability
+        )
+        self.tasks = {work: nbtasks.task(work) for work in works.WORKS}
+        self.late = nbtasks.task(works.die_once, name="survivor", acks_late=True)
+        self.telling = nbtasks.task(tell, bind=True, name="tell")
+
+    def stop(self) -> None:
+        self.cluster.shutdown(purge=True)
+
+    def pids(self) -> Iterable[int]:
+        cluster = self.cluster
+        return [os.getpid(), cluster.supervisor_pid, cluster.broker_pid, *cluster.worker_pids()]
+
+    def send(self, work: Callable[..., Any], *args: Any) -> Any:
+        return self.tasks[work].delay(*args)
+
+    def fetch(self, sent: Any) -> Any:
+        return sent.get(timeout=PATIENCE)
+
+    def send_at(self, seconds: float, work: Callable[..., Any]) -> Any:
+        return self.tasks[work].apply_async(countdown=seconds)
+
+    def survivor(self, work: Callable[..., Any], *args: Any) -> Any:
+        return self.late.delay(*args)
+
+    def progress(self, number: int) -> int:
+        heard: list[Any] = []
+        self.telling.delay(number).get(timeout=PATIENCE, on_message=heard.append)
+        return len(heard) - 1
+
+
+def tell(self: Any, number: int) -> None:
+    for done in range(number):
+        self.update_state(state="PROGRESS", meta={"current": done, "total": number})
