@@ -113,12 +113,24 @@ def _parser() -> argparse.ArgumentParser:
     retry = command("retry", _retry, "Run tasks again that failed or were cancelled.")
     retry.add_argument("ids", nargs="+", metavar="ID")
     command("purge", _purge, "Cancel all tasks that wait; those that run go on.")
+    top = command("top", _top, "Show what runs, what waits and what failed, live; q leaves.")
+    top.add_argument("--once", action="store_true", help="print it once, as into a pipe")
+    top.add_argument(
+        "--interval", type=_interval, default=1.0, metavar="S", help="seconds between looks (1)"
+    )
     command("doctor", _doctor, "Look for what is wrong, and say what to do.")
     return parser
 
 
 def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _interval(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text}: give 0.1 to 3600 seconds")
+    return seconds
 
 
 def _version() -> str:
@@ -317,6 +329,12 @@ def _purge(options: argparse.Namespace) -> int:
         count = cluster.client.ask("purge")
         print(f"{count} waiting task{'' if count == 1 else 's'} cancelled.")
     return 0
+
+
+def _top(options: argparse.Namespace) -> int:
+    from nbtasks import top
+
+    return top.run(options.dir, options.once, options.interval)
 
 
 class _Connected:

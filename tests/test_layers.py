@@ -40,7 +40,12 @@ ARROWS: dict[str, set[str]] = {
     "cluster": {"client", "wire", "core", "config", "exceptions"},
     "jupyter": {"cluster", "client", "core", "exceptions"},
     # __init__: for `nbtasks --version`.
-    "cli": {"__init__", "cluster", "client", "simulation", "config", "context", "exceptions"},
+    "cli": {
+        *("__init__", "cluster", "client", "simulation", "config", "context", "exceptions"),
+        "top",
+    },
+    # jupyter: the words and symbols of the panel (rows.py), which needs no notebook.
+    "top": {"cluster", "client", "exceptions", "jupyter"},
     "__main__": {"cli"},
     # The door: it only knows where each public name is.
     "__init__": {
@@ -70,7 +75,10 @@ HOMES: dict[str, set[str]] = {
     "brotli": {"wire/payloads.py"},
     "msgspec": {"core/", "wire/", "broker/", "config.py", "simulation.py"},
     # Where the system cannot be told to end a child with its parent, the child has to look.
-    "psutil": {"supervisor/", "wire/parent.py"},
+    # `nbtasks top` shows the memory and the processor that each worker takes.
+    "psutil": {"supervisor/", "wire/parent.py", "top.py"},
+    # Not required: used where it is installed.
+    "rich": {"top.py", "jupyter/text.py"},
     "fcntl": {"wire/locks.py"},
     "msvcrt": {"wire/locks.py"},
     "ipywidgets": {"jupyter/"},

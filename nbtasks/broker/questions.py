@@ -5,13 +5,16 @@ All answers tell what is saved: they are given after the turn's commit.
 
 from __future__ import annotations
 
+import heapq
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbtasks.core.messages import Answer, Ask, Now
+from nbtasks.core.messages import Answer, Ask, Event, Now
+from nbtasks.core.states import FAILURE, QUEUED, RETRY, RUNNING, SCHEDULED, WAITING
 from nbtasks.exceptions import ClusterError
 from nbtasks.wire.connection import STORE_FILE
 
@@ -20,7 +23,13 @@ if TYPE_CHECKING:
     from nbtasks.broker.store import Store
     from nbtasks.core.actions import Action
     from nbtasks.core.scheduler import Scheduler
+    from nbtasks.core.workers import Worker
     from nbtasks.wire.connection import Settings
+
+#: Tasks of a kind that are told of what goes on.
+LATEST = 30
+#: Events of a task among which its last error is looked for: output may have come after it.
+TAIL = 20
 
 
 class Questions:
@@ -67,20 +76,99 @@ class Questions:
             "clients": len(scheduler.clients),
             "phases": scheduler.phases(),
             "states": self._store.counts(),
+            "queues": scheduler.pool.ready.lengths(),
             "workers": [
                 {
                     "name": worker.name,
                     "pid": worker.pid,
                     "queues": list(worker.queues),
                     "held": len(worker.held),
-                    "running": [
-                        task.id for task in worker.held.values() if task.phase == "running"
-                    ],
+                    "running": [task.id for task in worker.held.values() if task.phase == RUNNING],
+                    "current": self._current(worker, instant),
                 }
                 for worker in scheduler.workers.values()
                 if worker.peer and not worker.dead
             ],
         }
+
+    def _current(self, worker: Worker, instant: Now) -> dict[str, Any] | None:
+        """Return the call that a worker runs, and since when as far as this broker knows."""
+        running = next((task for task in worker.held.values() if task.phase == RUNNING), None)
+        row = None if running is None else self._store.find(running.id)
+        if row is None:
+            return None
+        began = instant.wall - (instant.boot - worker.progress_at)
+        return {"id": row.id, "name": row.name, "summary": row.summary, "began": began}
+
+    def _answer_activity(self, instant: Now) -> dict[str, Any]:
+        """Tell which tasks start next by the clock, and which failed and which ended last."""
+        waiting = [task for task in self._scheduler.tasks.values() if task.phase == SCHEDULED]
+        starts = {
+            task.id: task.eta if task.due is None else instant.wall + task.due - instant.boot
+            for task in waiting
+        }
+        soonest = heapq.nsmallest(LATEST, starts, key=lambda task_id: starts[task_id] or 0.0)
+        rows = self._store.finds(soonest)
+        return {
+            "retrying": sum(task.state == RETRY for task in waiting),
+            "next": [
+                self._describe_why(rows[task_id]) | {"starts": starts[task_id]}
+                for task_id in soonest
+                if task_id in rows
+            ],
+            "failed": [self._describe_why(row) for row in self._store.ended(LATEST, FAILURE)],
+            "ended": [self._describe_why(row) for row in self._store.ended(LATEST)],
+        }
+
+    def _describe_why(self, row: TaskRow) -> dict[str, Any]:
+        """Describe a task and, in a line, the error that it last ended or broke off with."""
+        error = ""
+        if row.state in (FAILURE, RETRY):
+            last = self._store.events(row.seq, row.n - TAIL)
+            error = next((line for event, _ in reversed(last) if (line := error_line(event))), "")
+        return self._describe(row) | {"error": error}
+
+    def _answer_outlook(self, instant: Now, ids: list[str], parents: list[str]) -> dict[str, Any]:
+        """Tell why tasks wait, and which tasks others have sent.
+
+        `places` has those of `ids` that are among the first in the line (1: next), `why` those
+        that wait for something else than a worker, `children` [id, name, summary] of tasks that
+        any of `parents` has sent.
+        """
+        pool = self._scheduler.pool
+        serving = pool.serving()
+        line = {} if self._scheduler.stopping else pool.places(instant)
+        places = {task_id: line[task_id] for task_id in texts(ids) if task_id in line}
+        why = {task_id: self._why(task_id, instant) for task_id in ids if task_id not in places}
+        return {
+            "workers": len(serving),
+            "busy": sum(bool(worker.held) for worker in serving),
+            "queued": len(pool.ready),
+            "places": places,
+            "why": {task_id: text for task_id, text in why.items() if text},
+            "children": self._store.children_of(texts(parents)),
+        }
+
+    def _why(self, task_id: str, instant: Now) -> str:
+        """Return what else than a worker and its time an open task waits for, or nothing."""
+        scheduler = self._scheduler
+        task = scheduler.tasks.get(task_id)
+        if task is None or task.phase not in (WAITING, QUEUED):
+            return ""
+        if scheduler.stopping:
+            return "the cluster is stopping"
+        if task.phase == WAITING:
+            missing = len(scheduler.needs.missing(task_id))
+            return f"waits for {missing} other task{'' if missing == 1 else 's'}"
+        serving = scheduler.pool.serving()
+        if not serving:
+            return "the workers are starting" if scheduler.wanted else "the cluster has 0 workers"
+        if not any(not worker.queues or task.queue in worker.queues for worker in serving):
+            return f"no worker serves the queue {task.queue!r}"
+        definition = scheduler.pool.of(task)
+        if definition.rate is not None and definition.rate.bars(instant):
+            return f"rate limit {rate_text(definition.policy.interval)}"
+        return ""
 
     def _answer_list(
         self, instant: Now, state: str | None = None, limit: int = 100
@@ -141,3 +229,44 @@ class Questions:
 
     def _answer_take(self, instant: Now, key: str) -> bytes | None:
         return self._store.take(key)
+
+
+# -------------------------------------------------------------------------------------- helpers
+
+
+def texts(value: Any) -> list[str]:
+    """Return a list of texts as it is.
+
+    Raises
+    ------
+    TypeError
+        When it is anything else.
+    """
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise TypeError(f"a list of ids is wanted, not {value!r:.80}")
+    return value
+
+
+def error_line(event: Event) -> str:
+    """Return the error that an event tells of, as the last line of its traceback, or nothing."""
+    if event.traceback:
+        line = event.traceback.strip().splitlines()[-1]
+        name, _, said = line.partition(": ")
+        # Not `Retry: Retry in 5s: ValueError(...)`: when that is stands elsewhere.
+        return said.partition(": ")[2] or said if name.endswith("Retry") else line
+    if event.kind != "state" or not event.text:
+        return ""
+    name, args = json.loads(event.text)  # one of our own: the broker has no pickle to write
+    return ": ".join([name, *map(str, args[:1])])
+
+
+def rate_text(interval: float) -> str:
+    """Return a rate limit as it is written, from the seconds between two starts.
+
+    >>> rate_text(0.1), rate_text(6.0), rate_text(3600.0)
+    ('10/s', '10/m', '1/h')
+    """
+    for seconds, unit in ((1, "s"), (60, "m"), (3600, "h")):
+        if interval <= seconds:
+            return f"{seconds / interval:.4g}/{unit}"
+    return f"{3600 / interval:.4g}/h"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from nbtasks.core.actions import Task
@@ -100,6 +101,16 @@ class _Level:
             del self.lines[client]
         return task
 
+    def __iter__(self) -> Iterator[Task]:
+        """Yield the tasks in the order in which `pop` would take them."""
+        lines = deque(iter(self.lines[client]) for client in self.turns)
+        while lines:
+            line = lines.popleft()
+            task = next(line, None)
+            if task is not None:
+                yield task
+                lines.append(line)
+
 
 class Ready:
     """Tasks that wait for a worker: by priority, 9 first; then fair between clients."""
@@ -141,6 +152,24 @@ class Ready:
             if not levels:
                 del self._queues[queue]
         return task
+
+    def line(self, queues: tuple[str, ...]) -> Iterator[Task]:
+        """Yield the tasks of these queues (none named: of all) in the order of `pop`.
+
+        It takes nothing out, and looks no further than the caller does.
+        """
+        served = [self._queues[name] for name in queues or self._queues if name in self._queues]
+        for priority in sorted({number for levels in served for number in levels}, reverse=True):
+            levels = [levels[priority] for levels in served if priority in levels]
+            # Between queues the head that came first has its turn: what `merge` looks at, too.
+            yield from heapq.merge(*levels, key=attrgetter("seq"))
+
+    def lengths(self) -> dict[str, int]:
+        """Return how many tasks are in each queue that has any."""
+        return {
+            queue: sum(len(line) for level in levels.values() for line in level.lines.values())
+            for queue, levels in self._queues.items()
+        }
 
     def _best(self, queues: tuple[str, ...]) -> tuple[str, int, _Level] | None:
         best: tuple[str, int, _Level] | None = None

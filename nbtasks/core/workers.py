@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from itertools import count, islice
 from typing import Any
 
 from nbtasks.core.actions import Archive, Task
@@ -28,29 +29,38 @@ OVERHEAD = 0.000_015
 STRANDED = 0.010
 #: Seconds that a worker is given to answer before it is asked again.
 PATIENCE = 0.2
+#: Tasks that are told their place in the line, and how many are looked at for that.
+PLACES = 100
+SIGHT = 1_000
 
 
 class Rate:
     """The rate limit of a task: one for all versions of its function."""
 
-    __slots__ = ("next_start", "timer", "waiting")
+    __slots__ = ("_order", "next_start", "timer", "waiting")
 
     def __init__(self) -> None:
         #: Boot clock.
         self.next_start = 0.0
-        #: Who waits for it: a heap by priority, 9 first, then first come.
-        self.waiting: list[tuple[int, int, Task]] = []
+        #: Who waits for it: a heap by priority, 9 first, then first come. A task that was revoked
+        #: and told to run again may stand in it twice: the third number keeps these two apart.
+        self.waiting: list[tuple[int, int, int, Task]] = []
+        self._order = count()
         #: Whether the next start stands in the agenda.
         self.timer = False
 
     def wait(self, task: Task) -> None:
         """Put a task aside until it may start."""
-        heapq.heappush(self.waiting, (-task.priority, task.seq, task))
+        heapq.heappush(self.waiting, (-task.priority, task.seq, next(self._order), task))
+
+    def bars(self, now: Now) -> bool:
+        """Whether one more task would have to wait for it, were a worker free."""
+        return bool(self.waiting) or now.boot < self.next_start
 
     def next(self) -> Task | None:
         """Take the task that may start next, or None."""
         while self.waiting:
-            task = heapq.heappop(self.waiting)[2]
+            task = heapq.heappop(self.waiting)[3]
             if task.phase == QUEUED:
                 return task
         return None
@@ -195,6 +205,36 @@ class Workers:
             known = task.function = self.definition(task.definition, task.name)
             assert known is not None  # it was there when the task was accepted
         return known
+
+    # ---------------------------------------------------------------------------------- looking
+
+    def serving(self) -> list[Worker]:
+        """Return the workers that can be given something."""
+        return [worker for worker in self.workers.values() if worker.serving]
+
+    def places(self, now: Now) -> dict[str, int]:
+        """Return task id → place in the line (1: next) of those that wait for a worker only.
+
+        Told of the first `PLACES` of each line; workers that serve the same queues share a line.
+        """
+        found: dict[str, int] = {}
+        for queues in {worker.queues for worker in self.serving()}:
+            for place, task in enumerate(islice(self._line(queues, now), PLACES), 1):
+                found[task.id] = min(place, found.get(task.id, place))
+        return found
+
+    def _line(self, queues: tuple[str, ...], now: Now) -> Iterator[Task]:
+        """Yield the tasks that a worker of these queues would get, if it took one after another."""
+        passed = set()
+        for task in islice(self.ready.line(queues), SIGHT):
+            rate = self.of(task).rate
+            if task.phase != QUEUED or (rate is not None and rate in passed):
+                continue
+            if rate is not None:
+                passed.add(rate)  # it lets no more than one through at a time
+                if now.boot < rate.next_start:
+                    continue
+            yield task
 
     # --------------------------------------------------------------------------------- choosing
 

@@ -1,21 +1,31 @@
-"""The panel where there is only text: a line when a task's state changes, and a line that moves.
+"""The panel where there is only text: a line when a task's state changes, and what moves below.
 
-In a terminal the last line shows how far things are and is drawn over again; written to a file or
-a pipe it is left out, and progress is told in quarters.
+    ✓ load('a.csv')  done  1.5 s                               lines that stay, as in a log
+    ✕ load('b.csv')  failed  ValueError: bad header  (cell [3], line 12)  0.2 s
+    ● train(lr=0.1)  ━━━━━━━━╸━━━━  63 %  epoch 12/20  3.2/s   drawn over, while the cell runs
+    ↻ fetch('c')     attempt 2 of 6 in 0:07  ConnectionError
+
+Where rich is installed it draws the part that moves, and what the cell prints stands above it.
+Elsewhere in a terminal one line moves. Written to a file or a pipe there is none, and progress is
+told in quarters. In a script nobody asked for a panel, so nothing is written: `%load_ext nbtasks`
+is what brings it, in IPython.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from nbtasks.jupyter import watch
 from nbtasks.jupyter.rows import (
     WORDS,
+    clock,
     duration,
     ended,
     explain,
@@ -24,13 +34,34 @@ from nbtasks.jupyter.rows import (
     total_line,
 )
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 #: With more tasks than this, only what went wrong gets a line of its own.
 FEW = 8
+
+#: Open tasks that are drawn at once.
+MOVING = 10
 
 #: States that are worth a line even among many.
 _NEWS = frozenset({"retrying", "failed", "expired", "cancelled"})
 
 _COLOURS = {"done": 32, "failed": 31, "retrying": 33, "running": 36}
+_STYLES = {"running": "cyan", "retrying": "yellow"}
+
+#: What moves the cursor or turns the direction of writing round.
+_CONTROLS = dict.fromkeys(
+    [*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], " "
+)
+
+
+def printable(text: str) -> str:
+    r"""Return a text that does nothing to a terminal but to be seen there.
+
+    >>> printable("a\033[2Jb")
+    'a [2Jb'
+    """
+    return text.translate(_CONTROLS)
 
 
 class TextPanel:
@@ -51,7 +82,9 @@ class TextPanel:
         self._watch = watch.Watch(self)
         self._told: dict[int, tuple[str, int]] = {}
         self._quarter = 0
-        self._moving = False
+        #: Index → row of those that are not over.
+        self._open: dict[int, dict[str, Any]] = {}
+        self._moving: Moving | None = None
         self._paused = False
         self._lock = threading.RLock()
 
@@ -64,9 +97,13 @@ class TextPanel:
         with self._lock:
             over = self._watch.settle()
             self.flush()
+            if self._moving is not None:
+                self._moving.stop()
+                self._moving = None
+                for row in self._open.values():
+                    self._tell(row)
             if over and len(self._watch.rows) > 1 and not self._paused:
                 self._tell_total(self._watch.total())
-            self._clear()
             self._paused = True
 
     def resume(self) -> None:
@@ -86,10 +123,14 @@ class TextPanel:
                 return
             now = watch.now()
             rows = self._watch.paint(self._watch.look(now), now)
+            self._open |= {row["i"]: row for row in rows}
+            for row in rows:
+                if row["final"]:
+                    del self._open[row["i"]]
+            self._move()
             for row in rows:
                 self._tell(row)
             self._tell_part(self._watch.total())
-            self._move([row for row in rows if not row["final"]])
 
     # ------------------------------------------------------------------------ lines that stay
 
@@ -97,7 +138,8 @@ class TextPanel:
         state, quarter = row["state"], int((row.get("fraction") or 0) * 4)
         before = self._told.get(row["i"], ("waiting", 0))
         step = (state, 0 if self._is_terminal() or state != "running" else quarter)
-        if step == before:
+        drawn = self._moving is not None and self._moving.all
+        if step == before or (drawn and not row["final"] and state not in _NEWS):
             return
         self._told[row["i"]] = step
         if len(self._watch.rows) <= FEW or state in _NEWS:
@@ -107,7 +149,8 @@ class TextPanel:
         symbol, word = WORDS[state]
         took = duration(row["took"]) if row.get("took") is not None else ""
         parts = (title(row), word, explain(row, time.time()), took)
-        self._write(f"  {self._colour(state, symbol)} {'  '.join(filter(None, parts))}\n")
+        said = printable("  ".join(filter(None, parts)))
+        self._write(f"  {self._colour(state, symbol)} {said}")
 
     def _tell_part(self, counts: Mapping[str, Any]) -> None:
         """Say how many of many tasks are over, at each quarter."""
@@ -118,37 +161,177 @@ class TextPanel:
         self._quarter = max(self._quarter, quarter)
 
     def _tell_total(self, counts: Mapping[str, Any]) -> None:
-        self._write(f"  {plural(counts['n'])}: {total_line(counts['counts'])}\n")
+        self._write(f"  {plural(counts['n'])}: {total_line(counts['counts'])}")
 
-    # ------------------------------------------------------------------------ the line that moves
-
-    def _move(self, rows: list[dict[str, Any]]) -> None:
-        running = [row for row in rows if row["state"] == "running"]
-        if not running or not self._is_terminal():
-            return
-        row = running[-1]
-        text = f"  {WORDS['running'][0]} {title(row)}  {explain(row, time.time())}"
-        width = shutil.get_terminal_size().columns - 1
-        self._write(f"{text[:width]}\r")
-        self._moving = True
-
-    def _clear(self) -> None:
-        if self._moving:
-            self._moving = False
-            self._out.write("\r\033[K")
-
-    def _write(self, text: str) -> None:
-        self._clear()
-        self._out.write(text)
-        self._out.flush()
+    def _write(self, line: str) -> None:
+        if self._moving is not None:
+            self._moving.write(line)
+        else:
+            self._out.write(f"{line}\n")
+            self._out.flush()
 
     def _colour(self, state: str, symbol: str) -> str:
         colour = _COLOURS.get(state) if self._is_terminal() else None
         return f"\033[{colour}m{symbol}\033[0m" if colour else symbol
+
+    # ------------------------------------------------------------------------ what moves
+
+    def _move(self) -> None:
+        """Draw those that are not over, if that can be drawn over again."""
+        if self._moving is None and self._open and self._is_terminal():
+            self._moving = moving(self._stream)
+        if self._moving is not None:
+            self._moving.show(self._first_open(), self._watch.queue)
+
+    def _first_open(self) -> list[dict[str, Any]]:
+        """Return a few rows, in the order of `WORDS`: those that run, then those that wait."""
+        rows = (row for state in WORDS for row in self._open.values() if row["state"] == state)
+        return list(islice(rows, MOVING))
 
     @property
     def _out(self) -> TextIO:
         return self._stream or sys.stdout
 
     def _is_terminal(self) -> bool:
-        return self._out.isatty()
+        return self._out.isatty() and os.environ.get("TERM") != "dumb"
+
+
+# ---------------------------------------------------------------------------------- what moves
+
+
+class Moving(Protocol):
+    """What is drawn below the lines that stay, over and over."""
+
+    #: Whether it has all that is open, so that only what is over needs a line that stays.
+    all: bool
+
+    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None) -> None: ...
+
+    def write(self, line: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def moving(stream: TextIO | None) -> Moving:
+    """Return the best of those that can be had."""
+    try:
+        return RichLines(stream)
+    except ImportError:
+        return OneLine(stream)
+
+
+class OneLine:
+    """The task that began last, on one line."""
+
+    all = False
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._text = ""
+
+    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None) -> None:
+        before, self._text = self._text, ""
+        running = [row for row in rows if row["state"] == "running"]
+        if running:
+            row = max(running, key=lambda row: (row.get("began") or 0.0, row["i"]))
+            parts = (title(row), explain(row, time.time()))
+            text = printable(f"  {WORDS['running'][0]} {'  '.join(filter(None, parts))}")
+            self._text = f"{text[: shutil.get_terminal_size().columns - 1]}\r"
+        if before or self._text:
+            self._put(f"\r\033[K{self._text}")
+
+    def write(self, line: str) -> None:
+        clear = "\r\033[K" if self._text else ""
+        self._put(f"{clear}{line}\n{self._text}")
+
+    def stop(self) -> None:
+        self.show([], None)
+
+    def _put(self, text: str) -> None:
+        out = self._stream or sys.stdout
+        out.write(text)
+        out.flush()
+
+
+class RichLines:
+    """Open tasks with bars and countdowns, which rich lets tick in a thread of its own.
+
+    That thread never waits for the panel: it draws the rows that it was given last.
+    """
+
+    all = True
+
+    def __init__(self, stream: TextIO | None) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._rows: list[dict[str, Any]] = []
+        self._places: dict[int, int] = {}
+        self._console = Console(file=stream, highlight=False)
+        self._live = Live(
+            get_renderable=self._draw,
+            console=self._console,
+            transient=True,
+            refresh_per_second=4,
+            # What the cell prints goes above; bars of the user's own are on stderr.
+            redirect_stdout=stream is None,
+            redirect_stderr=False,
+        )
+        self._live.start()
+
+    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None) -> None:
+        self._places = dict(queue["places"]) if queue else {}
+        self._rows = rows
+        self._live.refresh()
+
+    def write(self, line: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text.from_ansi(line), soft_wrap=True)
+
+    def stop(self) -> None:
+        self._rows = []
+        self._live.stop()
+
+    def _draw(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        now = time.time()
+        table = Table.grid(padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True, overflow="ellipsis", max_width=self._console.width // 2)
+        table.add_column()
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column(justify="right", no_wrap=True)
+        for row in self._rows:
+            name = printable(f"  {WORDS[row['state']][0]} {title(row)}")
+            why = printable(self._explain(row, now))
+            style = _STYLES.get(row["state"], "")
+            table.add_row(Text(name, style), _bar(row), Text(why), Text(_elapsed(row, now)))
+        return table
+
+    def _explain(self, row: Mapping[str, Any], now: float) -> str:
+        place = self._places.get(row["i"])
+        if row["state"] == "waiting" and place is not None:
+            return "next in the queue" if place == 1 else f"number {place} in the queue"
+        return "  ".join(filter(None, (explain(row, now), *_speed(row, now))))
+
+
+def _speed(row: Mapping[str, Any], now: float) -> list[str]:
+    """Return how fast a task gets on and how long it will take, as far as that is known."""
+    rate, end = row.get("rate"), row.get("done_at")
+    left = "" if end is None or end <= now else f"{clock(end - now)} left"
+    return [f"{rate:.3g}/s" if rate else "", left]
+
+
+def _bar(row: Mapping[str, Any]) -> Any:
+    from rich.progress_bar import ProgressBar
+
+    share = row.get("fraction")
+    if row["state"] != "running" or share is None:
+        return ""
+    return ProgressBar(total=1.0, completed=share, width=20, complete_style=_STYLES["running"])
+
+
+def _elapsed(row: Mapping[str, Any], now: float) -> str:
+    return clock(now - row["began"]) if row.get("began") else ""

@@ -34,10 +34,11 @@ from nbtasks.exceptions import (
     OperationalError,
     TaskRevokedError,
 )
-from nbtasks.wire import sockets
+from nbtasks.wire import locks, sockets
 from nbtasks.wire.connection import (
     EXIT_CONFIG,
     FAILED_FILE,
+    SUPERVISOR_LOCK,
     Settings,
     prepare_directory,
     read_connection,
@@ -54,6 +55,9 @@ class Broker:
 
     def __init__(self, runtime: Path, transport: str = "ipc") -> None:
         self.runtime = runtime
+        lock = locks.acquire(runtime / SUPERVISOR_LOCK)  # as its supervisor would hold it
+        assert lock is not None
+        self.lock = lock
         write_settings(runtime, Settings(data=str(runtime), workers=0, transport=transport))
         self.start()
 
@@ -64,9 +68,13 @@ class Broker:
 
     def kill(self) -> None:
         self.process.kill()
-        self.close()
+        self._end()
 
     def close(self) -> None:
+        self._end()
+        os.close(self.lock)
+
+    def _end(self) -> None:
         self.process.terminate()
         self.process.wait(10)
         assert self.process.stdin is not None
@@ -159,10 +167,7 @@ def test_large_payloads_come_back_whole(client: Client) -> None:
 def test_no_broker_for_good_is_an_error_within_two_seconds(broker: Broker, client: Client) -> None:
     record = client.submit(a_call(), (), DEFINE, confirm=True)
     broker.kill()
-    # The connection file names a supervisor that is this very process: pretend that it is gone.
-    connection = read_connection(broker.runtime)
-    assert connection is not None
-    (broker.runtime / "connection.json").unlink()
+    (broker.runtime / "connection.json").unlink()  # as its supervisor does in the end
 
     began = time.monotonic()
     with pytest.raises(BrokerUnavailable):

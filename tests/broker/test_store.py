@@ -29,9 +29,11 @@ from nbtasks.core.actions import (
     SaveCall,
     SaveCleared,
     SaveDefinition,
+    SaveEmptied,
     SaveEvent,
     SaveForget,
     SaveGiven,
+    SaveRevoked,
     SaveTask,
     Task,
 )
@@ -252,6 +254,36 @@ def test_children_are_told_in_order(store):
     assert store.children("task-1") == ["task-2", "task-3"]
     assert store.children("task-2") == []
     assert store.children("") == []
+
+
+def test_children_are_told_with_names_and_arguments_and_not_without_end(store, monkeypatch):
+    monkeypatch.setattr(store_module, "CHILDREN", 2)
+    monkeypatch.setattr(store_module, "FAMILIES", 3)
+    accept(store, 1, parent="p", summary="(1)", options=Options(shadow="shown"))
+    for seq, parent in ((2, "p"), (3, "p"), (4, "q"), (5, "q")):
+        accept(store, seq, parent=parent, summary=f"({seq})")
+
+    assert store.children_of(["p", "none", "", "q"]) == {
+        "p": [("task-1", "shown", "(1)"), ("task-2", "add", "(2)")],
+        "q": [("task-4", "add", "(4)")],
+    }
+
+
+def test_ended_tasks_are_told_by_when_they_ended(store):
+    tasks = [accept(store, seq) for seq in range(1, 5)]
+    for after, task in enumerate((tasks[2], tasks[0], tasks[3])):
+        finish(store, task, now=later(after))
+
+    assert [row.seq for row in store.ended(2)] == [4, 1]
+    assert [row.seq for row in store.ended(9)] == [4, 1, 3]
+
+
+def test_those_that_failed_lately_are_found_among_many(store, monkeypatch):
+    monkeypatch.setattr(store_module, "LATELY", 4)
+    for seq in range(6):
+        finish(store, accept(store, seq + 1), ("SUCCESS", "FAILURE")[seq in (1, 3)], later(seq))
+
+    assert [row.seq for row in store.ended(9, "FAILURE")] == [4]
 
 
 def test_listing_is_newest_first_and_by_state(store):
@@ -619,12 +651,32 @@ def test_space_comes_back_after_expiry(store):
 
     while store.expire(later(1).wall, 20):
         pass
-    for _ in range(5):
-        store.expire(later(1).wall, 20)
-    store.checkpoint()
+    while store.shrink():
+        pass
 
     assert full > 10_000_000
     assert store.size() < 2_000_000
+
+
+def test_emptied_call_leaves_its_row_and_gives_its_space_back(store):
+    for seq in range(1, 101):
+        accept(store, seq, (bytes(100_000),), frames=1, body=b"")
+
+    store.commit([SaveEmptied(seq) for seq in range(1, 101)], NOW)
+    while store.shrink():
+        pass
+
+    assert store.find("task-7") is not None
+    assert store.calls([7])[7][1] == ()
+    assert store.size() < 2_000_000
+
+
+def test_ids_revoked_early_are_kept_in_order_until_they_are_not(store, path, opened):
+    store.commit([SaveRevoked("b"), SaveRevoked("a"), SaveRevoked("c")], NOW)
+    store.commit([SaveRevoked("a", kept=False), SaveRevoked("b")], NOW)
+    store.close()
+
+    assert opened(path).revoked() == ["c", "b"]
 
 
 def test_cleared_store_is_empty_small_and_has_another_name(store, path, opened):
@@ -1169,6 +1221,15 @@ def plan(store: Store, query: str) -> str:
         ("SELECT * FROM tasks WHERE ended_at IS NULL AND seq > 5 ORDER BY seq", "tasks_by_end"),
         ("SELECT seq FROM tasks WHERE ended_at < 5 ORDER BY ended_at, seq", "tasks_by_end"),
         ("SELECT id FROM tasks WHERE parent = 'x' AND parent != ''", "tasks_by_parent"),
+        (
+            "SELECT id FROM tasks WHERE parent = 'x' AND parent != '' ORDER BY seq LIMIT 9",
+            "tasks_by_parent",
+        ),
+        (
+            "SELECT seq FROM tasks WHERE ended_at IS NOT NULL "
+            "ORDER BY ended_at DESC, seq DESC LIMIT 9",
+            "COVERING INDEX tasks_by_end",
+        ),
         ("SELECT state, count(*) FROM tasks GROUP BY state", "COVERING INDEX tasks_by_end"),
         ("SELECT DISTINCT function FROM tasks", "COVERING INDEX tasks_by_end"),
     ],

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
 
-from nbtasks.jupyter.panel import TextPanel
+import pytest
+
+from nbtasks.jupyter import text
+from nbtasks.jupyter.text import RichLines, TextPanel
+from tests.jupyter.conftest import NOW
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+@pytest.fixture
+def without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("rich.console", "rich.live"):
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+def words(written: str) -> list[str]:
+    """Return the lines that were written, without the codes that colour and move."""
+    return [line.rstrip() for line in re.sub(r"\033\[[?\d;]*\w|\r", "", written).split("\n")]
 
 
 def test_each_change_of_state_is_a_line(submit):
@@ -53,6 +70,7 @@ def test_a_file_is_told_of_progress_in_quarters(submit):
     assert [line[-4:] for line in out.getvalue().splitlines()] == [" 0 %", "25 %", "50 %", "75 %"]
 
 
+@pytest.mark.usefixtures("without_rich")
 def test_a_terminal_shows_progress_in_one_line_that_moves(submit):
     out, told = Terminal(), submit().begins()
     panel = TextPanel(out)
@@ -67,6 +85,146 @@ def test_a_terminal_shows_progress_in_one_line_that_moves(submit):
     assert "10 %\r" in out.getvalue()
     assert out.getvalue().count("\n") == 2
     assert out.getvalue().rstrip().endswith("done  < 1 ms")
+
+
+@pytest.mark.usefixtures("without_rich")
+def test_line_that_moves_stays_below_those_that_stay(submit):
+    out, slow, quick = Terminal(), submit().begins(), submit(summary="('b.csv')")
+    panel = TextPanel(out)
+    panel.add(slow.record)
+    panel.add(quick.record)
+
+    panel.flush()
+    quick.succeeds(runtime=1)
+    panel.flush()
+    panel.pause()
+
+    last = out.getvalue().rpartition("\n")[2]
+    assert last == "  ● load('a.csv')\r\r\033[K  ● load('a.csv')\r\r\033[K"
+
+
+@pytest.mark.usefixtures("without_rich")
+def test_line_that_moves_is_no_wider_than_the_terminal(submit, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    out, told = Terminal(), submit().begins()
+    panel = TextPanel(out)
+    panel.add(told.record)
+
+    told.says("PROGRESS", {"progress": 10, "message": "x" * 100})
+    panel.flush()
+
+    assert len(words(out.getvalue())[-1]) == 29
+
+
+@pytest.mark.usefixtures("without_rich")
+def test_what_a_task_says_does_nothing_to_the_terminal(submit):
+    out, told = Terminal(), submit("\033[2Jload").begins()
+    panel = TextPanel(out)
+    panel.add(told.record)
+
+    told.says("PROGRESS", {"message": "\033]0;title\x07"})
+    panel.flush()
+
+    assert "\033[2J" not in out.getvalue()
+    assert "\033]" not in out.getvalue()
+
+
+# ------------------------------------------------------------------------------- with rich
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch):
+    """Return what rich draws of a panel on a terminal at this moment; its clock stands still."""
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", "100")
+    panels = []
+
+    def draw(panel: TextPanel) -> list[str]:
+        panels.append(panel)
+        panel.flush()
+        moving = panel._moving
+        assert isinstance(moving, RichLines)
+        out = panel._out
+        assert isinstance(out, Terminal)
+        before = len(out.getvalue())
+        moving._live.refresh()
+        return [line for line in words(out.getvalue()[before:]) if line]
+
+    yield draw
+
+    for panel in panels:
+        panel.pause()
+
+
+def test_rich_draws_those_that_are_open_with_what_the_panel_says(submit, drawn):
+    panel = TextPanel(Terminal())
+    running = submit("nb.train", "(lr=0.1)").begins(at=NOW.wall - 19)
+    running.says("PROGRESS", {"current": 12, "total": 20, "desc": "epoch"})
+    retrying = submit("nb.fetch").retries(ConnectionError("refused"), 1, 7)
+    waiting = submit("nb.crunch", "(7)")
+    later = submit("nb.report", "()", eta=NOW.wall + 72)
+    for told in (later, waiting, retrying, running, submit().succeeds()):
+        panel.add(told.record)
+    panel._watch.queue = {"places": [[1, 4]]}
+
+    lines = drawn(panel)
+
+    bar = "━" * 12
+    assert [re.sub(r" {2,}", "  ", line) for line in lines] == [
+        f"  ● train(lr=0.1)  {bar}╺{'━' * 7}  60 %  epoch 12/20  0.632/s  0:13 left  0:19",
+        "  ↻ fetch('a.csv')  attempt 2 in 0:07  ConnectionError: refused",
+        "  ○ crunch(7)  number 4 in the queue",
+        "  ◔ report()  starts in 1:12",
+    ]
+
+
+def test_rich_counts_down_without_any_news(submit, drawn, monkeypatch):
+    panel = TextPanel(Terminal())
+    panel.add(submit(eta=NOW.wall + 72).record)
+    assert "starts in 1:12" in drawn(panel)[0]
+
+    monkeypatch.setattr(text.time, "time", lambda: NOW.wall + 70)
+
+    assert "starts in 0:02" in drawn(panel)[0]
+
+
+def test_rich_leaves_nothing_behind_but_the_lines_that_stay(submit, drawn):
+    out = Terminal()
+    panel, told = TextPanel(out), submit().begins()
+    panel.add(told.record)
+    drawn(panel)
+
+    told.succeeds(runtime=1.5)
+    panel.pause()
+
+    assert panel._moving is None
+    assert "✓ load('a.csv')  done  1.5 s" in words(out.getvalue())[-2]
+    assert words(out.getvalue())[-1] == ""
+    assert out.getvalue().rstrip().endswith("\033[?25h")  # the cursor is back
+
+
+def test_what_goes_on_has_a_line_that_stays_only_when_rich_is_gone(submit, drawn):
+    out = Terminal()
+    panel, told = TextPanel(out), submit().begins()
+    panel.add(told.record)
+
+    drawn(panel)
+    assert "running" not in out.getvalue()
+
+    panel.pause()
+    assert words(out.getvalue())[-2].endswith("  ● load('a.csv')  running")
+
+
+def test_what_a_task_is_called_is_never_taken_for_markup(submit, drawn):
+    out = Terminal()
+    panel, told = TextPanel(out), submit("nb.load", "('[bold red]x[/]')").begins()
+    panel.add(told.record)
+
+    assert "load('[bold red]x[/]')" in drawn(panel)[0]
+
+    told.succeeds()
+    panel.pause()
+    assert "load('[bold red]x[/]')" in words(out.getvalue())[-2]
 
 
 def test_of_many_tasks_only_what_went_wrong_has_a_line(submit):

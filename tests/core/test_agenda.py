@@ -1,0 +1,133 @@
+"""The line of those that wait for a worker: what is told of it is what then happens."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import hypothesis.strategies as st
+from hypothesis import given
+
+from nbtasks.core.actions import Task
+from nbtasks.core.agenda import Ready
+from nbtasks.core.messages import Policy, Revoke
+from nbtasks.core.workers import PLACES, SIGHT
+from nbtasks.simulation import CLIENT, Simulation
+
+QUEUES = ("default", "gpu", "io")
+
+#: (client, queue, priority, whether it goes to the front, whether one is taken before it comes)
+ARRIVALS = st.lists(
+    st.tuples(
+        st.sampled_from([b"a", b"b", b"c"]),
+        st.sampled_from(QUEUES),
+        st.integers(0, 2),
+        st.booleans(),
+        st.booleans(),
+    ),
+    max_size=30,
+)
+SERVED = st.lists(st.sampled_from((*QUEUES, "none")), unique=True).map(tuple)
+
+
+def queued(seq: int, client: bytes = b"a", queue: str = "default", priority: int = 5) -> Task:
+    return Task(seq, f"t{seq}", b"", "f", client, priority, queue, "queued", "", "")
+
+
+@given(ARRIVALS, SERVED)
+def test_line_has_the_order_in_which_tasks_are_taken(arrivals, served):
+    ready = Ready()
+    for seq, (client, queue, priority, front, taken) in enumerate(arrivals):
+        if taken:
+            ready.pop(())
+        ready.push(queued(seq, client, queue, priority), front)
+
+    line = [task.seq for task in ready.line(served)]
+    lengths = ready.lengths()
+
+    assert sum(lengths.values()) == len(ready)
+    taken_out = []
+    while (task := ready.pop(served)) is not None:
+        taken_out.append(task.seq)
+    assert line == taken_out
+    assert not served or len(line) == sum(lengths.get(name, 0) for name in served)
+
+
+def test_looking_at_the_line_takes_nothing_out():
+    ready = Ready()
+    for seq in range(3):
+        ready.push(queued(seq))
+
+    first = [task.seq for task in islice(ready.line(()), 2)]
+
+    assert first == [0, 1]
+    assert len(ready) == 3
+    assert [task.seq for task in ready.line(())] == [0, 1, 2]
+
+
+# ------------------------------------------------------------------------------------- places
+
+
+def places(world: Simulation) -> dict[str, int]:
+    return world.scheduler.pool.places(world.now)
+
+
+def test_places_are_the_order_in_which_tasks_then_run():
+    world = Simulation(workers=1)
+    for number in range(12):
+        world.submit(client=(b"client", b"other")[number % 3 == 0], priority=number % 2)
+
+    told = places(world)
+    world.run()
+
+    begun = [task_id for task_id in world.order if task_id in told]
+    assert begun == sorted(told, key=told.__getitem__)
+    assert sorted(told.values()) == list(range(1, 12))
+
+
+def test_only_the_first_are_told_their_place():
+    world = Simulation(workers=1)
+    for _ in range(PLACES + 50):
+        world.submit()
+
+    assert len(places(world)) == PLACES
+
+
+def test_cancelled_tasks_have_no_place_and_hold_none():
+    world = Simulation(workers=1)
+    ids = [world.submit() for _ in range(4)]
+    world.say(CLIENT, Revoke((ids[1],)))
+
+    assert places(world) == {ids[2]: 1, ids[3]: 2}
+
+
+def test_cost_is_bounded_when_the_line_is_full_of_cancelled_tasks():
+    world = Simulation(workers=1)
+    ids = [world.submit() for _ in range(SIGHT + 10)]
+    world.say(CLIENT, Revoke(tuple(ids[1:-1])))
+
+    assert places(world) == {}
+
+
+def test_each_line_is_counted_for_the_workers_that_serve_it():
+    world = Simulation(workers=0)
+    world.add_worker(("default",))
+    world.add_worker(("gpu",))
+    running = [world.submit(queue=queue) for queue in ("default", "gpu")]
+    first, second, third = (world.submit(queue=queue) for queue in ("default", "default", "gpu"))
+    unserved = world.submit(queue="io")
+
+    assert places(world) == {first: 1, second: 2, third: 1}
+    assert unserved not in places(world)
+    assert {world.phase(task_id) for task_id in running} == {"running"}
+
+
+def test_task_that_its_rate_limit_holds_back_lets_others_pass():
+    world = Simulation(workers=1)
+    world.submit(seconds=100, policy=Policy(interval=60.0))
+    limited = [world.submit(policy=Policy(interval=60.0)) for _ in range(2)]
+    free = world.submit()
+
+    assert places(world) == {free: 1}
+
+    world.advance(61)
+    assert places(world) == {limited[0]: 1, free: 2}
