@@ -67,7 +67,7 @@ class Record(View):
         self.listeners = (*self.listeners, listener)
 
     def unsubscribe(self, listener: Callable[[Record, Event], None]) -> None:
-        self.listeners = tuple(known for known in self.listeners if known is not listener)
+        self.listeners = tuple(known for known in self.listeners if known != listener)
 
 
 class Callback:

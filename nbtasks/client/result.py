@@ -18,7 +18,6 @@ import builtins
 import contextlib
 import functools
 import importlib
-import threading
 import time
 import warnings
 import weakref
@@ -33,6 +32,7 @@ from nbtasks.client.family import Callback, Family, Listener, ResultBase
 from nbtasks.client.listening import Facts, Messages
 from nbtasks.client.options import text_of
 from nbtasks.client.outcome import Moment
+from nbtasks.client.record import locked, release
 from nbtasks.core import states
 from nbtasks.core.messages import Event, Hasten, Redo, Revoke
 
@@ -446,7 +446,7 @@ class AsyncResult(Family):
 
         client.add_waiter(record, wake)
         while not record.over:
-            with contextlib.suppress(builtins.TimeoutError):
+            with waiting.awaiting(), contextlib.suppress(builtins.TimeoutError):
                 await asyncio.wait_for(arrived.wait(), beat.next(waiting.BEAT, record))
             client.wait([record], 0.0)  # raises when there is no cluster any more
             if arrived.is_set() and not record.over:  # it was over, and runs again
@@ -717,17 +717,17 @@ class AsyncResult(Family):
 
     def _redo(self, record: Record, timeout: float | None) -> None:
         """Have the task run again, and return when the record says so."""
-        before, told = record.n, threading.Event()
+        before, told = record.n, locked()
 
         def hear(_: Record, event: Event) -> None:
             if event.n > before:
-                told.set()
+                release(told)
 
         record.subscribe(hear)
         try:
             self._client.follow(record)
             self._client.tell(Redo((self.id,)))
-            if not told.wait(timeout):
+            if not told.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
                 raise exceptions.TimeoutError(
                     f"The broker did not confirm within {timeout:g} s that {self._title()} will "
                     f"run again. Its result may have expired; look at result.exists()."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import time
 import weakref
@@ -161,6 +162,11 @@ class ResultSet(ResultBase):
             member.maybe_throw(propagate=propagate, callback=callback)
 
     maybe_reraise = maybe_throw
+
+    def widget(self) -> Any:
+        """Return one widget that shows all members, live; needs a notebook."""
+        # By name: notebooks are built upon clients, not the other way round.
+        return importlib.import_module("nbtasks.jupyter.panel").widget(*self._leaves())
 
     # --------------------------------------------------------------------------------- control
 

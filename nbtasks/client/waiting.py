@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal as signals
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from nbtasks import context
@@ -21,6 +23,15 @@ PATIENCE: Final = 10.0
 BEAT: Final = 1.0
 #: Seconds between two looks at the members of a set, while it waits for the last one.
 SLICE: Final = 0.05
+#: Seconds between two calls of `between_waits`.
+PULSE: Final = 0.03
+
+#: Called by the main thread, about each PULSE seconds, while it waits for the broker or for tasks;
+#: what it raises ends the wait. A front end does here what cannot wait until the cell is over.
+between_waits: Callable[[], object] | None = None
+
+#: How many coroutines await tasks. Event loops go on meanwhile, so `between_waits` is not called.
+awaited = 0
 
 
 def client() -> Client:
@@ -69,6 +80,33 @@ def told_to_the_end(record: Record) -> bool:
     if record.final is None:
         return record.error is not None
     return bool(record.events) and record.events[-1].n >= record.final.n
+
+
+def pause(left: float | None = None) -> float:
+    """Do what is to be done between waits, and return for how long to wait at a stretch.
+
+    Parameters
+    ----------
+    left
+        Seconds that are left to wait; None for no end.
+    """
+    longest = 3600.0
+    if between_waits is not None and threading.current_thread() is threading.main_thread():
+        between_waits()
+        longest = PULSE
+    return longest if left is None else min(left, longest)
+
+
+@contextmanager
+def awaiting() -> Iterator[None]:
+    """Note that a coroutine awaits a task."""
+    global awaited
+    pause()
+    awaited += 1
+    try:
+        yield
+    finally:
+        awaited -= 1
 
 
 class Beat:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from nbtasks.core.messages import Revoke
+from nbtasks.core.messages import Hasten, Redo, Revoke
+from nbtasks.core.states import PROPAGATE_STATES, SCHEDULED
 from nbtasks.exceptions import BrokerUnavailable
-from nbtasks.jupyter import panel
+from nbtasks.jupyter import cells, pump
 from nbtasks.jupyter.rows import clock, duration, first_line, plural, short_name, shorten
 
 if TYPE_CHECKING:
@@ -139,6 +140,32 @@ class Commands:
             client.tell(Revoke(task_ids, terminate=True))
         return f"{plural(len(task_ids))} cancelled." if task_ids else "No task is open."
 
+    def do_retry(self, *task_ids: str) -> str:
+        if not task_ids:
+            raise UsageError("%nbtasks retry takes ids of tasks. See %nbtasks?")
+        client = self._need().client
+        tasks = [client.ask("show", id=each) for each in task_ids]
+        for task_id, task in zip(task_ids, tasks, strict=True):
+            if task is None:
+                return unknown_task(task_id)
+            if task["state"] not in PROPAGATE_STATES:
+                return f"{call_text(task)} is {state_text(task)}: only what failed can run again."
+        client.tell(Redo(task_ids))
+        return f"{plural(len(task_ids))} will run once more."
+
+    def do_run(self, *task_ids: str) -> str:
+        if not task_ids:
+            raise UsageError("%nbtasks run takes ids of tasks that wait. See %nbtasks?")
+        client = self._need().client
+        for task_id in task_ids:
+            task = client.ask("show", id=task_id)
+            if task is None:
+                return unknown_task(task_id)
+            if task["phase"] != SCHEDULED:
+                return f"{call_text(task)} is {state_text(task)}: it does not wait for a time."
+        client.tell(Hasten(task_ids))
+        return f"{plural(len(task_ids))} will start as soon as a worker is free."
+
     def do_purge(self) -> str:
         count = self._need().client.ask("purge")
         return f"{plural(count)} that had not begun will not run."
@@ -153,6 +180,8 @@ USES = {
     "list": "at most one state, such as FAILURE",
     "show": "the id of one task",
     "cancel": "ids of tasks, or the word all",
+    "retry": "ids of tasks",
+    "run": "ids of tasks",
     "purge": "no more words",
 }
 
@@ -279,6 +308,8 @@ class NbtasksMagics(Magics):
             %nbtasks list [STATE]   the latest tasks, or those in a state: %nbtasks list FAILURE
             %nbtasks show ID        what became of one task, step by step
             %nbtasks cancel ID      cancel a task, also when it is running; several ids, or: all
+            %nbtasks retry ID       run tasks once more that failed or were cancelled
+            %nbtasks run ID         start tasks now that wait for their time, or for a retry
             %nbtasks purge          cancel all tasks that have not begun
         """
         from nbtasks import cluster  # late: what only draws panels does not need it
@@ -289,9 +320,12 @@ class NbtasksMagics(Magics):
 def load(shell: Any) -> None:
     """Add the magic and the panels to an IPython shell; the cluster starts with the first call."""
     shell.register_magics(NbtasksMagics)
-    panel.install(shell)
+    cells.install(shell)
+    if getattr(shell, "kernel", None) is not None:
+        pump.install(shell)
 
 
 def unload(shell: Any) -> None:
-    panel.uninstall()
+    pump.uninstall()
+    cells.uninstall()
     shell.magics_manager.magics["line"].pop("nbtasks", None)

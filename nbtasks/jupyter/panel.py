@@ -1,49 +1,207 @@
-"""Panels: which cell sent which tasks, and what stands under that cell.
+"""Panels: what is shown of some tasks, live, and what is left of them in the end.
 
-    submit ──▶ client.submitted_hooks ──▶ Cells: the cell that runs in this context
-                                            │ its first task: display, once
-                                            ▼
-                                          NotebookPanel (a kernel) or TextPanel (a terminal)
-                                            │ flusher thread: rows that changed
-                                            ▼
-                                          widget ──▶ panel.js
+    client's I/O thread ─▶ Watch: rows that changed ─▶ flusher thread ─▶ widget ─▶ panel.js
+    main or subshell thread ◀──────────── clicks: cancel, run now, retry, details ◀────┘
 
-A cell is known at submission, by a context variable that is set when the cell begins, so a task
-that an `async` function sends later still belongs to the cell that started it. When a cell has
-run and all its tasks are over, the widget is replaced by the picture of `nbtasks.jupyter.static`,
-which stays in the saved notebook. From another thread than the cell's we write to our own widget
-and display only: a `print` there would land under whichever cell runs by then.
+A panel under a cell ends as the picture of `nbtasks.jupyter.static`, which stays in the saved
+notebook. Its widget lives on: a page that was closed meanwhile finds there how all ended, and asks
+for the picture. When a task is told to run again, the panel is live again.
+
+From another thread than the cell's we write to our own widget and display only: a `print` there
+would land under whichever cell runs by then. Nothing here waits for the broker but the thread that
+gathers a detail.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
+import shlex
 import threading
-from collections.abc import Callable, Iterable
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from nbtasks.client import client
+from nbtasks.core.messages import Hasten, Redo, Revoke
 from nbtasks.jupyter import static, watch
+from nbtasks.jupyter.outlook import client_at, client_of
 from nbtasks.jupyter.rows import WORDS, Row
-from nbtasks.jupyter.text import TextPanel
 
 if TYPE_CHECKING:
     from nbtasks.client.result import AsyncResult
+    from nbtasks.jupyter.detail import Detail
     from nbtasks.jupyter.widget import PanelWidget
-
-__all__ = ["NotebookPanel", "TextPanel", "install", "uninstall", "widget"]
 
 log = logging.getLogger("nbtasks.jupyter")
 
-#: Rows that a live panel draws; the rest is counted.
-LIMIT = 200
+WIDGET_MIME: Final = "application/vnd.jupyter.widget-view+json"
 
-WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
+#: Rows in one message: the page draws in between, and so does the kernel's user.
+PART: Final = 1_000
+
+#: Seconds that the results of a panel that is over may take to say what they are.
+PATIENCE: Final = 2.0
+
+#: What a button says → the rows that it is for, and what the broker is told of them.
+ACTS: Final[dict[str, tuple[Callable[[Row], bool], Callable[[tuple[str, ...]], Any]]]] = {
+    "cancel": (lambda row: not row.final, lambda ids: Revoke(ids, terminate=True)),
+    "hasten": (lambda row: row.state in ("scheduled", "retrying"), Hasten),
+    "retry": (lambda row: row.redo, Redo),
+}
 
 
-class NotebookPanel:
+class Panel:
+    """Some tasks and the widget that shows them."""
+
+    def __init__(self) -> None:
+        #: Held while rows are painted and sent, so that a snapshot and the differences fit.
+        self.lock = threading.RLock()
+        self._watch = watch.Watch(self)
+        self._widget: PanelWidget | None = None
+        self._closed = False
+        #: Indices of rows that changed and were not sent yet, in the order in which they did.
+        self._backlog: dict[int, None] = {}
+        #: Index of a row whose detail is being gathered → whether it was asked for once more.
+        self._gathered: dict[int, bool] = {}
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._watch
+
+    @property
+    def size(self) -> int:
+        """Number of rows."""
+        return len(self._watch.rows)
+
+    def close(self) -> None:
+        """Draw nothing more."""
+        with self.lock:
+            self._closed = True
+            self._watch.close()
+            if self._widget is not None:
+                self._widget.close()
+                self._widget = None
+
+    # ------------------------------------------------------------------------ what is drawn
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return all that is drawn, for a view that knows nothing yet."""
+        with self.lock:
+            return {**self._frame(self._watch.rows), "words": WORDS, "cli": self._cli()}
+
+    def _frame(self, rows: Iterable[Row]) -> dict[str, Any]:
+        instant = watch.now()
+        drawn = self._watch.paint([row for row in rows if row.index < watch.LIMIT], instant)
+        return {
+            "now": instant.wall,
+            "rows": drawn,
+            "total": self._watch.total(),
+            "queue": self._watch.queue,
+        }
+
+    def _cli(self) -> str:
+        """Return what to type in a shell to cancel a task, its id left open."""
+        home = self._watch.home
+        place = "" if home is None else f"--dir {shlex.quote(str(home))} "
+        return f"nbtasks cancel --terminate {place}{{id}}"
+
+    def flush(self) -> None:
+        """Send the rows that changed."""
+        with self.lock:
+            if not self._closed:
+                self._send()
+                if self._watch.over:
+                    self._watch.let_go()
+
+    def _send(self) -> None:
+        changed = self._watch.look(watch.now())
+        self._backlog |= dict.fromkeys(row.index for row in changed if row.index < watch.LIMIT)
+        if not (changed or self._backlog or self._watch.news):
+            return
+        self._watch.news = False
+        part = list(itertools.islice(self._backlog, PART))
+        for index in part:
+            del self._backlog[index]
+        self._show([self._watch.rows[index] for index in part], bool(changed))
+        if self._backlog:
+            watch.flusher.wake(self)
+
+    def _show(self, part: Sequence[Row], changed: bool) -> None:
+        """Send these rows; `changed`: something happened, they are not only left from before."""
+        if self._widget is not None:
+            self._widget.tell(self._frame(part))
+
+    # ------------------------------------------------------------------------ what is asked
+
+    def hear(self, said: Mapping[str, Any], widget: PanelWidget) -> None:
+        """Do what the page asks for: on the main thread or a subshell's, and never waiting."""
+        kind = said.get("kind")
+        if kind in ACTS:
+            widget.send({"kind": "heard", "ask": said.get("ask")})
+            self._act(kind, said.get("rows"))
+        elif kind == "snapshot":
+            widget.tell_all()
+        elif kind == "detail":
+            self._gather(said.get("i"), widget)
+
+    def _act(self, kind: str, indices: Any) -> None:
+        """Have the broker do something; the rows change when the events arrive."""
+        applies, message = ACTS[kind]
+        rows = self._watch.rows
+        chosen = list(rows) if indices is None else [row for row in rows if row.index in indices]
+        orders: dict[client.Client, list[Row]] = defaultdict(list)
+        for row in chosen:
+            here = client_of(row.record, self._watch.home) if applies(row) else None
+            if here is not None:
+                orders[here].append(row)
+        for here, several in orders.items():
+            for row in several:
+                if kind == "retry":
+                    self._watch.attend(row, here)
+                row.hastened = row.hastened or kind == "hasten"
+            here.tell(message(tuple(row.id for row in several)))
+
+    def _gather(self, index: Any, widget: PanelWidget) -> None:
+        if not isinstance(index, int) or not 0 <= index < self.size:
+            return
+        with self.lock:
+            busy = index in self._gathered
+            self._gathered[index] = True
+        if not busy:
+            threading.Thread(
+                target=self._tell_detail, args=(index, widget), name="nbtasks-detail", daemon=True
+            ).start()
+
+    def _tell_detail(self, index: int, widget: PanelWidget) -> None:
+        while True:
+            with self.lock:
+                if not self._gathered[index]:
+                    del self._gathered[index]
+                    return
+                self._gathered[index] = False
+            told = self._detail(self._watch.rows[index])
+            widget.send({"kind": "detail", "i": index, "detail": told})
+
+    def _detail(self, row: Row) -> Detail:
+        from nbtasks.jupyter import detail  # late: most panels are never asked
+
+        record = self._watch.held(row)
+        here = client_at(self._watch.home) if record is None or row.call is None else None
+        shown: Mapping[str, Any] = {}
+        try:
+            if here is not None:
+                record, shown = detail.fetch(here, row.id)
+            asked = detail.Asked(record or client.Record(row.id), row.call, row.called)
+            return detail.tell(asked, shown)
+        except Exception as error:  # the broker is away, or the user's classes raise
+            log.debug("The detail of task %s cannot be told: %s", row.id, error)
+            told = detail.tell(detail.Asked(client.Record(row.id), None, row.called))
+            told["facts"].append(["not told", f"{error}"])
+            return told
+
+
+class NotebookPanel(Panel):
     """One panel under one cell of a notebook.
 
     Parameters
@@ -53,68 +211,58 @@ class NotebookPanel:
     """
 
     def __init__(self, over: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
         self._over = over
-        self._watch = watch.Watch(self)
         self._display = f"nbtasks-{secrets.token_hex(8)}"
-        self._widget: PanelWidget | None = None
         #: Whether something of ours stands under the cell already.
         self._shown = False
-        #: Whether what stands there is the final picture.
+        #: Whether what stands there is the final picture, and that.
         self._still = False
-        self._lock = threading.RLock()
+        self._final: dict[str, Any] = {}
+        self._details: dict[int, Detail] = {}
+        #: Whether a page asked for the picture before there was one.
+        self._awaited = False
 
-    def add(self, record: Any) -> None:
+    def add(self, record: client.Record) -> None:
         """Show this task; the first one makes the panel appear."""
         self._watch.add(record)
         if not self._shown or self._still:
-            with self._lock:
+            with self.lock:
                 self._open()
 
-    # ------------------------------------------------------------------------ what is drawn
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return all that is drawn, for a view that knows nothing yet."""
-        return {**self._frame(self._watch.rows), "words": WORDS}
-
-    def _frame(self, rows: Iterable[Row], limit: int | None = None) -> dict[str, Any]:
-        now = watch.now()
-        last = LIMIT if limit is None else limit
-        drawn = self._watch.paint([row for row in rows if row.index < last], now)
-        return {"now": now.wall, "rows": drawn, "total": self._watch.total()}
-
     def flush(self) -> None:
-        """Send the rows that changed."""
-        self._send()
-        if self._watch.over and not self._still:
+        """Send the rows that changed; leave the final picture when all tasks are over."""
+        with self.lock:
+            if self._closed:
+                return
+            self._send()
+            due = self._watch.over and not self._still
+        if due:
             self._over()
 
-    def _send(self) -> None:
-        with self._lock:
-            changed = self._watch.look(watch.now())
-            if not changed or self._still:
-                return
-            if self._widget is not None:
-                self._widget.tell(self._frame(changed))
-            elif self._shown:
-                self._publish(self._picture())
+    def _show(self, part: Sequence[Row], changed: bool) -> None:
+        if changed:
+            self._open()
+        super()._show(part, changed)
+        if self._widget is None and changed:
+            self._publish(self._picture())
 
     def finish(self) -> bool:
         """Leave the final picture when all tasks are over; return whether they are."""
-        with self._lock:
+        with self.lock:
+            if self._closed:
+                return True
             if not self._watch.settle():
                 return False
             self._send()
             if not self._still:
                 self._still = True
-                self._publish(self._picture())
-                self._close()
+                self._final = self._picture(final=True)
+                self._publish(self._final)
+                self._watch.let_go()
+                if self._awaited and self._widget is not None:
+                    self._tell_picture(self._widget)
             return True
-
-    def drop(self) -> None:
-        """Stop drawing: the cell was run again, and its output is gone."""
-        with self._lock:
-            self._still = True
-            self._close()
 
     # ------------------------------------------------------------------------ what is displayed
 
@@ -122,7 +270,8 @@ class NotebookPanel:
         if self._shown and not self._still:
             return
         self._still = False
-        self._widget = new_widget(self)
+        if self._widget is None:
+            self._widget = new_widget(self)
         self._watch.settle()
         bundle = self._picture()
         if self._widget is not None:
@@ -130,15 +279,18 @@ class NotebookPanel:
             bundle[WIDGET_MIME] = view
         self._publish(bundle)
 
-    def _close(self) -> None:
-        if self._widget is not None:
-            self._widget.close()
-            self._widget = None
-
-    def _picture(self) -> dict[str, Any]:
-        frame = self._frame(static.choose(self._watch.rows), len(self._watch.rows))
+    def _picture(self, final: bool = False) -> dict[str, Any]:
+        chosen = static.choose(self._watch.rows)
+        if final:
+            self._details.update(self._told(chosen))
+        frame, details = self._frame(chosen), self._details if final else {}
         told = (frame["rows"], frame["total"], frame["now"])
-        return {"text/plain": static.text(*told), "text/html": static.html(*told)}
+        return {"text/plain": static.text(*told), "text/html": static.html(*told, details)}
+
+    def _told(self, rows: Iterable[Row]) -> dict[int, Detail]:
+        from nbtasks.jupyter import detail
+
+        return detail.several(detail.asked_of(row for row in rows if row.frozen is None), PATIENCE)
 
     def _publish(self, bundle: dict[str, Any]) -> None:
         from IPython.display import publish_display_data
@@ -148,40 +300,39 @@ class NotebookPanel:
         publish(bundle, transient=transient, update=self._shown)
         self._shown = True
 
-    # ------------------------------------------------------------------------ buttons
+    def hear(self, said: Mapping[str, Any], widget: PanelWidget) -> None:
+        if said.get("kind") != "picture":
+            super().hear(said, widget)
+        elif self._still:
+            self._tell_picture(widget)
+        else:
+            self._awaited = True
 
-    def cancel(self, indices: list[int] | None) -> None:
-        """Revoke these tasks, or all that are open. The rows change when the events arrive."""
-        from nbtasks.client.result import AsyncResult
-
-        for task_id in self._watch.open_ids(indices):
-            AsyncResult(task_id).revoke(terminate=True)
+    def _tell_picture(self, widget: PanelWidget) -> None:
+        told = {"html": self._final["text/html"], "text": self._final["text/plain"]}
+        widget.send({"kind": "picture", **told})
 
 
-class SinglePanel(NotebookPanel):
-    """A panel that is nobody's but the user's, who puts it where he likes."""
+class LoosePanel(Panel):
+    """A panel that is nobody's but the user's, who puts its widget where he likes."""
 
-    def put(self, result: AsyncResult) -> PanelWidget:
-        """Follow the task and return the widget that shows it."""
+    def put(self, results: Iterable[AsyncResult]) -> PanelWidget:
+        """Follow these tasks and return the widget that shows them."""
+        for result in results:
+            self._watch.add(result._follow())
+        self._watch.settle()
         self._widget = new_widget(self)
         if self._widget is None:
             raise ImportError(
                 "A widget needs the packages anywidget and ipywidgets, and they cannot be imported "
                 "here. Install them with: pip install anywidget"
             )
-        record = client.current().record(result.id)
-        if record.call is None:
-            args = ", ".join(map(repr, result.args or ()))
-            self._watch.add(record, (result.name or "task", f"({args})"))
-        else:
-            self._watch.add(record)
-        self._shown = True
         return self._widget
 
 
-def widget(result: AsyncResult) -> PanelWidget:
-    """Return a widget that shows one task, live, wherever it is put."""
-    return SinglePanel().put(result)
+def widget(*results: AsyncResult) -> PanelWidget:
+    """Return a widget that shows tasks, live, wherever it is put."""
+    return LoosePanel().put(results)
 
 
 def load_widget() -> type[PanelWidget] | None:
@@ -194,142 +345,7 @@ def load_widget() -> type[PanelWidget] | None:
     return PanelWidget
 
 
-def new_widget(panel: NotebookPanel) -> PanelWidget | None:
+def new_widget(panel: Panel) -> PanelWidget | None:
     """Return a widget, or None where there can be none: then HTML must do."""
     kind = load_widget()
     return None if kind is None else kind(panel)
-
-
-# ----------------------------------------------------------------------------------------- cells
-
-
-class Cell:
-    """One run of a cell."""
-
-    __slots__ = ("depth", "key", "panel", "request", "running")
-
-    def __init__(self, request: str | None, key: str | None) -> None:
-        #: The id of the front end's request to run it.
-        self.request = request
-        #: The cell's id in the notebook, where the front end tells it.
-        self.key = key
-        #: How many cells run inside it just now (`%run`, `get_ipython().run_cell`).
-        self.depth = 0
-        self.panel: NotebookPanel | TextPanel | None = None
-        self.running = True
-
-
-class Cells:
-    """Bind each submitted task to the cell that sent it."""
-
-    def __init__(self, shell: Any) -> None:
-        self._shell = shell
-        self._current: ContextVar[Cell | None] = ContextVar("nbtasks_cell", default=None)
-        #: The cell that ran last, for threads: they do not inherit the context.
-        self._latest: Cell | None = None
-        #: Cells whose panels are not final yet.
-        self._open: dict[int, Cell] = {}
-
-    def install(self) -> None:
-        if getattr(self._shell, "kernel", None) is not None:
-            load_widget()  # now, not when the first task is sent
-        self._shell.events.register("pre_run_cell", self.begin)
-        self._shell.events.register("post_run_cell", self.end)
-        client.submitted_hooks.append(self.submitted)
-        self.begin()  # the cell that loads the extension may send tasks, too
-
-    def uninstall(self) -> None:
-        client.submitted_hooks.remove(self.submitted)
-        self._shell.events.unregister("pre_run_cell", self.begin)
-        self._shell.events.unregister("post_run_cell", self.end)
-
-    # IPython hands its ExecutionInfo and ExecutionResult over; nothing of them is needed.
-
-    def begin(self, info: object = None) -> None:
-        """Note that a cell begins (pre_run_cell)."""
-        cell, outer = Cell(*self._request()), self._latest
-        if outer is not None and outer.running and outer.request == cell.request:
-            outer.depth += 1
-            return
-        self._current.set(cell)
-        self._latest = cell
-        self._drop_older(cell)
-        for text in self._texts():
-            text.resume()
-
-    def end(self, result: object = None) -> None:
-        """Note that a cell is over, and leave the final pictures that are due (post_run_cell)."""
-        cell = self._latest
-        if cell is not None and cell.depth:
-            cell.depth -= 1
-            return
-        if cell is not None:
-            cell.running = False
-        for text in self._texts():
-            text.pause()
-        for each in list(self._open.values()):
-            self.settle(each)
-
-    def submitted(self, record: Any) -> None:
-        """Take a task in (a hook of the client; called in the submitting thread)."""
-        cell = self._current.get() or self._latest
-        if cell is None:
-            return
-        try:
-            if cell.panel is None:
-                cell.panel = self._new_panel(cell)
-            cell.panel.add(record)
-        except Exception:  # the task was sent; that it cannot be drawn is no reason to fail
-            log.exception("The panel of this cell cannot be shown.")
-        self._open[id(cell)] = cell
-
-    def settle(self, cell: Cell) -> None:
-        """Make the panel of a cell that is over final, if its tasks are."""
-        if cell.running or cell.panel is None:
-            return
-        if cell.panel.finish():
-            self._open.pop(id(cell), None)
-
-    def _texts(self) -> list[TextPanel]:
-        panels = [cell.panel for cell in self._open.values()]
-        return [panel for panel in panels if isinstance(panel, TextPanel)]
-
-    def _new_panel(self, cell: Cell) -> NotebookPanel | TextPanel:
-        if getattr(self._shell, "kernel", None) is not None:
-            return NotebookPanel(over=lambda: self.settle(cell))
-        return TextPanel()
-
-    def _request(self) -> tuple[str | None, str | None]:
-        """Return the ids of the request that runs now and of its cell, as far as they are told."""
-        kernel: Any = getattr(self._shell, "kernel", None)
-        try:
-            parent = kernel.get_parent()
-            return parent["header"]["msg_id"], parent["metadata"].get("cellId")
-        except (AttributeError, KeyError, TypeError, LookupError):
-            return None, None
-
-    def _drop_older(self, cell: Cell) -> None:
-        """Let go of the panels of earlier runs of the same cell: the front end has cleared them."""
-        for number, other in list(self._open.items()):
-            if cell.key is not None and other.key == cell.key:
-                del self._open[number]
-                if isinstance(other.panel, NotebookPanel):
-                    other.panel.drop()
-
-
-_cells: Cells | None = None
-
-
-def install(shell: Any) -> None:
-    """Show panels for whatever cells of this IPython send from now on (once a shell)."""
-    global _cells
-    if _cells is None:
-        _cells = Cells(shell)
-        _cells.install()
-
-
-def uninstall() -> None:
-    global _cells
-    if _cells is not None:
-        _cells.uninstall()
-        _cells = None

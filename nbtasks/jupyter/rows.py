@@ -6,11 +6,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 from nbtasks.core import states
 from nbtasks.core.messages import Call, Event, Now
+from nbtasks.jupyter.pace import Pace
+
+if TYPE_CHECKING:
+    from nbtasks.client.record import Record
 
 #: The state of a row → its symbol and its word. The order is that of the total line.
 WORDS: Final[dict[str, tuple[str, str]]] = {
@@ -38,24 +44,6 @@ _TEXT: Final = ("desc", "description", "message", "text", "status")
 _PLAIN: Final = frozenset({"PROGRESS", states.STARTED, states.RECEIVED, states.PENDING})
 
 
-class Told(Protocol):
-    """What a row reads of `nbtasks.client.client.Record`."""
-
-    id: str
-    state: str
-    state_event: Event | None
-    final: Event | None
-    running: bool
-    retries: int
-    due: float | None
-    started_at: float | None
-    ended_at: float | None
-    reason: str
-    call: Call | None
-    created: float
-    error: Exception | None
-
-
 #: Turns an event of a record into the value that it carries.
 Load = Callable[[Any, Event], Any]
 
@@ -63,26 +51,86 @@ Load = Callable[[Any, Event], Any]
 class Row:
     """One submitted task, as its panel draws it."""
 
-    __slots__ = ("_called", "index", "record", "state")
+    __slots__ = (
+        *("_call", "_called", "_pace", "_queued", "frozen", "hastened", "id", "index", "parent"),
+        *("record", "state", "why"),
+    )
 
-    def __init__(self, record: Told, index: int, called: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        record: Record,
+        index: int,
+        called: tuple[str, str] | None = None,
+        parent: int | None = None,
+    ) -> None:
+        self.id = record.id
         self.record = record
         self.index = index
+        #: Index of the row of the task that has sent it; None where the cell has.
+        self.parent = parent
         #: What it was when it was last looked at, a key of `WORDS`; at first nothing.
         self.state = ""
+        #: Why it waits, where the broker has said more than that it waits.
+        self.why = ""
+        #: Whether somebody has asked to skip the wait.
+        self.hastened = False
+        #: What is drawn of it for good, once its record was let go.
+        self.frozen: dict[str, Any] | None = None
         self._called = called
+        self._call: Call | None = None
+        #: Number of the last event when the broker said that it waits for a worker.
+        self._queued = -1
+        self._pace: Pace | None = None
+
+    @property
+    def call(self) -> Call | None:
+        """The call, when this process has sent it."""
+        return self.record.call or self._call
 
     @property
     def called(self) -> tuple[str, str]:
         """The task's name and its arguments as text."""
-        call = self.record.call
-        if self._called is not None or call is None:
+        call = self.call
+        if call is None:
             return self._called or ("task", "")
         return (call.options and call.options.shadow) or call.name, call.summary
 
+    @called.setter
+    def called(self, called: tuple[str, str]) -> None:
+        self._called = called
+
+    @property
+    def nameless(self) -> bool:
+        """Whether nobody has said yet what was called."""
+        return self._called is None and self.call is None
+
     @property
     def final(self) -> bool:
+        if self.frozen is not None:
+            return True
         return self.record.final is not None or self.record.error is not None
+
+    @property
+    def redo(self) -> bool:
+        """Whether the broker would run it once more: it knows the task, and it did not succeed."""
+        if self.frozen is not None:
+            return "redo" in self.frozen
+        ended = self.record.final is not None and self.record.error is None
+        return ended and self.record.state in states.PROPAGATE_STATES
+
+    def queue(self) -> None:
+        """Note that it waits for a worker, though its time may not have come (it was hastened)."""
+        self._queued = self.record.n
+
+    def freeze(self, drawn: dict[str, Any], nobody: Record) -> None:
+        """Draw this for good, and hold a record that says nothing instead of the task's own."""
+        self._called, self._call, self._pace = self.called, None, None
+        self.record, self.frozen = nobody, drawn
+
+    def thaw(self, record: Record) -> None:
+        """Draw what this record says from now on."""
+        self._call = self.call
+        self.record, self.frozen = record, None
 
     def look(self, now: Now) -> str:
         """Return the row's state now."""
@@ -90,6 +138,8 @@ class Row:
         return self.state
 
     def _state(self, now: Now) -> str:
+        if self.frozen is not None:
+            return str(self.frozen["state"])
         told = self.record
         if told.error is not None:
             return "failed"
@@ -97,11 +147,14 @@ class Row:
             return self._ended()
         if told.running:
             return "running"
+        if self._queued == told.n:
+            return "waiting"
+        later = (self.starts(now) or 0.0) > now.wall
         if told.state == states.RETRY:
-            return "retrying"
+            return "retrying" if later else "waiting"
         if told.state not in states.UNREADY_STATES or told.state == states.STARTED:
             return "running"
-        return "scheduled" if (self._starts(now) or 0.0) > now.wall else "waiting"
+        return "scheduled" if later else "waiting"
 
     def _ended(self) -> str:
         event = self.record.state_event
@@ -113,46 +166,69 @@ class Row:
         late = event is not None and ("expired" in event.text or b"expired" in bytes(event.body))
         return "expired" if late else "cancelled"
 
-    def _starts(self, now: Now) -> float | None:
+    def starts(self, now: Now) -> float | None:
         """Return the wall time before which it will not run, or None."""
-        told = self.record
+        told, call = self.record, self.call
         if told.due is not None:
             return now.wall + told.due - now.boot
-        call = told.call
         if call is None or told.state != states.PENDING:
             return None
         return call.eta if call.due is None else now.wall + call.due - now.boot
 
     def paint(self, now: Now, load: Load) -> dict[str, Any]:
         """Return all that is drawn of the row; times are wall-clock seconds."""
-        told, call, state = self.record, self.record.call, self._state(now)
+        if self.frozen is not None:
+            return self.frozen
+        told, state = self.record, self._state(now)
         name, summary = self.called
         row: dict[str, Any] = {
             "i": self.index,
-            "id": told.id,
+            "id": self.id,
             "name": shorten(short_name(name), NAME_LIMIT),
             "args": shorten(summary, NAME_LIMIT),
             "state": state,
             "final": state in FINAL,
         }
+        if self.parent is not None:
+            row["parent"] = self.parent
         if told.retries:
             row["attempt"] = told.retries + 1
-        if state in ("scheduled", "retrying"):
-            row["due"] = self._starts(now)
-        if state in ("scheduled", "waiting") and call and call.expires is not None:
-            row["expires"] = call.expires
         if state == "running":
             row["began"] = told.started_at
             row.update(self._progress(load))
-        elif state in ("retrying", "failed"):
+        elif row["final"]:
+            self._paint_end(row, load)
+        else:
+            self._paint_wait(row, now, load)
+        return row
+
+    def _paint_wait(self, row: dict[str, Any], now: Now, load: Load) -> None:
+        told, call, state = self.record, self.call, row["state"]
+        if state in ("scheduled", "retrying"):
+            row["due"] = self.starts(now)
+        if state == "retrying":
             row["error"] = self._error(load)
-        elif state == "waiting":
-            row["text"] = first_line(told.reason)
+        elif call is not None and call.expires is not None:
+            row["expires"] = call.expires
+        if state == "waiting":
+            unknown = "the broker knows no such task" if told.known is False else ""
+            why = self.why or first_line(told.reason) or (unknown if call is None else "")
+            if why:
+                row["why"] = why
+
+    def _paint_end(self, row: dict[str, Any], load: Load) -> None:
+        state = row["state"]
+        if state == "failed":
+            row["error"] = self._error(load)
+            event = self.record.state_event
+            where = where_of(event.traceback) if event is not None else ""
+            if where:
+                row["where"] = where
         elif state == "cancelled":
             row["text"] = self._why_cancelled(load)
-        if row["final"]:
-            row["took"] = self._took()
-        return row
+        if self.redo:
+            row["redo"] = True
+        row["took"] = self._took()
 
     def _took(self) -> float | None:
         told = self.record
@@ -173,10 +249,26 @@ class Row:
         state = self.record.state
         if state in states.ALL_STATES:
             return {"fraction": None, "text": ""}
-        said = progress_of(self._value(load))
+        meta = self._value(load)
+        said = progress_of(meta)
         if state not in _PLAIN:
             said["text"] = " · ".join(filter(None, (shorten(state, 40), said["text"])))
-        return said
+        return {**said, **self._speed(meta)}
+
+    def _speed(self, meta: Any) -> dict[str, float]:
+        """Return how fast it gets on, and when it will be done, as far as that can be told."""
+        event, began = self.record.state_event, self.record.started_at
+        done, whole, counted = measure(meta)
+        if event is None or began is None or done is None:
+            return {}
+        if self._pace is None or self._pace.began != began:
+            self._pace = Pace(began)
+        self._pace.learn(event.at, done)
+        end = None if whole is None else self._pace.end(whole)
+        speed = {} if end is None else {"done_at": round(end, 2)}
+        if self._pace.rate and counted:
+            speed["rate"] = float(f"{self._pace.rate:.3g}")
+        return speed
 
     def _error(self, load: Load) -> str:
         if self.record.error is not None:
@@ -253,6 +345,22 @@ def progress_of(meta: Any) -> dict[str, Any]:
     return {"fraction": share if fraction is None else fraction, "text": text}
 
 
+def measure(meta: Any) -> tuple[float | None, float | None, bool]:
+    """Return how much is done, of how much, and whether that is counted or only per cent.
+
+    >>> measure({"current": 5, "total": 10}), measure({"progress": 50}), measure("half")
+    ((5.0, 10.0, True), (50.0, 100.0, False), (None, None, False))
+    """
+    if not isinstance(meta, Mapping):
+        return None, None, False
+    counts = (_number(meta.get(key)) for key in _DONE)
+    done, whole = next((count for count in counts if count is not None), None), meta.get("total")
+    if done is not None:
+        return done, _number(whole) or None, True
+    done = _number(meta.get("progress"))
+    return done, None if done is None else 100.0, False
+
+
 def _percent(left: dict[Any, Any]) -> float | None:
     value = _number(left.get("progress"))
     if value is None:
@@ -313,6 +421,24 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+#: A line of the notebook, as `nbtasks.client.outcome.readable` names it.
+_CELL: Final = re.compile(r"Cell In\[(\d+)\], line (\d+)")
+
+#: What the file of a cell is called in a traceback.
+_CELL_FILES: Final = ("ipykernel_", "<ipython-input-")
+
+
+def where_of(traceback: str) -> str:
+    """Return the innermost line of this notebook in a remote traceback: `cell [3], line 12`."""
+    if not any(name in traceback for name in _CELL_FILES):
+        return ""
+    from nbtasks.client import outcome  # late: it brings the module that unpickles
+
+    found = _CELL.findall(outcome.readable(traceback))
+    return "cell [{}], line {}".format(*found[-1]) if found else ""
+
+
+@lru_cache(maxsize=1_000)
 def short_name(name: str) -> str:
     """Return a task's name without the module, which nobody needs to read in each row.
 
@@ -363,8 +489,9 @@ def explain(row: Mapping[str, Any], now: float) -> str:
     if state == "scheduled":
         return f"starts in {clock((row.get('due') or now) - now)}"
     if state == "failed":
-        return str(row.get("error", ""))
-    return str(row.get("text") or "")
+        where = f"({row['where']})" if row.get("where") else ""
+        return "  ".join(filter(None, (str(row.get("error", "")), where)))
+    return str(row.get("text") or row.get("why") or "")
 
 
 def attempt(row: Mapping[str, Any]) -> str:

@@ -3,11 +3,15 @@
 The front end listens in `initialize()`. A difference is numbered; one that does not follow the
 last is a sign that something was missed, and the front end asks for the snapshot. The snapshot is
 made when it is asked for (a page that is reloaded asks, too), never kept.
+
+A snapshot says which difference was the last before it. So that this is true, whoever makes and
+sends one holds the source's lock, and so does whoever sends a difference.
 """
 
 from __future__ import annotations
 
 import pathlib
+import threading
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -18,11 +22,13 @@ HERE = pathlib.Path(__file__).parent
 
 
 class Source(Protocol):
-    """What a widget shows, and what its buttons do."""
+    """What a widget shows, and what is done about its clicks."""
+
+    lock: threading.RLock
 
     def snapshot(self) -> dict[str, Any]: ...
 
-    def cancel(self, indices: list[int] | None) -> None: ...
+    def hear(self, said: Mapping[str, Any], widget: PanelWidget) -> None: ...
 
 
 def _snapshot(_: object, widget: PanelWidget) -> dict[str, Any]:
@@ -45,18 +51,31 @@ class PanelWidget(anywidget.AnyWidget):
         self.on_msg(self._heard)
 
     def current(self) -> dict[str, Any]:
-        return {**self._source.snapshot(), "seq": self._sent}
+        with self._source.lock:
+            return {**self._source.snapshot(), "seq": self._sent}
 
     def tell(self, difference: Mapping[str, Any]) -> None:
         """Send rows that changed."""
-        self._sent += 1
-        self.send({**difference, "kind": "rows", "seq": self._sent})
+        with self._source.lock:
+            self._sent += 1
+            self.send({**difference, "kind": "rows", "seq": self._sent})
+
+    def tell_all(self) -> None:
+        """Send the snapshot."""
+        with self._source.lock:
+            self.send({**self.current(), "kind": "snapshot"})
+
+    def send_state(self, key: Any = None) -> None:
+        """Send the state to a page that asks for it (it was reloaded)."""
+        with self._source.lock:
+            super().send_state(key)
+
+    def close(self) -> None:
+        """Close, with the layout that every widget opens for itself."""
+        if self.comm is not None:
+            self.layout.close()
+        super().close()
 
     def _heard(self, widget: object, content: Any, buffers: object) -> None:
-        kind = content.get("kind") if isinstance(content, dict) else None
-        if kind == "snapshot":
-            self.send({**self.current(), "kind": "snapshot"})
-        elif kind == "cancel":
-            rows = content.get("rows")
-            self._source.cancel([int(i) for i in rows] if isinstance(rows, list) else None)
-            self.send({"kind": "heard", "rows": rows})
+        if isinstance(content, dict):
+            self._source.hear(content, self)

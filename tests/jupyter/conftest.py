@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from nbtasks.client import client
 from nbtasks.client.client import Record
 from nbtasks.core.messages import Call, Event, Now
-from nbtasks.jupyter import watch
+from nbtasks.jupyter import cells, panel, watch
+from tests.jupyter.fakes import Client, Kernel, Shell, Widget
 
 #: The moment of all tests here.
 NOW = Now(1_000_000.0, 5_000.0)
@@ -70,8 +72,52 @@ def submit() -> Callable[..., Told]:
 
 @pytest.fixture(autouse=True)
 def _still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop the clock, know no tasks, and let nobody draw but the test."""
+    """Stop the clock, know no tasks, and let nobody draw or ask but the test."""
     monkeypatch.setattr(watch, "now", lambda: NOW)
     monkeypatch.setattr(time, "time", lambda: NOW.wall)
     monkeypatch.setattr(watch, "known_tasks", dict)
     monkeypatch.setattr(watch.flusher, "wake", lambda drawn: None)
+    monkeypatch.setattr(watch.outlook, "follow", lambda watch: None)
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """What was published: (display id, update, mime bundle)."""
+    published: list[tuple[str, bool, dict[str, Any]]] = []
+
+    def publish(bundle, *, transient, update):
+        published.append((transient["display_id"], update, bundle))
+
+    monkeypatch.setattr("IPython.display.publish_display_data", publish)
+    monkeypatch.setattr(panel, "new_widget", Widget)
+    return published
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    shell = Shell(Kernel())
+    cells.install(shell)
+    yield shell
+    cells.uninstall()
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """The one connection that is open."""
+    here = Client()
+    monkeypatch.setattr(client, "_clients", [here])
+    return here
+
+
+@pytest.fixture
+def send(submit, here):
+    """Submit as a client does: the hooks are called in the submitting thread."""
+
+    def send(*args, **options):
+        told = submit(*args, **options)
+        here.records[told.record.id] = told.record
+        for hook in client.submitted_hooks:
+            hook(told.record)
+        return told
+
+    return send

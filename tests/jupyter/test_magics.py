@@ -8,7 +8,7 @@ import pytest
 from IPython.core.error import UsageError
 
 import nbtasks
-from nbtasks.core.messages import Revoke
+from nbtasks.core.messages import Hasten, Redo, Revoke
 from nbtasks.exceptions import BrokerUnavailable
 from nbtasks.jupyter.magics import NONE_RUNS, Commands
 
@@ -29,6 +29,7 @@ TASK = {
     "events": [],
 }
 ENDED = {**TASK, "id": "a-2", "state": "FAILURE", "phase": "done", "ended_at": 1_000_001.5}
+LATER = {**TASK, "id": "a-3", "phase": "scheduled"}
 
 
 class Client:
@@ -42,7 +43,7 @@ class Client:
         if what == "list":
             return [task for task in tasks if args.get("state") in (None, task["state"])]
         if what == "show":
-            return next((task for task in tasks if task["id"] == args["id"]), None)
+            return next((task for task in [*tasks, LATER] if task["id"] == args["id"]), None)
         assert what == "purge"
         return 3
 
@@ -178,6 +179,32 @@ def test_cancel_of_an_unknown_task_cancels_nothing(running):
     assert not running.cluster.client.told
 
 
+def test_retry_runs_what_failed_once_more(running):
+    assert Commands(running).run("retry a-2") == "1 task will run once more."
+    assert running.cluster.client.told == [Redo(("a-2",))]
+
+
+def test_retry_of_a_task_that_has_not_failed_says_so(running):
+    assert "is PENDING (queued)" in Commands(running).run("retry a-2 a-1")
+    assert not running.cluster.client.told
+
+
+def test_run_starts_what_waits_for_its_time(running):
+    assert "1 task will start" in Commands(running).run("run a-3")
+    assert running.cluster.client.told == [Hasten(("a-3",))]
+
+
+def test_run_of_a_task_that_waits_for_a_worker_says_so(running):
+    assert "does not wait for a time" in Commands(running).run("run a-1")
+    assert not running.cluster.client.told
+
+
+@pytest.mark.parametrize("word", ["retry", "run"])
+def test_retry_and_run_of_an_unknown_task_do_nothing(running, word):
+    assert "knows no task 'zz'" in Commands(running).run(f"{word} zz")
+    assert not running.cluster.client.told
+
+
 def test_purge_says_how_many(running):
     assert Commands(running).run("purge") == "3 tasks that had not begun will not run."
 
@@ -192,6 +219,8 @@ def test_purge_says_how_many(running):
         ("start 0", "whole number, 1 or more"),
         ("stop it now", "takes no more words"),
         ("cancel", "ids of tasks, or the word all"),
+        ("retry", "ids of tasks"),
+        ("run", "ids of tasks that wait"),
         ("show 'a", "Close the quotation mark"),
     ],
 )

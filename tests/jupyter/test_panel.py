@@ -1,257 +1,45 @@
-"""Which cell gets which panel, and what stands there in the end. IPython and widget are fakes."""
+"""What a panel does: rows out, clicks in, and what is left of it. Widget and cluster are fakes."""
 
 from __future__ import annotations
 
-import asyncio
+import gc
 import threading
-from collections import defaultdict
-from contextvars import copy_context
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from nbtasks.client import client
-from nbtasks.jupyter import panel
-from nbtasks.jupyter.text import TextPanel
-
-
-class Events:
-    def __init__(self) -> None:
-        self.callbacks: dict[str, list[Any]] = defaultdict(list)
-
-    def register(self, name: str, callback: Any) -> None:
-        self.callbacks[name].append(callback)
-
-    def unregister(self, name: str, callback: Any) -> None:
-        self.callbacks[name].remove(callback)
-
-    def trigger(self, name: str) -> None:
-        for callback in self.callbacks[name]:
-            callback(None)
-
-
-class Kernel:
-    """A kernel that was asked to run a cell."""
-
-    parent: dict[str, Any] = {"header": {"msg_id": "0"}, "metadata": {"cellId": "0"}}  # noqa: RUF012
-
-    def get_parent(self) -> dict[str, Any]:
-        return self.parent
-
-
-class Shell:
-    """As much of IPython as panels see."""
-
-    def __init__(self, kernel: Kernel | None) -> None:
-        self.events = Events()
-        self.kernel = kernel
-        self.count = 0
-
-    def run(self, cell, *, cell_id: str | None = None) -> None:
-        self.count += 1
-        if self.kernel is not None:
-            self.kernel.parent = {
-                "header": {"msg_id": str(self.count)},
-                "metadata": {"cellId": cell_id or str(self.count)},
-            }
-        self.nest(cell)
-
-    def nest(self, cell) -> None:
-        self.events.trigger("pre_run_cell")
-        try:
-            cell()
-        finally:
-            self.events.trigger("post_run_cell")
-
-
-class Widget:
-    """A widget that nobody sees."""
-
-    def __init__(self) -> None:
-        self.model_id = "model"
-        self.told: list[Any] = []
-        self.closed = False
-
-    def tell(self, difference: Any) -> None:
-        self.told.append(difference)
-
-    def close(self) -> None:
-        self.closed = True
+from nbtasks.core.messages import Hasten, Redo, Revoke
+from nbtasks.jupyter import cells, detail, panel, watch
+from tests.jupyter.conftest import NOW
 
 
 @pytest.fixture
-def page(monkeypatch):
-    """What was published: (display id, update, mime bundle)."""
-    published: list[tuple[str, bool, dict[str, Any]]] = []
+def sent(shell, page, send):
+    """Run a cell that sends so many tasks; return its panel and them."""
 
-    def publish(bundle, *, transient, update):
-        published.append((transient["display_id"], update, bundle))
+    def make(number=1, **options):
+        told = []
+        shell.run(lambda: told.extend(send(**options) for _ in range(number)))
+        shown = cells._cells._latest.panel
+        shown.flush()
+        return shown, told
 
-    monkeypatch.setattr("IPython.display.publish_display_data", publish)
-    monkeypatch.setattr(panel, "new_widget", lambda source: Widget())
-    return published
-
-
-@pytest.fixture
-def shell(monkeypatch):
-    shell = Shell(Kernel())
-    panel.install(shell)
-    yield shell
-    panel.uninstall()
+    return make
 
 
-@pytest.fixture
-def send(submit):
-    """Submit as a client does: the hooks are called in the submitting thread."""
-
-    def send(*args, **options):
-        told = submit(*args, **options)
-        for hook in client.submitted_hooks:
-            hook(told.record)
-        return told
-
-    return send
+def eventually(condition: Callable[[], Any], patience: float = 10.0) -> None:
+    """Wait for what a thread does."""
+    done = threading.Event()
+    for _ in range(int(patience / 0.01)):
+        if condition():
+            return
+        done.wait(0.01)
+    raise AssertionError("it did not happen in time")
 
 
-def displays(page):
-    return [display for display, update, _ in page if not update]
-
-
-def test_the_first_task_of_a_cell_makes_its_panel_appear_once(shell, page, send):
-    shell.run(lambda: [send(), send(), send()])
-
-    assert len(displays(page)) == 1
-    assert panel.WIDGET_MIME in page[0][2]
-    assert page[0][2]["text/plain"].startswith("nbtasks: 1 task")
-
-
-def test_a_cell_that_sends_nothing_shows_nothing(shell, page):
-    shell.run(lambda: None)
-
-    assert not page
-
-
-def test_each_cell_has_a_panel_of_its_own(shell, page, send):
-    shell.run(send)
-    shell.run(send)
-
-    assert len(set(displays(page))) == 2
-
-
-def test_when_all_is_over_the_widget_gives_way_to_the_picture(shell, page, send):
-    shell.run(lambda: send().begins().succeeds())
-
-    (shown, _, _), (replaced, update, bundle) = page
-    assert (shown, update) == (replaced, True)
-    assert panel.WIDGET_MIME not in bundle
-    assert bundle["text/plain"] == "nbtasks: 1 task: 1 done\n✓ load('a.csv')  done"
-
-
-def test_a_task_that_ends_later_makes_the_picture_then(shell, page, send):
-    told = []
-    shell.run(lambda: told.append(send()))
-    assert len(page) == 1
-
-    told[0].succeeds()
-    shell.run(lambda: None)
-
-    assert page[-1][1]
-    assert "1 done" in page[-1][2]["text/plain"]
-
-
-def test_a_panel_becomes_final_without_any_further_cell(shell, page, send):
-    told, panels = [], []
-    shell.run(lambda: (told.append(send()), panels.append(panel._cells._latest.panel)))
-    told[0].succeeds()
-
-    panels[0].flush()
-
-    assert "1 done" in page[-1][2]["text/plain"]
-
-
-def test_a_panel_is_not_final_while_its_cell_runs(shell, page, send):
-    def cell():
-        send().succeeds()
-        panel._cells._latest.panel.flush()
-        assert len(page) == 1
-        send()
-
-    shell.run(cell)
-
-    assert len(page) == 1
-
-
-def test_a_task_that_comes_after_the_picture_brings_the_widget_back(shell, page, send):
-    later = []
-
-    def cell():
-        send().succeeds()
-        later.append(copy_context())  # what an asyncio task of this cell would run in
-
-    shell.run(cell)
-    shell.run(lambda: later[0].run(send))
-
-    assert len(displays(page)) == 1
-    assert page[-1][1]
-    assert panel.WIDGET_MIME in page[-1][2]
-
-
-def test_a_task_sent_by_an_async_function_belongs_to_the_cell_that_started_it(shell, page, send):
-    async def notebook():
-        started = []
-
-        async def background():
-            await asyncio.sleep(0)
-            send("nb.late")
-
-        shell.run(lambda: (send(), started.append(asyncio.ensure_future(background()))))
-        shell.run(send)
-        await started[0]
-
-    asyncio.run(notebook())
-
-    assert len(displays(page)) == 2
-
-
-def test_a_task_sent_by_a_thread_belongs_to_the_running_cell(shell, page, send):
-    def cell():
-        thread = threading.Thread(target=send)
-        thread.start()
-        thread.join()
-        send()
-
-    shell.run(cell)
-
-    assert len(displays(page)) == 1
-
-
-def test_a_cell_inside_a_cell_shares_its_panel(shell, page, send):
-    def cell():
-        send()
-        shell.nest(send)
-        send()
-
-    shell.run(cell)
-
-    assert len(displays(page)) == 1
-
-
-def test_a_cell_that_is_run_again_lets_go_of_its_old_panel(shell, page, send):
-    shell.run(send, cell_id="a")
-    old = panel._cells._latest.panel
-    widget = old._widget
-
-    shell.run(send, cell_id="a")
-
-    assert widget.closed
-    assert panel._cells._latest.panel is not old
-
-
-def test_only_rows_that_changed_are_sent(shell, page, send):
-    told = []
-    shell.run(lambda: told.extend([send(), send()]))
-    shown = panel._cells._latest.panel
-    shown.flush()
+def test_only_rows_that_changed_are_sent(sent):
+    shown, told = sent(2)
 
     told[1].begins()
     shown.flush()
@@ -261,91 +49,298 @@ def test_only_rows_that_changed_are_sent(shell, page, send):
     assert difference["total"]["counts"] == {"running": 1, "waiting": 1}
 
 
-def test_rows_beyond_the_limit_are_only_counted(shell, page, send, monkeypatch):
-    monkeypatch.setattr(panel, "LIMIT", 3)
-    shell.run(lambda: [send() for _ in range(5)])
+def test_nothing_is_sent_when_nothing_has_changed(sent):
+    shown, _ = sent(2)
+    before = len(shown._widget.told)
 
-    snapshot = panel._cells._latest.panel.snapshot()
+    shown.flush()
+
+    assert len(shown._widget.told) == before
+
+
+def test_what_the_broker_said_of_the_queue_is_sent_once(sent, here):
+    shown, told = sent(1)
+    seen = shown._watch
+    answer = {"workers": 1, "busy": 1, "queued": 3, "why": {}, "children": {}}
+    answer["places"] = {told[0].record.id: 3}
+
+    for _ in range(2):
+        seen.learn(here, answer, seen.want(9), {})
+        shown.flush()
+
+    assert [each["queue"] and each["queue"]["places"] for each in shown._widget.told] == [
+        None,
+        [[0, 3]],
+    ]
+
+
+def test_many_rows_are_sent_in_parts_and_none_is_left_out(sent, monkeypatch):
+    monkeypatch.setattr(panel, "PART", 10)
+    shown, told = sent(35)
+    while shown._backlog:
+        shown.flush()
+    shown._widget.told.clear()
+
+    for each in told:
+        each.begins()
+    shown.flush()
+    told[0].succeeds()
+    while shown._backlog:
+        shown.flush()
+
+    parts = [[row["i"] for row in message["rows"]] for message in shown._widget.told]
+    assert parts == [list(range(10)), list(range(10, 20)), list(range(20, 30)), [*range(30, 35), 0]]
+    assert shown._widget.told[0]["total"]["counts"] == {"running": 35}
+
+
+def test_what_was_left_to_send_is_sent_after_the_end_as_well(sent, monkeypatch):
+    monkeypatch.setattr(panel, "PART", 10)
+    shown, told = sent(25)
+    for each in told:
+        each.succeeds()
+    shown.flush()
+    still = shown._still
+
+    while shown._backlog:
+        shown.flush()
+
+    assert still
+    assert shown._still
+    latest = {row["i"]: row["state"] for each in shown._widget.told for row in each["rows"]}
+    assert latest == dict.fromkeys(range(25), "done")
+
+
+def test_rows_beyond_the_limit_are_only_counted(sent, monkeypatch):
+    monkeypatch.setattr(watch, "LIMIT", 3)
+    shown, _ = sent(5)
+
+    snapshot = shown.snapshot()
 
     assert len(snapshot["rows"]) == 3
     assert snapshot["total"]["n"] == 5
 
 
-def test_cancel_revokes_what_is_open_and_nothing_else(shell, page, send, monkeypatch):
-    revoked = []
-    monkeypatch.setattr(
-        "nbtasks.client.result.AsyncResult.revoke",
-        lambda self, terminate: revoked.append((self.id, terminate)),
-    )
-    told = []
-    shell.run(lambda: told.extend([send().succeeds(), send(), send()]))
+def test_the_snapshot_says_what_to_type_in_a_shell(sent):
+    shown, _ = sent()
 
-    panel._cells._latest.panel.cancel(None)
-
-    assert revoked == [(each.record.id, True) for each in told[1:]]
+    assert shown.snapshot()["cli"] == "nbtasks cancel --terminate --dir '/run/nb tasks' {id}"
 
 
-def test_without_anywidget_the_html_itself_is_kept_up_to_date(shell, page, send, monkeypatch):
+def test_without_anywidget_the_html_itself_is_kept_up_to_date(sent, page, monkeypatch):
     monkeypatch.setattr(panel, "new_widget", lambda source: None)
-    told = []
-    shell.run(lambda: told.append(send()))
+    shown, told = sent()
 
     told[0].begins()
-    panel._cells._latest.panel.flush()
+    shown.flush()
 
     assert panel.WIDGET_MIME not in page[0][2]
     assert "running" in page[-1][2]["text/html"]
 
 
-def test_a_terminal_gets_text(submit, capsys):
-    shell = Shell(None)
-    shell.run(lambda: panel.install(shell))
-    try:
-
-        def cell():
-            told = submit()
-            for hook in client.submitted_hooks:
-                hook(told.record)
-            told.succeeds()
-            assert isinstance(panel._cells._latest.panel, TextPanel)
-
-        shell.run(cell)
-    finally:
-        panel.uninstall()
-
-    assert capsys.readouterr().out == "  ✓ load('a.csv')  done\n"
+# ------------------------------------------------------------------------------------- clicks
 
 
-def test_uninstalling_leaves_nothing_behind(submit):
-    shell, hooks = Shell(Kernel()), list(client.submitted_hooks)
-    panel.install(shell)
-    panel.install(shell)
+def test_cancel_revokes_what_is_open_and_nothing_else(sent, here):
+    shown, told = sent(3)
+    told[0].succeeds()
 
-    panel.uninstall()
+    shown._widget.click("cancel", rows=None, ask=1)
 
-    assert client.submitted_hooks == hooks
-    assert not any(shell.events.callbacks.values())
+    assert here.told == [Revoke((told[1].record.id, told[2].record.id), terminate=True)]
+    assert shown._widget.sent == [{"kind": "heard", "ask": 1}]
 
 
-def test_a_task_that_ends_while_its_panel_is_being_made_is_counted_right(
-    shell, page, send, monkeypatch
-):
-    told = []
+def test_run_now_hastens_what_waits_for_a_time(sent, here):
+    shown, (waiting, late) = sent(2, due=NOW.boot + 60)
+    waiting.begins()
+    shown.flush()
 
-    def slow_widget(source):
-        told[0].succeeds()
-        return Widget()
+    shown._widget.click("hasten", rows=[0, 1], ask=2)
 
-    monkeypatch.setattr(panel, "new_widget", slow_widget)
-    monkeypatch.setattr(client, "submitted_hooks", [told_first(told), *client.submitted_hooks])
+    assert here.told == [Hasten((late.record.id,))]
+    assert late.record.id in shown._watch.want(9).waiting
 
-    shell.run(send)
 
-    assert page[0][2]["text/plain"].startswith("nbtasks: 1 task: 1 done")
+def test_retry_has_a_failed_task_run_once_more_and_brings_the_panel_back(sent, here, page):
+    shown, (told,) = sent()
+    told.begins().fails(ValueError("bad"))
+    shown.flush()
+    still = page[-1][2]
+
+    shown._widget.click("retry", rows=[0], ask=3)
+    told.runs_again("run again by hand").begins()
+    shown.flush()
+    live = page[-1][2]
+    told.succeeds()
+    shown.flush()
+
+    assert here.told == [Redo((told.record.id,))]
+    assert here.followed == [told.record]
+    assert "failed" in still["text/plain"]
+    assert live[panel.WIDGET_MIME]["model_id"] == "model"
+    assert "1 done" in page[-1][2]["text/plain"]
     assert panel.WIDGET_MIME not in page[-1][2]
 
 
-def told_first(told):
-    from tests.jupyter.conftest import Told
+def test_a_click_while_there_is_no_cluster_is_heard_and_does_nothing(sent, here, monkeypatch):
+    shown, _ = sent()
+    monkeypatch.setattr("nbtasks.client.client._clients", [])
 
-    return lambda record: told.append(Told(record))
+    shown._widget.click("cancel", rows=[0], ask=4)
+
+    assert shown._widget.sent == [{"kind": "heard", "ask": 4}]
+
+
+@pytest.mark.parametrize("rows", [[], [7], ["0"], [-1]])
+def test_a_click_for_rows_that_are_not_there_does_nothing(sent, here, rows):
+    shown, _ = sent()
+
+    shown._widget.click("cancel", rows=rows, ask=5)
+
+    assert here.told == []
+
+
+# ------------------------------------------------------------------------------------- details
+
+
+def details(shown):
+    return [said["detail"] for said in shown._widget.sent if said["kind"] == "detail"]
+
+
+def test_a_detail_is_told_when_it_is_asked_for(sent):
+    shown, (told,) = sent()
+    told.begins()._tell("output", "stdout", text="halfway\n")
+
+    shown._widget.click("detail", i=0)
+
+    eventually(lambda: details(shown))
+    assert details(shown)[0]["output"] == [["stdout", "halfway\n"]]
+
+
+def test_the_detail_of_a_task_that_was_let_go_of_is_fetched(sent, here):
+    shown, (told,) = sent()
+    task_id = told.record.id
+    told.begins().succeeds(41)
+    shown.flush()
+    here.records.clear()
+    del told
+    gc.collect()
+
+    def show(id: str) -> dict[str, Any]:
+        return {"phase": "open", "name": "nb.load", "queue": "default", "accepted_at": NOW.wall}
+
+    here.answers["show"] = show
+    shown._widget.click("detail", i=0)
+
+    eventually(lambda: details(shown))
+    (told_of,) = details(shown)
+    assert told_of["call"] == "load('a.csv')"
+    assert ["id", task_id] in told_of["facts"]
+    assert ["queue", "default"] in told_of["facts"]
+
+
+def test_a_detail_that_cannot_be_had_says_why(sent, here):
+    shown, (told,) = sent()
+    told.succeeds()
+    shown.flush()
+    here.records.clear()
+    del told
+    gc.collect()
+
+    def away(id: str) -> None:
+        raise TimeoutError("the broker is away")
+
+    here.answers["show"] = away
+    shown._widget.click("detail", i=0)
+
+    eventually(lambda: details(shown))
+    assert ["not told", "the broker is away"] in details(shown)[0]["facts"]
+
+
+def test_a_detail_asked_for_while_it_is_gathered_is_told_once_more(sent, monkeypatch):
+    shown, _ = sent()
+    gathering, go_on = threading.Event(), threading.Event()
+    tell = detail.tell
+
+    def slow(*args):
+        gathering.set()
+        assert go_on.wait(10)
+        return tell(*args)
+
+    monkeypatch.setattr(detail, "tell", slow)
+    shown._widget.click("detail", i=0)
+    assert gathering.wait(10)
+    for _ in range(5):
+        shown._widget.click("detail", i=0)
+    go_on.set()
+
+    eventually(lambda: not shown._gathered)
+    assert len(details(shown)) == 2
+
+
+# ------------------------------------------------------------------------ when all is over
+
+
+def test_a_page_that_comes_back_finds_the_end_and_is_given_the_picture(sent, page):
+    shown, (told,) = sent()
+    told.begins().succeeds()
+    shown.flush()
+
+    snapshot = shown.snapshot()
+    shown._widget.click("picture")
+
+    assert snapshot["total"]["open"] == 0
+    assert snapshot["rows"][0]["state"] == "done"
+    assert not shown._widget.closed
+    final = page[-1][2]
+    told = {"html": final["text/html"], "text": final["text/plain"]}
+    assert shown._widget.sent == [{"kind": "picture", **told}]
+
+
+def test_a_picture_that_is_asked_for_too_early_comes_when_all_is_over(sent):
+    shown, (told,) = sent()
+    shown._widget.click("picture")
+    early = list(shown._widget.sent)
+
+    told.succeeds()
+    shown.flush()
+
+    assert early == []
+    assert [said["kind"] for said in shown._widget.sent] == ["picture"]
+
+
+def test_the_picture_holds_what_folds_out(sent, page):
+    shown, (told,) = sent()
+    told.begins()._tell("output", "stdout", text="so far so good\n")
+    told.fails(ValueError("bad"), traceback="Traceback:\nValueError: bad")
+    shown.flush()
+
+    assert "so far so good" in page[-1][2]["text/html"]
+
+
+class Slow:
+    """A value that takes its time to say what it is."""
+
+    def __init__(self) -> None:
+        self.id = 0
+
+    def __repr__(self) -> str:
+        asleep.wait(10)
+        return "Slow()"
+
+
+asleep = threading.Event()
+
+
+def test_a_result_that_takes_its_time_does_not_hold_the_picture_up(sent, page, monkeypatch):
+    asleep.clear()
+    monkeypatch.setattr(panel, "PATIENCE", 0.05)
+    shown, told = sent(2)
+    told[0].succeeds("quick")
+    told[1].succeeds(Slow())
+
+    shown.flush()
+    asleep.set()
+
+    assert "2 done" in page[-1][2]["text/plain"]
+    assert "quick" in page[-1][2]["text/html"]

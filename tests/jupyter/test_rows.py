@@ -152,7 +152,7 @@ def test_a_refused_submission_is_a_failure(submit):
 def test_a_task_whose_worker_was_lost_waits_again_and_says_why(submit):
     row = paint(submit().begins().runs_again("worker-1 was killed by SIGKILL"))
 
-    assert (row["state"], row["text"]) == ("waiting", "worker-1 was killed by SIGKILL")
+    assert (row["state"], row["why"]) == ("waiting", "worker-1 was killed by SIGKILL")
 
 
 def test_a_row_is_plain_data(submit):
@@ -196,3 +196,98 @@ def test_the_total_counts_in_a_fixed_order():
 
     assert found["open"] == 3
     assert rows.total_line(found["counts"]) == "3 running · 5 done · 1 failed"
+
+
+def test_progress_that_is_counted_has_a_rate_and_an_end(submit):
+    told = submit().begins(at=NOW.wall - 4)
+    row = Row(told.record, 0)
+    told.says("PROGRESS", {"current": 8, "total": 20})
+
+    painted = row.paint(NOW, watch.load)
+
+    assert painted["rate"] == 2.0
+    assert painted["done_at"] == NOW.wall + 6
+
+
+def test_progress_in_per_cent_has_an_end_and_no_rate(submit):
+    row = paint(submit().begins(at=NOW.wall - 10).says("PROGRESS", {"progress": 50}))
+
+    assert row["done_at"] == NOW.wall + 10
+    assert "rate" not in row
+
+
+def test_progress_without_an_end_has_a_rate_only(submit):
+    row = paint(submit().begins(at=NOW.wall - 10).says("PROGRESS", {"n": 5}))
+
+    assert row["rate"] == 0.5
+    assert "done_at" not in row
+
+
+def test_the_speed_of_an_attempt_is_not_that_of_the_one_before(submit):
+    told = submit().begins(at=NOW.wall - 100)
+    row = Row(told.record, 0)
+    told.says("PROGRESS", {"current": 1, "total": 10})
+    row.paint(NOW, watch.load)
+    told.retries(ValueError(), 1, 0.0).begins(at=NOW.wall - 1, retries=1)
+    told.says("PROGRESS", {"current": 2, "total": 10})
+
+    assert row.paint(NOW, watch.load)["rate"] == 2.0
+
+
+def test_a_failure_names_the_innermost_line_of_the_notebook(submit, monkeypatch):
+    read = "Cell In[3], line 7, in f\n  File x.py\nCell In[2], line 12, in g\nValueError: bad"
+    monkeypatch.setattr("nbtasks.client.outcome.readable", lambda text: read)
+    told = submit().begins().fails(ValueError("bad"), traceback='File "/tmp/ipykernel_7/8.py"')
+
+    row = paint(told)
+
+    assert row["where"] == "cell [2], line 12"
+    assert rows.explain(row, NOW.wall) == "ValueError: bad  (cell [2], line 12)"
+
+
+def test_a_failure_outside_the_notebook_names_no_line(submit):
+    assert "where" not in paint(submit().fails(ValueError(), traceback='File "lib.py", line 3'))
+
+
+@pytest.mark.parametrize(
+    ("ends", "redo"),
+    [
+        (lambda told: told.fails(ValueError()), True),
+        (lambda told: told.is_revoked("revoked"), True),
+        (lambda told: told.is_revoked("expired"), True),
+        (lambda told: told.succeeds(), False),
+        (lambda told: told.begins(), False),
+    ],
+)
+def test_what_ended_without_success_can_be_done_again(submit, ends, redo):
+    assert paint(ends(submit())).get("redo", False) is redo
+
+
+def test_a_submission_that_was_refused_cannot_be_done_again(submit):
+    told = submit()
+    told.record.error = ValueError("unknown queue")
+
+    assert "redo" not in paint(told)
+
+
+def test_a_retry_whose_time_has_come_waits_for_a_worker(submit):
+    row = paint(submit().begins().retries(ConnectionError("refused"), 1, -1.0))
+
+    assert (row["state"], row["attempt"]) == ("waiting", 2)
+
+
+def test_what_the_broker_said_of_the_queue_holds_until_the_next_event(submit):
+    told = submit(due=NOW.boot + 60)
+    row = Row(told.record, 0)
+
+    row.queue()
+    hastened = row.look(NOW)
+    told.begins().retries(ConnectionError(), 1, 60.0)
+
+    assert (hastened, row.look(NOW)) == ("waiting", "retrying")
+
+
+def test_a_task_sent_by_a_task_names_its_senders_row(submit):
+    row = Row(submit().record, 3, None, parent=1)
+
+    assert row.paint(NOW, watch.load)["parent"] == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from html.parser import HTMLParser
+from types import MappingProxyType
 
 import pytest
 
@@ -19,14 +21,14 @@ class Drawn:
 def picture():
     """Draw tasks both ways."""
 
-    def draw(*tasks):
+    def draw(*tasks, details=MappingProxyType({})):
         seen = watch.Watch(Drawn())
         for told in tasks:
             seen.add(told.record)
         seen.settle()
         painted = seen.paint(static.choose(seen.rows), NOW)
         told = (painted, seen.total(), NOW.wall)
-        return static.html(*told), static.text(*told)
+        return static.html(*told, details), static.text(*told)
 
     return draw
 
@@ -88,10 +90,125 @@ def test_of_many_tasks_those_that_went_wrong_come_first(submit, picture):
 
     assert "load('last')  failed" in text
     assert text.splitlines()[-1] == f"… and {101 - static.SOME} more"
-    assert html.count("<tr>") == static.SOME
+    assert html.count('class="row"') == static.SOME
 
 
 def test_a_retried_success_says_how_many_attempts_it_took(submit, picture):
     told = submit().begins().retries(ValueError(), 1, 0.0).begins().succeeds(retries=1)
 
     assert "✓ load('a.csv')  done: after 2 attempts" in picture(told)[1]
+
+
+def row(index, **fields):
+    return {
+        **{"i": index, "name": "load", "args": f"({index})", "state": "done", "final": True},
+        **fields,
+    }
+
+
+def counted(*rows):
+    counts = dict(Counter(each["state"] for each in rows))
+    return {"n": len(rows), "counts": counts, "open": 0, "began": 10.0, "ended": 41.0}
+
+
+def draw(*rows, details=MappingProxyType({})):
+    return static.html(rows, counted(*rows), NOW.wall, details)
+
+
+def test_a_failure_says_where_in_the_notebook_it_happened():
+    wrong = row(0, state="failed", error="ValueError: bad", where="cell [3], line 12")
+
+    assert "ValueError: bad  (cell [3], line 12)" in draw(wrong)
+    assert "ValueError: bad  (cell [3], line 12)" in static.text([wrong], counted(wrong), 0.0)
+
+
+def test_a_task_that_a_task_sent_stands_below_its_sender():
+    rows = [row(0), row(1), row(2, parent=0), row(3, parent=2), row(4, parent=99)]
+
+    text = static.text(rows, counted(*rows), 0.0)
+
+    assert [line.partition("  done")[0] for line in text.splitlines()[1:]] == [
+        "✓ load(0)",
+        "  ✓ load(2)",
+        "    ✓ load(3)",
+        "✓ load(1)",
+        "✓ load(4)",
+    ]
+
+
+def test_a_line_with_nothing_more_to_say_does_not_fold_out():
+    assert "<details>" not in draw(row(0), details={0: {"call": "load(0)", "result": "42"}})
+
+
+def test_a_short_result_stands_in_the_line_and_a_long_one_folds_out():
+    short, long = "{'rows': 1200}", "[" + ", ".join(map(str, range(100))) + "]"
+
+    html = draw(row(0), row(1), details={0: {"result": short}, 1: {"result": long}})
+
+    assert f"<bdi><code>{short}</code></bdi>" in html
+    assert html.count("<details>") == 1
+    assert f"<b>result</b><pre>{long}</pre>" in html
+
+
+def test_attempts_are_timed_from_the_first():
+    attempts = [
+        {"n": 1, "began": 100.0, "ended": 100.5, "how": "retry", "why": "OSError: refused"},
+        {"n": 2, "began": 107.0, "ended": 107.2, "how": "done", "why": ""},
+    ]
+
+    html = draw(row(0), details={0: {"attempts": attempts}})
+
+    lines = "1  +0:00  retry  after 0.5 s  OSError: refused\n2  +0:07  done  after 0.2 s"
+    assert f"<pre>{lines}</pre>" in html
+
+
+def test_traceback_output_and_call_fold_out_escaped():
+    evil = "<script>alert(1)</script>"
+    detail = {"traceback": evil, "output": [["stdout", evil], ["stderr", evil]], "call": evil}
+
+    html = draw(row(0, state="failed", error="x"), details={0: detail})
+
+    parser = Tags()
+    parser.feed(html)
+    assert "script" not in parser.tags
+    assert html.count("&lt;script&gt;") == 4
+
+
+@pytest.mark.parametrize("letter", ["x", "&", "<", "\U0001f600", "\n"])
+def test_a_picture_stays_small_whatever_the_tasks_said(letter):
+    much = letter * 20_000
+    name = letter * 80
+    rows = [
+        row(i, state="failed", name=name, args=name, error=letter * 300, where="here")
+        for i in range(static.ALL)
+    ]
+    detail = {"traceback": much + "\nValueError: the end", "output": [["stdout", much]]}
+    detail |= {"result": much, "call": much}
+
+    html = draw(*rows, details={each["i"]: detail for each in rows})
+
+    assert len(html.encode()) <= static.SIZE
+    assert html.count("ValueError: the end") == static.ALL
+
+
+def test_one_long_traceback_has_all_the_room_that_the_others_leave():
+    traceback = "\n".join(f"line {number}" for number in range(2_000))
+    rows = [row(0, state="failed"), *(row(number) for number in range(1, 10))]
+
+    html = draw(*rows, details={0: {"traceback": traceback}, 1: {"result": "x" * 500}})
+
+    assert "line 1999</pre>" in html
+    assert "<pre>…\nline " in html or "line 0\n" in html
+    assert len(html) < static.SIZE
+
+
+def test_no_time_of_day_and_no_worker_is_told():
+    attempts = [
+        {"n": n, "began": 1e9 + n, "ended": 1e9 + n + 1, "worker": "worker-7", "how": "retry"}
+        for n in (1, 2)
+    ]
+    detail = {"attempts": attempts, "facts": [["id", "0123-4567"], ["sent", "12:31:02"]]}
+
+    html = draw(row(0), details={0: detail})
+
+    assert not re.search(r"worker-7|0123-4567|12:31|2001", html)
