@@ -1,6 +1,6 @@
 """Panels: what is shown of some tasks, live, and what is left of them in the end.
 
-    client's I/O thread ─▶ Watch: rows that changed ─▶ flusher thread ─▶ widget ─▶ panel.js
+    client's I/O thread ─▶ Watch: rows that changed ─▶ flusher thread ─▶ widget ─▶ page/
     main or subshell thread ◀──────────── clicks: cancel, run now, retry, details ◀────┘
 
 A panel under a cell ends as the picture of `nbtasks.jupyter.static`, which stays in the saved

@@ -63,9 +63,10 @@ class Held:
     def __init__(self, longest: float = math.inf) -> None:
         self._end = time.monotonic() + longest
         self._came = False
+        self._usual = signal.getsignal(signal.SIGINT)
 
     def __enter__(self) -> None:
-        self._usual = signal.signal(signal.SIGINT, self._note)
+        signal.signal(signal.SIGINT, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if callable(self._usual) and time.monotonic() > self._end:
@@ -162,8 +163,8 @@ class Pump:
         """Run what has come for comms. In the main thread, between two waits."""
         if self._busy or time.monotonic() < self._next or not self._stands_still():
             return
-        self._busy = True
         try:
+            self._busy = True
             with Held():
                 self._stream.flush()
             while self._clicks:

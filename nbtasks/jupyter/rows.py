@@ -1,6 +1,6 @@
 """What a panel says of one task and of all of them: plain data, drawn by others.
 
-`panel.js`, `static.py` and `text.py` draw the same dictionaries, so they say the same.
+`page/`, `static.py` and `text.py` draw the same dictionaries, so they say the same.
 """
 
 from __future__ import annotations

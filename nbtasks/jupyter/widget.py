@@ -18,7 +18,16 @@ from typing import Any, Protocol
 import anywidget
 import traitlets
 
-HERE = pathlib.Path(__file__).parent
+PAGE = pathlib.Path(__file__).parent / "page"
+STYLE = PAGE / "panel.css"
+
+#: The files of the page's half, which are one ES module when they are joined in this order.
+FILES = ("feed", "view", "row", "words", "elements", "notebook")
+
+
+def module() -> str:
+    """Return the page's half."""
+    return "\n".join((PAGE / f"{name}.js").read_text("utf-8") for name in FILES)
 
 
 class Source(Protocol):
@@ -38,8 +47,8 @@ def _snapshot(_: object, widget: PanelWidget) -> dict[str, Any]:
 class PanelWidget(anywidget.AnyWidget):
     """Draws what its source says and hands clicks back; decides nothing."""
 
-    _esm = HERE / "panel.js"
-    _css = HERE / "panel.css"
+    _esm = module()
+    _css = STYLE
 
     #: Filled whenever the state of this widget is sent.
     snapshot = traitlets.Dict().tag(sync=True, to_json=_snapshot)

@@ -10,13 +10,12 @@ import re
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
-from nbtasks.jupyter import panel
+from nbtasks.jupyter.widget import module
 
-MODULE = (Path(panel.__file__).parent / "panel.js").read_text(encoding="utf-8")
+MODULE = module()
 
 #: All that a module may use of its model wherever anywidget works.
 MODEL = {"get", "set", "save_changes", "send", "on", "off", "widget_manager"}

@@ -238,24 +238,23 @@ def test_interrupt_ends_the_wait(notebook: Notebook):
 
 
 def test_interrupts_lose_no_click_and_no_cell(notebook: Notebook):
-    notebook.run("heard.clear(); interrupts = 0")
-    notebook.begin(
-        "result = nap.delay(30)\n"
-        "while 'end' not in heard:\n"
-        "    try:\n"
-        "        result.get(propagate=False)\n"
-        "    except KeyboardInterrupt:\n"
-        "        interrupts += 1"
-    )
-    for number in range(200):
-        notebook.press(f"heard.append({number})")
-        if number % 10 == 0:
-            notebook.interrupt()
-            time.sleep(0.01)
-    queued = notebook.send("print(heard[:-1] == list(range(200)), interrupts > 0)")
-    notebook.press("heard.append('end'); result.cancel()")
+    notebook.run("heard.clear(); result = nap.delay(30)")
+    numbers = iter(range(1000))
+    for wait in range(10):
+        cell = notebook.begin("result.get()")
+        queued = notebook.send("print('ran')")
+        first = notebook.press(f"heard.append({next(numbers)})")
+        notebook.until(lambda first=first: notebook.is_idle(first))  # it has come, and the cell
+        for _ in range(20):
+            notebook.press(f"heard.append({next(numbers)})")
+        time.sleep(0.003 * wait)
+        notebook.interrupt()
+        for _ in range(5):
+            notebook.press(f"heard.append({next(numbers)})")
+        assert notebook.error(cell) == "KeyboardInterrupt"
+        assert notebook.status(queued) == "aborted"
 
-    notebook.until_printed(queued, "True True")
+    assert notebook.run("result.cancel(); print(heard == list(range(260)))") == "True\n"
 
 
 def test_interrupt_ends_a_handler_that_hangs(notebook: Notebook):
