@@ -409,7 +409,7 @@ def _doctor(options: argparse.Namespace) -> int:
     findings += _look_at_processes(place, running)
     if running:
         try:
-            findings += _look_at_cluster(options)
+            findings += _look_at_cluster(options, place)
         except (exceptions.ClusterError, exceptions.OperationalError, TimeoutError) as error:
             log = place.runtime / "logs" / "broker.log"
             findings.append(
@@ -452,15 +452,12 @@ def _look_at_places(place: Place) -> Iterable[Finding]:
         except FileNotFoundError:
             yield Finding("ok", f"{name}: {path} (not there yet)")
             continue
-        if path.is_symlink() or not path.is_dir():
-            yield Finding("bad", f"{name}: {path} is not a directory", "Remove it.")
-        elif status.st_uid != os.getuid():
-            yield Finding(
-                "bad",
-                f"{name}: {path} belongs to user {status.st_uid}",
-                "Give another place: --dir, or NBTASKS_DIR.",
-            )
-        elif status.st_mode & 0o077 or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        try:
+            cluster.check_directory(path)
+        except exceptions.ClusterError as error:
+            yield Finding("bad", f"{name}: {error}")
+            continue
+        if status.st_mode & 0o077 or not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             yield Finding(
                 "bad",
                 f"{name}: {path} has mode {status.st_mode & 0o777:o}",
@@ -468,6 +465,10 @@ def _look_at_places(place: Place) -> Iterable[Finding]:
             )
         else:
             yield Finding("ok", f"{name}: {path}")
+        for file in sorted(path / file for file in cluster.OUR_FILES):
+            if file.exists() and file.stat().st_mode & 0o077:
+                wanted = 700 if file.is_dir() else 600
+                yield Finding("bad", f"{file} is open to other users", f"chmod {wanted} {file}")
 
 
 def _look_at_disk(place: Place) -> Iterable[Finding]:
@@ -519,7 +520,17 @@ def _look_at_processes(place: Place, running: bool) -> Iterable[Finding]:
             yield Finding("bad", f"Process {pid} was left over: {command}", f"kill -9 {pid}")
 
 
-def _look_at_cluster(options: argparse.Namespace) -> Iterable[Finding]:
+def _look_at_cluster(options: argparse.Namespace, place: Place) -> Iterable[Finding]:
+    from nbtasks import cluster as clusters
+
+    versions = clusters.protocols(place.runtime)
+    if versions is not None and versions[0] != versions[1]:
+        yield Finding(
+            "bad",
+            f"The cluster speaks version {versions[0]} of the protocol, this nbtasks {versions[1]}",
+            "`nbtasks stop` and start again; what is open is kept.",
+        )
+        return
     with _Connected(options) as cluster:
         began = time.perf_counter()
         status = cluster.status()

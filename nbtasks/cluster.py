@@ -33,6 +33,7 @@ from nbtasks.wire.connection import (
     FAILED_FILE,
     SETTINGS_FILE,
     STORE_FILE,
+    SUPERVISOR_LOCK,
     Connection,
     Settings,
     prepare_directory,
@@ -40,7 +41,10 @@ from nbtasks.wire.connection import (
     read_settings,
     write_settings,
 )
+from nbtasks.wire.connection import OUR_FILES as OUR_FILES
+from nbtasks.wire.connection import check_directory as check_directory
 from nbtasks.wire.connection import check_socket_path as check_socket_path
+from nbtasks.wire.connection import protocols as protocols
 from nbtasks.wire.parent import alive
 
 if TYPE_CHECKING:
@@ -48,15 +52,19 @@ if TYPE_CHECKING:
 
 #: Set in workers: the runtime directory of their own cluster.
 RUNTIME_VARIABLE: Final = "NBTASKS_RUNTIME"
+#: Set in all that a cluster starts, however deep: what it belongs to.
+MARKS: Final = frozenset({"NBTASKS_PARENT", "NBTASKS_WORKER"})
 
 START_LOCK: Final = "start.lock"
-SUPERVISOR_LOCK: Final = "supervisor.lock"
 
 #: Seconds for a broker to serve; a loaded machine needs longer than the 0.3 s of a quiet one.
 START_TIMEOUT: Final = 20.0
 
 #: Seconds for all processes to end in an orderly way, after which the supervisor is killed.
 STOP_TIMEOUT: Final = 3.5
+
+#: What `core.messages.Workers` takes.
+MOST_WORKERS: Final = 10_000
 
 #: Exit code of a supervisor that found another one at work.
 _EXIT_BUSY: Final = 75
@@ -284,14 +292,20 @@ class Cluster:
         """
         end = time.monotonic() + timeout
         while True:
-            pids = [worker["pid"] for worker in self.status()["workers"]]
+            pids = [worker["pid"] for worker in self.status(timeout)["workers"]]
             if len(pids) >= self.settings.workers or time.monotonic() > end:
                 return pids
             time.sleep(0.01)
 
-    def status(self) -> dict[str, Any]:
-        """Return what the broker says of itself, its workers and its tasks."""
-        answer: dict[str, Any] = self._client.ask("status")
+    def status(self, timeout: float = 10.0) -> dict[str, Any]:
+        """Return what the broker says of itself, its workers and its tasks.
+
+        Parameters
+        ----------
+        timeout
+            Seconds to wait for its answer.
+        """
+        answer: dict[str, Any] = self._client.ask("status", timeout=timeout)
         return answer
 
     def scale(self, workers: int) -> None:
@@ -347,7 +361,8 @@ class Cluster:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.shutdown()
+        if not self._client.forked:  # a child that ends in here takes nothing from its parent
+            self.shutdown()
 
     def __repr__(self) -> str:
         if self._closed:
@@ -382,6 +397,16 @@ class Cluster:
 _clusters: dict[Path, Cluster] = {}
 _current: Cluster | None = None
 _opening = threading.RLock()
+
+
+def _after_fork() -> None:
+    """In a child: the thread that may have held the lock stayed with the parent."""
+    global _opening
+    _opening = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _make_current(cluster: Cluster) -> Cluster:
@@ -449,6 +474,11 @@ def _check(
 
 def _count(name: str, value: int | None, least: int = 1) -> int | None:
     if value is None or (isinstance(value, int) and value >= least and value is not True):
+        if name == "workers" and value is not None and value > MOST_WORKERS:
+            raise ImproperlyConfigured(
+                f"start(workers={value}) cannot be: a cluster has {MOST_WORKERS} workers at most, "
+                f"and a machine serves well about as many as it has processors."
+            )
         return value
     raise ImproperlyConfigured(
         f"start({name}={value!r}) cannot be: it is a number of processes or tasks. "
@@ -636,6 +666,8 @@ def _spawn(runtime: Path) -> _Supervisor:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            # One that a task starts is no part of the cluster that the task runs in.
+            env={name: value for name, value in os.environ.items() if name not in MARKS},
         )
     finally:
         os.close(log)

@@ -90,6 +90,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     task_time_limit: Seconds | None = None
     #: Soft limit of a run, seconds.
     task_soft_time_limit: Seconds | None = None
+    #: Memory that a run may take: bytes, or text such as `"300MB"`.
+    task_memory_limit: int | str | None = None
 
     # Results.
     #: How long results are kept, seconds (or a timedelta); None or 0: for ever.

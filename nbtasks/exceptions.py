@@ -11,7 +11,7 @@
     KombuError
     ├── OperationalError ── BrokerUnavailable
     └── EncodeError, DecodeError, SerializerNotInstalled ── ContentDisallowed
-    SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError, Terminated
+    SoftTimeLimitExceeded, TimeLimitExceeded, MemoryLimitExceeded, WorkerLostError, Terminated
     CeleryWarning                    and what is below it
 
 All of them cross process boundaries, so all of them survive pickling with text and attributes,
@@ -52,6 +52,7 @@ __all__ = [
     "KombuError",
     "LargeGlobalWarning",
     "MaxRetriesExceededError",
+    "MemoryLimitExceeded",
     "NaiveTimeWarning",
     "NotConfigured",
     "NotPermitted",
@@ -422,6 +423,28 @@ class TimeLimitExceeded(_Portable, Exception):
             return (
                 f"The task ran for its time limit of {self.args[0]:g} s, so its process was killed "
                 f"and replaced. Raise time_limit, or set a soft_time_limit below it to end in time."
+            )
+        return Exception.__str__(self)
+
+
+class MemoryLimitExceeded(_Portable, MemoryError):
+    """The task took more memory than it may, so its process was killed.
+
+    Parameters
+    ----------
+    limit
+        The limit, bytes.
+    taken
+        What it had taken, bytes.
+    """
+
+    def __str__(self) -> str:
+        if len(self.args) == 2 and all(isinstance(arg, int) for arg in self.args):
+            limit, taken = (arg / 1e6 for arg in self.args)
+            return (
+                f"The task took {taken:,.0f} MB of memory, more than its memory limit of "
+                f"{limit:,.0f} MB, so its process was killed and replaced. Raise memory_limit, or "
+                f"work in smaller pieces."
             )
         return Exception.__str__(self)
 

@@ -209,6 +209,28 @@ def has_handlers(task: Any) -> bool:
     return not HANDLERS.isdisjoint(_overridden(task))
 
 
+def hears_of_failure(task: Any) -> bool:
+    """Return whether the task has a handler for runs that failed."""
+    handlers = (getattr(task, name, None) for name in ("on_failure", "after_return"))
+    return any(handler and not hasattr(handler, "does_nothing") for handler in handlers)
+
+
+def bereave(
+    task: Any,
+    request: Request,
+    error: BaseException,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:
+    """Run the handlers of a run whose process was killed, in another process."""
+    context.push(task, request)
+    try:
+        outcome = Outcome(states.FAILURE, error, ExceptionInfo(error))
+        _tell_handlers(task, request, outcome, args, kwargs)
+    finally:
+        context.pop()
+
+
 def _overridden(task: Any) -> frozenset[str]:
     """Return the names of the handlers that do something; worked out once for each task."""
     known: frozenset[str] | None = task.__dict__.get("_handlers")

@@ -3,6 +3,10 @@
 For tests, for teaching, and for questions of capacity: what happens, and when, if ... Nothing here
 sleeps, and an hour passes in a moment.
 
+The broker may die at any moment, and takes with it whatever was on its way. The invented peers do
+what the real ones do then: they say Hello to the next broker, and say again what nobody has
+confirmed.
+
 >>> world = Simulation(workers=2)
 >>> ids = [world.submit(seconds=10) for _ in range(4)]
 >>> world.run()
@@ -27,26 +31,31 @@ from nbtasks.core.actions import (
     SaveEvent,
     SaveForget,
     SaveGiven,
+    SaveRevoked,
     SaveTask,
     Send,
     Task,
     task_of,
 )
 from nbtasks.core.messages import (
+    Accepted,
     Again,
     Call,
     Define,
     Died,
     Done,
     Event,
+    Hasten,
     Held,
     Hello,
     Kill,
+    Noted,
     Now,
     Options,
     Policy,
     Recall,
     Returned,
+    Revoke,
     Run,
     Started,
     Submit,
@@ -55,6 +64,8 @@ from nbtasks.core.scheduler import Scheduler
 
 CLIENT = b"client"
 SUPERVISOR = b"supervisor"
+#: Seconds in which an order is given again to a new broker.
+UNHEARD = 2.0
 #: The instant at which a simulation begins.
 DAWN = Now(wall=1_000_000.0, boot=0.0)
 
@@ -70,6 +81,7 @@ class MemoryStore:
         self.definitions: dict[bytes, Define] = {}
         #: (worker, ticket) → seq of what was given to it.
         self.given: dict[tuple[str, int], int] = {}
+        self.unwanted: dict[str, None] = {}
 
     def commit(self, saves: Iterable[Action]) -> None:
         """Take in what one turn saves."""
@@ -93,6 +105,10 @@ class MemoryStore:
                 }
             elif type(save) is SaveForget:
                 del self.seqs[self.rows.pop(save.seq).id]
+            elif type(save) is SaveRevoked:
+                self.unwanted.pop(save.id, None)
+                if save.kept:
+                    self.unwanted[save.id] = None
 
     def open_tasks(self) -> list[Task]:
         rows = {seq: task_of(row) for seq, row in self.rows.items() if row.phase != states.DONE}
@@ -117,6 +133,9 @@ class MemoryStore:
         named = [d.digest for d in self.definitions.values() if d.name == name]
         return named[-1] if named else None
 
+    def revoked(self) -> list[str]:
+        return list(self.unwanted)
+
 
 class Plan(NamedTuple):
     """How an invented function behaves: how long a run takes, and how each attempt ends."""
@@ -136,6 +155,9 @@ class InventedWorker:
         self.ends_at = 0.0
         self.started = 0
         self.finished = 0
+        #: Until Noted: what it was given and has not given back, and the outcomes.
+        self.held: list[Run] = []
+        self.unnoted: list[Any] = []
 
     @property
     def peer(self) -> bytes:
@@ -156,6 +178,8 @@ class Simulation:
         self.store = MemoryStore()
         self.plans: dict[str, Plan] = {}
         self.runs: dict[str, int] = {}
+        #: How many processes died that had begun a task and whose outcome was not confirmed.
+        self.losses: dict[str, int] = {}
         self.workers: dict[str, InventedWorker] = {}
         self.told: dict[str, list[Event]] = {}
         self.order: list[str] = []
@@ -164,6 +188,14 @@ class Simulation:
         self._brokers = 0
         #: What peers have said and the broker has not yet heard.
         self._mail: deque[tuple[bytes, Any]] = deque()
+        #: What is said again to the next broker: functions, calls by batch, deaths.
+        self._defined: list[tuple[bytes, Define]] = []
+        self._unaccepted: dict[int, tuple[bytes, Submit]] = {}
+        self._deaths: list[Died] = []
+        #: Orders, which nobody confirms, and when they were given (boot clock).
+        self._orders: list[tuple[float, bytes, Any]] = []
+        #: How many more chances to die the broker lets pass.
+        self._dies_in: int | None = None
         self.scheduler = self._new_scheduler()
         for _ in range(workers):
             self.add_worker()
@@ -199,13 +231,17 @@ class Simulation:
         self.plans[task_id] = Plan(seconds, tuple(ends.split()))
         policy = policy or Policy()
         digest = repr(policy).encode()
-        if digest not in self.store.definitions:
-            self.say(client, Define(digest, "invented", policy, b""))
+        define = Define(digest, "invented", policy, b"")
+        if (client, define) not in self._defined:
+            self._defined.append((client, define))
+            self.say(client, define)
         due = None if countdown is None else self.now.boot + countdown
         options = Options(needs=needs) if needs else None
         call = Call(task_id, digest, "invented", b"x", due=due, options=options, **fields)
         self._batches += 1
-        self.say(client, Submit(self._batches, (call,)))
+        submit = Submit(self._batches, (call,))
+        self._unaccepted[self._batches] = client, submit
+        self.say(client, submit)
         return task_id
 
     def say(self, peer: bytes, message: Any) -> None:
@@ -214,6 +250,8 @@ class Simulation:
         if stranger and peer.decode() not in self.workers:
             self._mail.append((peer, Hello("client", "c", 1, "3.11")))
         self._mail.append((peer, message))
+        if isinstance(message, (Revoke, Hasten)):
+            self._orders.append((self.now.boot, peer, message))
         self._settle()
 
     def advance(self, seconds: float) -> None:
@@ -249,11 +287,19 @@ class Simulation:
 
     def restart_broker(self) -> None:
         """Let the broker die and come back from its store; the workers live on."""
-        self.scheduler = self._new_scheduler()
-        self._carry_out(self.scheduler.restore(self.store.open_tasks(), self.now))
-        for worker in list(self.workers.values()):
-            self.say(worker.peer, self._hello_again(worker))
-        self.say(SUPERVISOR, Hello("supervisor", "s", 1, "3.11", workers=tuple(self.workers)))
+        self._crash()
+        self._settle()
+
+    def crash_later(self, chances: int) -> None:
+        """Let the broker die later, and come back from its store.
+
+        Parameters
+        ----------
+        chances
+            It dies in one of the turns to come, before these are saved, or after that before any
+            of the messages is sent. So many of these chances it lets pass.
+        """
+        self._dies_in = chances
 
     # -------------------------------------------------------------------------------- the facts
 
@@ -280,9 +326,35 @@ class Simulation:
 
     def _replace(self, name: str) -> None:
         worker = self.workers.pop(name)
+        for run in worker.held:
+            if run.ticket <= worker.started and run.call is not None:
+                self.losses[run.call.id] = self.losses.get(run.call.id, 0) + 1
         died = Died(name, 1, -9, worker.started, worker.finished)
+        self._deaths.append(died)
         self._mail.append((SUPERVISOR, died))
         self._hire()
+
+    def _crash(self) -> None:
+        """Take the broker away, with all that was on its way to it, and start another."""
+        self._dies_in = None
+        self._mail.clear()
+        self.scheduler = self._new_scheduler()
+        self._carry_out(self.scheduler.restore(self.store.open_tasks(), self.now))
+        mail = self._mail.append
+        mail((SUPERVISOR, Hello("supervisor", "s", 1, "3.11", workers=tuple(self.workers))))
+        for died in self._deaths:
+            mail((SUPERVISOR, died))
+        for worker in self.workers.values():
+            mail((worker.peer, self._hello_again(worker)))
+            self._mail.extend((worker.peer, outcome) for outcome in worker.unnoted)
+        for client in dict.fromkeys(client for client, _ in self._defined):
+            mail((client, Hello("client", "c", 1, "3.11")))
+        self._mail.extend(self._defined)
+        for client, submit in self._unaccepted.values():
+            mail((client, msgspec.structs.replace(submit, again=True)))
+        for given_at, client, order in self._orders:
+            if given_at > self.now.boot - UNHEARD:
+                mail((client, order))
 
     def _new_scheduler(self) -> Scheduler:
         self._brokers += 1
@@ -293,9 +365,10 @@ class Simulation:
         return scheduler
 
     def _hello_again(self, worker: InventedWorker) -> Hello:
-        runs = ([worker.running] if worker.running else []) + list(worker.waiting)
         held = tuple(
-            Held(run.ticket, run.call.id, run is worker.running) for run in runs if run.call
+            Held(run.ticket, run.call.id, run.ticket <= worker.started)
+            for run in worker.held
+            if run.call
         )
         return Hello("worker", worker.name, 1, "3.11", held=held)
 
@@ -328,18 +401,35 @@ class Simulation:
                 return
 
     def _carry_out(self, actions: list[Action]) -> None:
+        if self._dies_now():
+            return
         self.store.commit(actions)
         self.scheduler.committed()
         for action in actions:
             if isinstance(action, Send):
+                if self._dies_now():
+                    return
                 self._deliver(action)
+
+    def _dies_now(self) -> bool:
+        """Let the broker die if this is the chance that it does not let pass."""
+        if self._dies_in is None:
+            return False
+        self._dies_in -= 1
+        if self._dies_in >= 0:
+            return False
+        self._crash()
+        return True
 
     def _deliver(self, send: Send) -> None:
         message = send.message
         if isinstance(message, Event):
             self.told.setdefault(message.id, []).append(message)
         worker = self.workers.get(send.peer.decode(errors="replace"))
-        if isinstance(message, Kill):
+        if isinstance(message, Accepted):
+            for batch in message.batches:
+                self._unaccepted.pop(batch, None)
+        elif isinstance(message, Kill):
             self._obey(message)
         elif worker is None:
             return
@@ -348,8 +438,14 @@ class Simulation:
             if call is None and send.task is not None:
                 call = self.store.calls[send.task.seq]
                 call = msgspec.structs.replace(call, retries=send.task.retries)
-            worker.waiting.append(Run(message.ticket, call, message.deaths))
+            run = Run(message.ticket, call, message.deaths)
+            worker.waiting.append(run)
+            worker.held.append(run)
             self._begin_next(worker)
+        elif isinstance(message, Noted):
+            noted = message.ticket
+            worker.held = [run for run in worker.held if run.ticket > noted]
+            worker.unnoted = [said for said in worker.unnoted if said.ticket > noted]
         elif isinstance(message, Recall):
             self._give_back(worker, message)
 
@@ -366,6 +462,7 @@ class Simulation:
             if not recall.tickets or run.ticket in recall.tickets
         ]
         worker.waiting = deque(run for run in worker.waiting if run.ticket not in back)
+        worker.held = [run for run in worker.held if run.ticket not in back]
         self._mail.append((worker.peer, Returned(tuple(back))))
 
     def _begin_next(self, worker: InventedWorker) -> None:
@@ -390,7 +487,9 @@ class Simulation:
             self._replace(worker.name)
             return
         worker.finished = run.ticket
-        self._mail.append((worker.peer, self._outcome(run, end, plan)))
+        outcome = self._outcome(run, end, plan)
+        worker.unnoted.append(outcome)
+        self._mail.append((worker.peer, outcome))
         self._begin_next(worker)
 
     def _outcome(self, run: Run, end: str, plan: Plan) -> Any:

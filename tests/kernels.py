@@ -36,7 +36,7 @@ VERSIONS: list[str] = _PROJECT["tool"]["nbtasks-dev"]["kernels"]
 NAMES = [*(f"python3-{version}" for version in VERSIONS), "python3"]
 
 #: Seconds that anything in here may take on a busy machine.
-PATIENCE = 60.0
+PATIENCE = 40.0
 
 T = TypeVar("T")
 Message = dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -16,21 +17,31 @@ def main(runtime: str) -> int:
     from pathlib import Path
 
     from nbtasks.broker import server
-    from nbtasks.exceptions import ClusterError
+    from nbtasks.exceptions import ClusterError, StoreCorrupt
+    from nbtasks.wire import sockets
     from nbtasks.wire.connection import EXIT_CONFIG, FAILED_FILE, read_settings
 
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
+    sockets.allow_many()
     place = Path(runtime)
+
+    def give_up(error: ClusterError) -> int:
+        """Leave the reason for whoever waits for us, or comes later."""
+        logging.getLogger("nbtasks.broker").error("%s", error)
+        with contextlib.suppress(OSError):
+            (place / FAILED_FILE).write_text(str(error))
+        return EXIT_CONFIG
+
     try:
         held = server.lock(place)
         broker = server.Server(place, read_settings(place), parent)
     except ClusterError as error:
-        (place / FAILED_FILE).write_text(str(error))
-        logging.getLogger("nbtasks.broker").error("%s", error)
-        return EXIT_CONFIG
+        return give_up(error)
     broker.obey_signals()
     try:
         broker.serve()
+    except StoreCorrupt as error:
+        return give_up(error)
     finally:
         broker.close()
         os.close(held)

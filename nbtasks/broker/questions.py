@@ -222,6 +222,8 @@ class Questions:
         return self._store.children(id)
 
     def _answer_put(self, instant: Now, key: str, value: bytes) -> None:
+        if not isinstance(value, bytes):
+            raise TypeError(f"bytes are wanted, not {value!r:.80}")
         self._store.put(key, value)
 
     def _answer_peek(self, instant: Now, key: str) -> bytes | None:

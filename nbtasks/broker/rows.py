@@ -14,9 +14,11 @@ from nbtasks.core.actions import (
     SaveCall,
     SaveCleared,
     SaveDefinition,
+    SaveEmptied,
     SaveEvent,
     SaveForget,
     SaveGiven,
+    SaveRevoked,
     SaveTask,
     Task,
 )
@@ -48,7 +50,10 @@ class TaskRow(Row, gc=False):
 class Turn:
     """The saves of one turn, sorted and with each row once."""
 
-    __slots__ = ("calls", "cleared", "definitions", "events", "forgotten", "given", "tasks")
+    __slots__ = (
+        "calls", "cleared", "definitions", "emptied", "events", "forgotten", "given", "revoked",
+        "tasks",
+    )  # fmt: skip
 
     def __init__(self, saves: Iterable[Save]) -> None:
         self.calls: dict[int, SaveCall] = {}
@@ -56,6 +61,9 @@ class Turn:
         self.events: list[SaveEvent] = []
         self.definitions: list[SaveDefinition] = []
         self.forgotten: set[int] = set()
+        self.emptied: set[int] = set()
+        #: Id of a call that has not come → whether to remember that it was revoked.
+        self.revoked: dict[str, bool] = {}
         #: Worker → (ticket, seq) of what it was given; worker → below which ticket that is over.
         self.given: dict[str, list[tuple[int, int]]] = {}
         self.cleared: dict[str, int] = {}
@@ -75,6 +83,10 @@ class Turn:
                 self.definitions.append(save)
             elif type(save) is SaveForget:
                 self.forgotten.add(save.seq)
+            elif type(save) is SaveEmptied:
+                self.emptied.add(save.seq)
+            elif type(save) is SaveRevoked:
+                self.revoked[save.id] = save.kept
         if self.forgotten:
             self._leave_out()
 

@@ -60,7 +60,7 @@ CREATE TABLE tasks (
     worker      TEXT NOT NULL,      -- name of the worker that holds it or held it last, or empty
     ticket      INTEGER NOT NULL,   -- token of its attempt: (worker, ticket)
     ended_at    REAL,               -- wall; NULL while it is open
-    wish        TEXT NOT NULL,      -- revoked or terminated: it shall not begin (again); or empty
+    wish        TEXT NOT NULL,      -- revoked, terminated, purged: it shall not begin (again); or empty
     limit_at    REAL,               -- boot; when its hard time limit ends the present run
     call        BLOB NOT NULL,      -- messages.Call (msgpack), without a long body
     only_event  BLOB                -- messages.Event 1 (msgpack) of a task that had no other

@@ -6,12 +6,16 @@
                                           └─▶ one multipart message a peer
 
 One thread, one loop. A turn takes in whatever lies ready, so under load many messages share one
-commit and one send a peer, and alone a message waits for nobody. When the store cannot write (a
-full disk), what was decided is kept and nothing is sent until it can: no false word leaves here.
+commit and one send a peer, and alone a message waits for nobody.
+
+When the store cannot write (a full disk), what was decided is kept and nothing that follows from it
+is sent until it can: no false word leaves here. What tells of the past goes on. New calls are not
+taken in meanwhile: whoever sent them sends them again until they are accepted.
 """
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -19,6 +23,7 @@ import platform
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,15 +38,19 @@ from nbtasks.core.messages import (
     STRANGER,
     Ask,
     Call,
+    Define,
     Hello,
     Now,
     Policy,
     Refused,
     Stop,
+    Submit,
     Welcome,
+    frames_of,
+    take,
 )
 from nbtasks.core.scheduler import Scheduler
-from nbtasks.exceptions import ClusterError
+from nbtasks.exceptions import ClusterError, StoreCorrupt
 from nbtasks.wire import locks, sockets
 from nbtasks.wire.connection import (
     STORE_FILE,
@@ -70,6 +79,9 @@ EXPIRE = 1_000
 LOCK_PATIENCE = 5.0
 #: Payload frames from this size on are sent without a copy.
 ZERO_COPY = 64 * 1024
+#: Times that one peer is told no until the next look around: who does not listen shall fill neither
+#: our memory nor the log.
+REFUSALS = 20
 
 
 class StoredFacts:
@@ -90,6 +102,9 @@ class StoredFacts:
 
     def definition_named(self, name: str) -> bytes | None:
         return self._store.definition_named(name)
+
+    def revoked(self) -> list[str]:
+        return self._store.revoked()
 
 
 class Server:
@@ -132,14 +147,15 @@ class Server:
         #: Confirmations held back, and when they must go (boot clock).
         self._lazy: dict[bytes, list[Any]] = {}
         self._lazy_until = 0.0
+        #: How often each peer was told no since the last look around.
+        self._refusals: dict[bytes, int] = {}
         self.store_failed_at: float | None = None
         self._next_look = self.started.boot
         self._busy_at = self.started.boot
         self.carry_out(
             self.scheduler.restore(self.store.open_tasks(self.started), self.started), self.started
         )
-        write_connection(
-            runtime,
+        self._introduce(
             Connection(
                 instance=self.instance.hex(),
                 endpoint=bound.endpoint,
@@ -150,8 +166,19 @@ class Server:
                 client_public=bound.client_public,
                 client_secret=bound.client_secret,
                 server_secret=bound.server_secret,
-            ),
+            )
         )
+
+    def _introduce(self, connection: Connection) -> None:
+        """Write down who is serving, as soon as the disk has room for it: peers look there."""
+        while True:
+            try:
+                return write_connection(self.runtime, connection)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                log.error("cannot write the connection file: %s", error)
+            time.sleep(STORE_RETRY)
 
     # -------------------------------------------------------------------------------- the loop
 
@@ -221,25 +248,38 @@ class Server:
         try:
             instance, messages, buffers = unpack_to_broker(parts)
         except ProtocolError as error:
-            log.warning("refused a peer: %s", error)
-            actions.append(Send(peer, Refused(str(error))))
+            actions += self._refuse(peer, str(error))
             return
         if instance != self.instance and not isinstance(messages[0] if messages else None, Hello):
-            actions.append(Send(peer, Refused(STRANGER)))
+            actions += self._refuse(peer, STRANGER)
             return
         frames = iter(buffers)
         for message in messages:
-            if type(message) is Ask:
+            if type(message) is Ask and self.scheduler.role_of(peer) == "client":
                 questions.append((peer, message))
             elif type(message) is Hello and (why := self._unlike(message)):
-                actions.append(Send(peer, Refused(why)))
+                actions += self._refuse(peer, why)
+                return
+            elif type(message) in (Define, Submit) and self.store_failed_at is not None:
+                take(frames, frames_of(message))  # it will come again
             else:
-                if type(message) is Hello:
-                    actions.append(Send(peer, Welcome(self.instance, self.store.name)))
-                actions += self.scheduler.receive(peer, message, instant, frames)
+                heard = self.scheduler.receive(peer, message, instant, frames)
+                if type(message) is Hello and self.scheduler.role_of(peer) == message.role:
+                    welcome = Welcome(self.instance, self.store.name)
+                    actions.append(Send(peer, welcome, free=True))
+                actions += heard
                 if type(message) is Hello and message.role == "supervisor":
                     actions += [Send(peer, waiting.message) for waiting in self._for_supervisor]
                     self._for_supervisor.clear()
+
+    def _refuse(self, peer: bytes, why: str) -> list[Action]:
+        """Say no to a peer, a few times."""
+        refusals = self._refusals[peer] = self._refusals.get(peer, 0) + 1
+        if refusals > REFUSALS:
+            return []
+        if why != STRANGER:
+            log.warning("refused %s: %s", peer.hex(), why)
+        return [Send(peer, Refused(why), free=True)]
 
     def _facts(self, instant: Now) -> dict[str, Any]:
         """Return what `status` tells of this process."""
@@ -271,20 +311,33 @@ class Server:
                 self._sends.append(action)
             else:
                 self._saves.append(action)
-        if self._saves:
-            try:
-                self.store.commit(self._saves, instant)
-            except ClusterError as error:
-                if self.store_failed_at is None:
-                    log.error("the store cannot write: %s", error)
-                self.store_failed_at = instant.boot
-                return
-            self.store_failed_at = None
-            self._saves.clear()
-            self.scheduler.committed()
-        if self._sends:
+        if self._saves and not self._save(instant):
+            self._post([send for send in self._sends if send.free])
+            self._sends = [send for send in self._sends if not send.free]
+        elif self._sends:
             sends, self._sends = self._sends, []
             self._post(sends)
+
+    def _save(self, instant: Now) -> bool:
+        """Save all that is to be saved; return whether the store could."""
+        failed_at = self.store_failed_at
+        if failed_at is not None and instant.boot - failed_at < STORE_RETRY:
+            return False
+        try:
+            self.store.commit(self._saves, instant)
+        except StoreCorrupt:
+            raise
+        except ClusterError as error:
+            if failed_at is None:
+                log.error("the store cannot write: %s", error)
+            self.store_failed_at = instant.boot
+            return False
+        if failed_at is not None:
+            log.info("the store can write again")
+        self.store_failed_at = None
+        self._saves.clear()
+        self.scheduler.committed()
+        return True
 
     def _post(self, sends: list[Send]) -> None:
         """Send, one multipart message a peer."""
@@ -367,12 +420,12 @@ class Server:
     def _look_around(self, instant: Now) -> list[Action]:
         """Notice clients that are gone, drop what has expired, and leave when nobody is here."""
         self._next_look = instant.boot + HOUSEKEEPING
+        self._refusals.clear()
         actions: list[Action] = []
         for peer, hello in list(self.scheduler.clients.items()):
             if not alive(hello.pid):
                 actions += self.scheduler.gone(peer, instant)
-        if self.settings.result_expires is not None:
-            self._expire(instant.wall - self.settings.result_expires)
+        self._tidy(instant)
         if self.scheduler.clients or self.scheduler.tasks:
             self._busy_at = instant.boot
         elif instant.boot - self._busy_at > self.settings.idle_timeout:
@@ -380,13 +433,17 @@ class Server:
             actions.append(Send(self.scheduler.supervisor, Stop()))
         return actions
 
-    def _expire(self, before: float) -> None:
-        """Drop results that have been kept long enough, a few at a time."""
+    def _tidy(self, instant: Now) -> None:
+        """Drop results that have been kept long enough, and give disk space back: a little each."""
+        kept = self.settings.result_expires
         try:
-            if self.store.expire(before, EXPIRE) == EXPIRE:
-                self._next_look = 0.0  # there are more
+            more = kept is not None and self.store.expire(instant.wall - kept, EXPIRE) == EXPIRE
+            if self.store.shrink() or more:
+                self._next_look = 0.0
+        except StoreCorrupt:
+            raise
         except ClusterError as error:
-            log.warning("cannot drop old results: %s", error)
+            log.warning("cannot tidy up: %s", error)
 
     def close(self) -> None:
         """Let go of socket and store."""

@@ -20,9 +20,10 @@ import contextlib
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -48,10 +49,12 @@ from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Define,
 from nbtasks.core.states import ASSIGNED
 from nbtasks.exceptions import StoreCorrupt, StoreError, StoreTooNew
 
+_T = TypeVar("_T")
+
 #: `application_id` of our files: "nbts".
 APPLICATION_ID: Final = 0x6E627473
 #: SQL files, in order; the first makes version 1 of an empty file, each later one the next version.
-MIGRATIONS: Final = ("schema.sql",)
+MIGRATIONS: Final = ("schema.sql", "schema_2.sql")
 VERSION: Final = len(MIGRATIONS)
 
 #: `PRAGMA synchronous` by durability; "none" is a store in memory.
@@ -66,10 +69,15 @@ LOG_LIMIT: Final = 16 * 1024 * 1024
 LOCK_TIMEOUT: Final = 5.0
 #: All that is emptied when everything is to be forgotten.
 TABLES: Final = (
-    *("payloads", "events", "given", "tasks", "function_payloads", "functions", "notes"),
+    *("payloads", "events", "given", "tasks", "function_payloads", "functions", "notes", "revoked"),
 )
 #: Values that one query names (SQLite before 3.32 takes 999).
 NAMED: Final = 999
+#: Ended tasks among which those that ended in some state are looked for.
+LATELY: Final = 1_000
+#: Children that are told of one task, and of all tasks of one question.
+CHILDREN: Final = 1_000
+FAMILIES: Final = 5_000
 #: Pages that are given back to the file system at once.
 SHRINK: Final = 1_000
 
@@ -136,9 +144,24 @@ ON CONFLICT (digest, name) DO UPDATE SET
     saved_at = excluded.saved_at, version = excluded.version, definition = excluded.definition
 """
 
-#: After another boot the boot clock starts anew: what `due` means now, by the wall clock.
+_ENDED = f"""
+SELECT {_COLUMNS} FROM tasks WHERE seq IN (
+    SELECT seq FROM (
+        SELECT seq, state FROM tasks INDEXED BY tasks_by_end WHERE ended_at IS NOT NULL
+        ORDER BY ended_at DESC, seq DESC LIMIT ?1
+    ) WHERE ?2 IS NULL OR state = ?2 LIMIT ?3
+) ORDER BY ended_at DESC, seq DESC
+"""
+
+_CHILDREN = """
+SELECT id, function, call FROM tasks WHERE parent = ? AND parent != '' ORDER BY seq LIMIT ?
+"""
+
+#: After another boot the boot clock starts anew: what `due` means now, by the wall clock. What was
+#: running is so no more.
 _TURN_CLOCK = """
-UPDATE tasks SET due = due_at - ? WHERE ended_at IS NULL AND due IS NOT NULL
+UPDATE tasks SET due = due_at - ?, limit_at = NULL
+WHERE ended_at IS NULL AND (due IS NOT NULL OR limit_at IS NOT NULL)
 """
 
 
@@ -226,11 +249,34 @@ def _too_new(path: Path, version: int) -> StoreTooNew:
     )
 
 
+def _decoder(path: Path, kind: type[_T]) -> Callable[[bytes], _T]:
+    """Return a function that reads what the store holds as msgpack."""
+    decode = msgspec.msgpack.Decoder(kind).decode
+
+    def read(data: bytes) -> _T:
+        try:
+            return decode(data)
+        except (msgspec.MsgspecError, ValueError, TypeError) as error:
+            raise _corrupt(path, f"where a {kind.__name__} should be, {error}") from error
+
+    return read
+
+
+def _is_damage(error: Exception) -> bool:
+    """Return whether an error of SQLite, or of reading a row, comes from a damaged file."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        # Text that is no UTF-8; a blob that is not what we wrote.
+        return isinstance(error, (sqlite3.OperationalError, struct.error))
+    damage = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return code & 0xFF in damage or code == sqlite3.SQLITE_IOERR_SHORT_READ
+
+
 def _error_of(path: Path, doing: str, error: Exception) -> StoreError:
     """Return our error for one of SQLite's."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    if _is_damage(error):
         return _corrupt(path, error)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StoreError(
             f"The store {path} is in use: {error}. Another process, perhaps another broker or a "
@@ -278,9 +324,9 @@ class Store:
         self.path = path
         self.durability = durability
         self._encode = msgspec.msgpack.Encoder().encode
-        self._call = msgspec.msgpack.Decoder(Call).decode
-        self._event = msgspec.msgpack.Decoder(Event).decode
-        self._define = msgspec.msgpack.Decoder(Define).decode
+        self._call = _decoder(path, Call)
+        self._event = _decoder(path, Event)
+        self._define = _decoder(path, Define)
         #: (digest, name) → key of the function, and back.
         self._functions: dict[tuple[bytes, str], int] = {}
         self._function_names: dict[int, tuple[bytes, str]] = {}
@@ -289,6 +335,7 @@ class Store:
         #: Whether tasks have gone since functions were last looked through.
         self._tasks_gone = True
         self._clock_set = False
+        self._shrinking = False
         self._db = self._open()
         try:
             self._set_up()
@@ -374,7 +421,7 @@ class Store:
     def _errors(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OverflowError, UnicodeError) as error:
+        except (sqlite3.Error, struct.error, OverflowError, UnicodeError) as error:
             raise _error_of(self.path, doing, error) from error
 
     @contextlib.contextmanager
@@ -455,8 +502,15 @@ class Store:
             self._write_given(turn)
         if turn.events:
             self._write_events(turn.events)
+        if turn.emptied:
+            emptied = [(seq,) for seq in turn.emptied]
+            self._put("DELETE FROM payloads WHERE seq = ? AND n = 0", emptied)
         if turn.forgotten:
             self._delete(turn.forgotten)
+        for task_id, kept in turn.revoked.items():
+            self._db.execute("DELETE FROM revoked WHERE id = ?", (task_id,))
+            if kept:
+                self._db.execute("INSERT INTO revoked (id) VALUES (?)", (task_id,))
 
     def _write_definitions(self, saves: list[SaveDefinition], now: Now) -> None:
         for save in saves:
@@ -576,9 +630,10 @@ class Store:
     def _given(self) -> dict[int, tuple[int, str]]:
         """Return seq → (ticket, worker) of the last note on each task."""
         found: dict[int, tuple[int, str]] = {}
-        for worker, blob in self._all("SELECT worker, pairs FROM given"):
-            for ticket, seq in unpack_given(blob):
-                found[seq] = max(found.get(seq, (0, "")), (ticket, worker))
+        with self._errors("be read"):
+            for worker, blob in self._all("SELECT worker, pairs FROM given"):
+                for ticket, seq in unpack_given(blob):
+                    found[seq] = max(found.get(seq, (0, "")), (ticket, worker))
         return found
 
     def _write_events(self, saves: list[SaveEvent]) -> None:
@@ -646,7 +701,7 @@ class Store:
 
     def _row(self, columns: Sequence[Any]) -> TaskRow:
         seq, function, task_id, *middle, accepted_at, call = columns
-        digest, name = self._function_names[function]
+        digest, name = self._names_of(function)
         read = self._call(call)
         lasting: list[Any] = [seq, task_id, digest, name, *middle, read.options]
         return TaskRow(*[*lasting, accepted_at, read.summary])
@@ -671,8 +726,15 @@ class Store:
         read = self._call(call)
         if read.name or read.definition:
             return replace(read, id=task_id)
-        digest, name = self._function_names[function]
+        digest, name = self._names_of(function)
         return replace(read, id=task_id, definition=digest, name=name)
+
+    def _names_of(self, function: int) -> tuple[bytes, str]:
+        """Return digest and name of a function that a task refers to."""
+        names = self._function_names.get(function)
+        if names is None:
+            raise _corrupt(self.path, f"a task refers to function {function}, which is not there")
+        return names
 
     def _call_frames(self, seqs: list[int]) -> dict[int, dict[int, bytes]]:
         """Return seq → frame → data for the calls of at most `NAMED` tasks."""
@@ -743,6 +805,26 @@ class Store:
         )
         return [child for (child,) in rows]
 
+    def children_of(self, parents: Iterable[str]) -> dict[str, list[tuple[str, str, str]]]:
+        """Return parent → (id, name, summary) of the tasks that it sent, in order.
+
+        At most `CHILDREN` of one, and `FAMILIES` in all.
+        """
+        found: dict[str, list[tuple[str, str, str]]] = {}
+        room = FAMILIES
+        for parent in filter(None, parents):
+            rows = self._all(_CHILDREN, (parent, min(CHILDREN, room)))
+            if rows:
+                found[parent] = [self._child(*row) for row in rows]
+                room -= len(rows)
+        return found
+
+    def _child(self, task_id: str, function: int, call: bytes) -> tuple[str, str, str]:
+        read = self._call(call)
+        name = self._function_names[function][1]
+        shadow = read.options.shadow if read.options is not None else None
+        return task_id, shadow or name, read.summary
+
     def listing(self, state: str | None = None, limit: int = 100) -> list[TaskRow]:
         """Return tasks, newest first.
 
@@ -764,10 +846,26 @@ class Store:
             values = (state, limit)
         return [self._row(row) for row in self._all(query, values)]
 
+    def ended(self, limit: int, state: str | None = None) -> list[TaskRow]:
+        """Return the tasks that ended last, newest first.
+
+        Parameters
+        ----------
+        limit
+            How many at most.
+        state
+            Only those in this state, of the last `LATELY` that ended; None: all.
+        """
+        return [self._row(row) for row in self._all(_ENDED, (LATELY, state, limit))]
+
     def counts(self) -> dict[str, int]:
         """Return how many tasks are in each state."""
         query = "SELECT state, count(*) FROM tasks INDEXED BY tasks_by_end GROUP BY state"
         return dict(self._all(query))
+
+    def revoked(self) -> list[str]:
+        """Return the ids that were revoked before their calls came, oldest first."""
+        return [task_id for (task_id,) in self._all("SELECT id FROM revoked ORDER BY rowid")]
 
     def last_seq(self) -> int:
         """Return the highest `seq` of a task, 0 when there is none."""
@@ -816,7 +914,6 @@ class Store:
         if len(seqs) < limit and self._tasks_gone:
             self._expire_functions(before)
             self._tasks_gone = False
-        self._shrink_a_little()
         return len(seqs)
 
     def _expire_functions(self, before: float) -> None:
@@ -834,13 +931,21 @@ class Store:
         for function in spare:
             del self._functions[self._function_names.pop(function)]
 
-    def _shrink_a_little(self) -> None:
-        """Give unused pages back to the file system, unless they are few and soon used again."""
-        free = self._value("PRAGMA freelist_count")
-        if free > SHRINK // 4 + self._value("PRAGMA page_count") // 8:
-            self._shrink(SHRINK)
+    def shrink(self) -> bool:
+        """Give some unused pages back to the file system; return whether there are more.
 
-    def _shrink(self, pages: int) -> None:
+        A few stay: they are soon used again.
+        """
+        free = self._value("PRAGMA freelist_count")
+        more = bool(free > SHRINK // 4 + self._value("PRAGMA page_count") // 8)
+        if more:
+            self._vacuum(SHRINK)
+        elif self._shrinking:
+            self.checkpoint()  # the file ends where its log says only now
+        self._shrinking = more
+        return more
+
+    def _vacuum(self, pages: int) -> None:
         # The one statement that must be stepped without giving rows, which `execute` does not do.
         with self._errors("be made smaller"):
             self._db.executescript(f"PRAGMA incremental_vacuum({pages})")
@@ -855,7 +960,7 @@ class Store:
         self.name, self._top = name, 0
         self._in_use.clear()
         self._load_functions()
-        self._shrink(0)  # all
+        self._vacuum(0)  # all
         self.checkpoint()
 
     def checkpoint(self) -> None:

@@ -134,7 +134,8 @@ class Task:
     acks_late, acks_on_failure_or_timeout, acks_on_failure, acks_on_timeout
         Whether a run whose process died is repeated, and whether failed and killed ones are not.
     reject_on_worker_lost, retry_on_worker_lost
-        Whether a lost process puts the task back; whether it counts as a retry.
+        Whether with `acks_late` a lost process puts the task back (yes, unless this is False), at
+        most twice; whether it counts as a retry, so that `max_retries` is the bound.
     rate_limit
         Starts per second, or text such as `"10/m"`.
     expires
@@ -148,7 +149,9 @@ class Task:
     resultrepr_maxsize
         Letters of the result's text in logs (logger `nbtasks.runs`).
     memory_limit
-        Memory that a run may take: bytes, or text such as `"300MB"`.
+        Bytes, or text such as `"300MB"`: a run whose process grows by more is killed and ends in
+        MemoryLimitExceeded. What the worker held before, and processes that it starts, do not
+        count.
     pydantic, pydantic_strict, pydantic_context, pydantic_dump_kwargs
         Whether arguments annotated with models are validated, and how.
 
@@ -202,7 +205,7 @@ class Task:
     trail: Any = True
     send_events: Any = True
     resultrepr_maxsize: Any = 1024
-    memory_limit: Any = None
+    memory_limit: Any = _Setting("task_memory_limit")
     pydantic: Any = False
     pydantic_strict: Any = False
     pydantic_context: Any = None

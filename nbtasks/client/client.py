@@ -44,7 +44,9 @@ from nbtasks.client.record import (
     one_over,
     release,
     ring,
+    size_of,
 )
+from nbtasks.client.waiting import pause
 from nbtasks.core.messages import (
     STRANGER,
     Accepted,
@@ -67,10 +69,9 @@ from nbtasks.core.messages import (
     take,
 )
 from nbtasks.exceptions import BrokerUnavailable, ClusterError, ForkedError, OperationalError
-from nbtasks.wire import sockets
-from nbtasks.wire.connection import read_connection
-from nbtasks.wire.frames import Buffer, ProtocolError, pack, unpack_from_broker
-from nbtasks.wire.parent import alive
+from nbtasks.wire import locks, sockets
+from nbtasks.wire.connection import SUPERVISOR_LOCK, read_connection
+from nbtasks.wire.frames import Buffer, ProtocolError, pack_to_broker, unpack_from_broker
 
 __all__ = [
     "Client",
@@ -85,8 +86,10 @@ __all__ = [
 
 log = logging.getLogger("nbtasks.client")
 
-#: Calls that may wait for acceptance before a further one makes its caller wait.
+#: Calls that may wait for acceptance, and bytes of arguments, before a further one makes its caller
+#: wait until half of them are accepted.
 UNACCEPTED = 50_000
+UNACCEPTED_BYTES = 64 * 1024**2
 #: Calls in one Submit.
 BATCH = 1_000
 #: Seconds after which what is not accepted is said again.
@@ -96,11 +99,13 @@ MISSING = 0.7
 #: Seconds that a cluster may be without a connection file while it is starting again.
 ABSENT = 1.2
 #: Seconds that one attempt to publish waits for a broker.
-ATTEMPT = 0.3
-#: Ended tasks of which late words (output of handlers) are still taken in.
+ATTEMPT = 0.25
+#: Ended tasks of which late words (output of handlers) are still taken in, and bytes of arguments
+#: and results that these may hold.
 RECENT = 2_000
-#: Seconds that the end of the process waits for what is not accepted yet.
-FAREWELL = 2.0
+RECENT_BYTES = 16 * 1024**2
+#: Seconds that the end of the process waits while nothing more is accepted.
+FAREWELL = 1.5
 #: Seconds within which a broker that dies may have taken an order with it.
 UNHEARD = 2.0
 #: Orders that do no harm when they are said again.
@@ -116,8 +121,9 @@ class _Link:
     def __init__(self) -> None:
         self.instance = b""
         self.store = ""
-        #: Set while the broker has welcomed us.
-        self.up = threading.Event()
+        #: Whether the broker has welcomed us. (An Event would not do: an interrupt in its `wait`
+        #: can leave its lock held, and then the I/O thread hangs.)
+        self.up = False
         self.down_since = time.monotonic()
         #: Why there is no cluster, once that is certain.
         self.gone: Exception | None = None
@@ -132,7 +138,7 @@ _Entry = tuple[
 class _Batch:
     """Calls on their way, until they are accepted."""
 
-    __slots__ = ("buffers", "calls", "defines", "records", "sent_at")
+    __slots__ = ("buffers", "calls", "defines", "records", "sent_at", "size")
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -140,13 +146,17 @@ class _Batch:
         self.records: list[Record] = []
         self.defines: dict[bytes, tuple[Define, Sequence[Buffer]]] = {}
         self.sent_at = 0.0
+        #: Bytes of arguments.
+        self.size = 0
 
     def add(self, entries: Iterable[_Entry]) -> None:
         for call, buffers, define, _check, _confirm, record in entries:
             self.calls.append(call)
             self.records.append(record)
+            self.size += len(call.body)
             if buffers:
                 self.buffers.extend(buffers)
+                self.size += sum(map(len, buffers))
             if define is not None and call.definition not in self.defines:
                 self.defines[call.definition] = define
 
@@ -192,12 +202,13 @@ class Client:
         self._orders: deque[tuple[float, Sequence[Any]]] = deque()
         self._records: dict[str, Record] = {}
         self._recent: dict[str, Record] = {}
-        #: Ids of the recent ones, oldest first. (The first key of a dict that loses its first key
-        #: all the time takes long to find.)
-        self._endings: deque[str] = deque()
+        #: Ids and bytes of the recent ones, oldest first. (The first key of a dict that loses its
+        #: first key all the time takes long to find.)
+        self._endings: deque[tuple[str, int]] = deque()
+        self._recent_bytes = 0
         self._batches: dict[int, _Batch] = {}
-        #: Sent and not accepted yet; only the I/O thread counts.
-        self._in_flight = 0
+        #: Sent and not accepted yet, calls and bytes; only the I/O thread counts.
+        self._in_flight = self._bytes_in_flight = 0
         self._number = 0
         self._defined: set[bytes] = set()
         self._requests = itertools.count(1)
@@ -206,16 +217,21 @@ class Client:
         #: Whether a Welcome is the present broker's: not once the monitor has told of an end.
         self._connected = False
         self._reviving: threading.Thread | None = None
-        self._resend_at = 0.0
+        #: An open question that shows whether the broker listens (0: none), and when it was asked.
+        self._probe, self._probed_at = 0, 0.0
         self._takers: dict[type, Callable[[Any, Any], None]] = {
             Event: self._take_event, Accepted: self._take_accepted, Answer: self._take_answer,
             Replayed: self._take_replayed, Welcome: self._take_welcome,
             Refused: self._take_refused, Lacking: self._take_lacking,
         }  # fmt: skip
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket, self._monitor = sockets.watched_dealer(
-            self._context, self.runtime, sockets.identity("client")
-        )
+        try:
+            self._socket, self._monitor = sockets.watched_dealer(
+                self._context, self.runtime, sockets.identity("client")
+            )
+        except BaseException:
+            self._context.term()
+            raise
         self._waker, self._wakened = sockets_of_the_system.socketpair()
         self._waker.setblocking(False)
         self._wakened.setblocking(False)
@@ -223,16 +239,28 @@ class Client:
         _clients.append(self)
         self._thread = threading.Thread(target=self._run, name="nbtasks-client", daemon=True)
         self._thread.start()
-        if not self._await_welcome(connect_timeout):
-            error = self._link.gone or BrokerUnavailable(self.runtime, connect_timeout)
+        try:
+            if not self._link_comes(connect_timeout):
+                raise BrokerUnavailable(self.runtime, connect_timeout)
+        except BaseException:  # an interrupt, too: nobody will have this client
             self.close(patience=0.0)
-            raise error
+            raise
 
     # --------------------------------------------------------------------- in the users' threads
 
     @property
     def closed(self) -> bool:
         return self._closing
+
+    @property
+    def connected(self) -> bool:
+        """Whether the broker has welcomed us and has not been lost since."""
+        return self._link.up
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a copy in a child made by fork, which can do nothing."""
+        return self._forked
 
     @property
     def instance(self) -> str:
@@ -271,7 +299,9 @@ class Client:
             When there is no broker.
         """
         self._check_usable()
-        if not self._link.up.is_set():
+        if self._too_much(1.0):
+            self._await_room(retry, policy)
+        if not self._link.up:
             self._await_link(retry, policy)
         record = Record(call.id, call=call, created=time.time())
         if check:
@@ -281,8 +311,6 @@ class Client:
         self._calls.append((call, buffers, define, check, confirm, record))
         if self._sleeping:
             self._wake()
-        if len(self._calls) + self._in_flight > UNACCEPTED:
-            self._press_back()
         for hook in submitted_hooks:
             hook(record)
         if confirm:
@@ -334,8 +362,6 @@ class Client:
         timeout: float | None = None,
         *,
         any: bool = False,
-        on_slice: Callable[[], Any] | None = None,
-        slice: float | None = None,
     ) -> bool:
         """Wait until all tasks are over (or any of them); return False when time ran out.
 
@@ -347,8 +373,6 @@ class Client:
             Seconds, or None for no end.
         any
             Be content with one.
-        on_slice, slice
-            Called each `slice` seconds of waiting, in this thread.
 
         Raises
         ------
@@ -358,10 +382,10 @@ class Client:
         deadline = None if timeout is None else time.monotonic() + timeout
         if any:
             several = list(records)
-            return self._wait_for(several, partial(one_over, several), deadline, on_slice, slice)
+            return self._wait_for(several, partial(one_over, several), deadline)
         for record in records:
             over = partial(one_over, (record,))
-            if not over() and not self._wait_for((record,), over, deadline, on_slice, slice):
+            if not over() and not self._wait_for((record,), over, deadline):
                 return False
         return True
 
@@ -397,12 +421,12 @@ class Client:
         waiter = threading.Lock()
         waiter.acquire()
         answers: list[Answer] = []
-        self._questions[question.request] = (question, waiter, answers)
         try:
+            self._questions[question.request] = (question, waiter, answers)
             self.tell(question)
             self._sleep_on(waiter, lambda: bool(answers), time.monotonic() + timeout)
         finally:
-            del self._questions[question.request]
+            self._questions.pop(question.request, None)
         if not answers:
             raise exceptions.TimeoutError(
                 f"The broker has not answered the question {what!r} within {timeout:g} s."
@@ -414,24 +438,45 @@ class Client:
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was submitted is accepted; return False when time ran out."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._calls or self._batches:
+        while self._calls or self._batches or self._outbox:
             if self._link.gone or (deadline is not None and time.monotonic() > deadline):
                 return False
-            time.sleep(0.002)
+            time.sleep(pause(0.002))
         return True
 
     def close(self, patience: float = FAREWELL) -> None:
-        """Say good-bye and let go of all sockets and the thread."""
+        """Say good-bye and let go of all sockets and the thread.
+
+        Parameters
+        ----------
+        patience
+            Seconds to wait for what is not accepted yet, from the last sign that it goes on.
+        """
         if self._closing or self._forked:
             return
-        if patience and self._link.up.is_set():
-            self.flush(patience)
+        if patience and not self._say_all(patience):
+            log.warning(
+                "The broker in %s has not accepted %d tasks that were sent last; they may be lost.",
+                self.runtime,
+                len(self._calls) + self._in_flight,
+            )
         self._closing = True
         self._wake()
         self._thread.join(2.0)
         with suppress(ValueError):
             _clients.remove(self)
         self._release_all()
+
+    def _say_all(self, patience: float) -> bool:
+        """Wait until all is accepted; return False when there is no broker, or nothing goes on."""
+        before, since = (-1, -1, -1), time.monotonic()
+        while any(left := (len(self._calls), len(self._batches), len(self._outbox))):
+            if left != before:
+                before, since = left, time.monotonic()
+            if self._link.gone is not None or time.monotonic() - since > patience:
+                return not (self._calls or self._batches)
+            time.sleep(0.002)
+        return True
 
     # ------------------------------------------------------------------------- waiting, in detail
 
@@ -441,34 +486,35 @@ class Client:
         if self._closing:
             raise BrokerUnavailable(self.runtime, 0.0)
 
-    def _await_welcome(self, timeout: float) -> bool:
-        deadline = time.monotonic() + timeout
-        while not self._link.up.wait(0.05):
-            if self._link.gone or time.monotonic() > deadline:
-                return False
-        return True
-
     def _await_link(self, retry: bool, policy: dict[str, Any] | None) -> None:
         """Wait for a broker as the publish policy says; raise when there is none in the end."""
         from nbtasks.core.retry import publish_waits
 
         began = time.monotonic()
         waits = publish_waits(policy or {}) if retry else iter(())
-        while True:
-            if self._link.up.wait(ATTEMPT):
-                return
-            pause = next(waits, None)
-            if pause is None or self._link.gone is not None:
-                raise self._link.gone or BrokerUnavailable(self.runtime, time.monotonic() - began)
-            if self._link.up.wait(pause):
+        while not self._link_comes(ATTEMPT):
+            wait = next(waits, None)
+            if wait is None:
+                raise BrokerUnavailable(self.runtime, time.monotonic() - began)
+            if self._link_comes(wait):
                 return
 
-    def _press_back(self) -> None:
-        """Hold a caller that is faster than the broker."""
-        while len(self._calls) + self._in_flight > UNACCEPTED // 2:
-            if self._link.gone is not None:
-                raise self._link.gone
-            time.sleep(0.002)
+    def _link_comes(self, within: float) -> bool:
+        """Wait for a broker for so many seconds at most; raise when there will be none."""
+        return self._sleep_on(locked(), lambda: self._link.up, time.monotonic() + within)
+
+    def _too_much(self, share: float) -> bool:
+        """Return whether more than this share of what may wait for acceptance does."""
+        calls = len(self._calls) + self._in_flight
+        return calls > UNACCEPTED * share or self._bytes_in_flight > UNACCEPTED_BYTES * share
+
+    def _await_room(self, retry: bool, policy: dict[str, Any] | None) -> None:
+        """Hold a caller that is faster than the broker; raise when there is none in the end."""
+        while self._too_much(0.5):
+            self._check_usable()
+            if not self._link.up:
+                self._await_link(retry, policy)
+            time.sleep(pause(0.002))
 
     def _await_acceptance(self, record: Record) -> None:
         self._wait_until(record, lambda: record.accepted or record.error is not None, None)
@@ -487,7 +533,7 @@ class Client:
         if waiter is not None:
             record.listen(waiter.ring)
         try:
-            return self._wait_for([record], condition, deadline, None, None, waiter)
+            return self._wait_for([record], condition, deadline, waiter)
         finally:
             if waiter is not None:
                 record.unsubscribe(waiter.ring)
@@ -497,45 +543,35 @@ class Client:
         records: Sequence[Record],
         condition: Callable[[], bool],
         deadline: float | None,
-        on_slice: Callable[[], Any] | None,
-        slice: float | None,
         bell: Bell | None = None,
     ) -> bool:
         if condition():
             return True
         waiter = bell.lock if bell is not None else locked()
-        for record in records:
-            record.waiters.append(waiter)
         try:
-            return self._sleep_on(waiter, condition, deadline, on_slice, slice)
+            for record in records:
+                record.waiters.append(waiter)
+            return self._sleep_on(waiter, condition, deadline)
         finally:
             for record in records:
                 with suppress(ValueError):
                     record.waiters.remove(waiter)
 
-    def _sleep_on(
-        self,
-        waiter: Any,
-        condition: Callable[[], bool],
-        deadline: float | None,
-        on_slice: Callable[[], Any] | None = None,
-        slice: float | None = None,
-    ) -> bool:
+    def _sleep_on(self, waiter: Any, condition: Callable[[], bool], deadline: float | None) -> bool:
         """Sleep until a condition holds; whoever may have made it hold releases the lock."""
         self._check_usable()
-        self._waiting.add(waiter)
         try:
+            self._waiting.add(waiter)
             while not condition():
                 if self._link.gone is not None:
-                    raise self._link.gone
+                    # Raised many times, it would gather the frames of all who met it.
+                    raise self._link.gone.with_traceback(None)
                 if self._closing:
                     raise BrokerUnavailable(self.runtime, 0.0)
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return False
-                patience = _least(left, slice, 3600.0)
-                if not waiter.acquire(timeout=patience) and on_slice is not None:
-                    on_slice()
+                waiter.acquire(timeout=pause(left))
             return True
         finally:
             self._waiting.discard(waiter)
@@ -575,9 +611,9 @@ class Client:
 
     def _leave(self) -> None:
         with suppress(zmq.ZMQError):
-            if self._link.up.is_set():
+            if self._link.up:
                 self._post([Bye()])
-        self._link.up.clear()
+        self._link.up = False
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close()
@@ -588,7 +624,7 @@ class Client:
     def _post(self, messages: Sequence[Any], buffers: Sequence[Buffer] = ()) -> None:
         large = any(len(buffer) > 65_536 for buffer in buffers)
         self._socket.send_multipart(
-            pack(self._link.instance, messages, buffers), zmq.NOBLOCK, copy=not large
+            pack_to_broker(self._link.instance, messages, buffers), zmq.NOBLOCK, copy=not large
         )
 
     def _say_hello(self) -> None:
@@ -600,7 +636,7 @@ class Client:
         messages: list[Any] = [hello]
         if open_ones:
             messages.append(Follow(tuple(r.id for r in open_ones), tuple(r.n for r in open_ones)))
-        self._socket.send_multipart(pack(b"", messages), zmq.NOBLOCK)
+        self._socket.send_multipart(pack_to_broker(b"", messages), zmq.NOBLOCK)
 
     def _look_at_link(self) -> None:
         up = sockets.connected(self._monitor)
@@ -613,8 +649,8 @@ class Client:
             self._say_hello()
 
     def _hold_back(self) -> None:
-        if self._link.up.is_set():
-            self._link.up.clear()
+        if self._link.up:
+            self._link.up = False
             self._link.down_since = time.monotonic()
 
     def _take_in(self) -> None:
@@ -637,10 +673,15 @@ class Client:
     def _take_welcome(self, welcome: Welcome, _: Any) -> None:
         if not self._connected:
             return  # the last word of a broker that is gone
+        connection = read_connection(self.runtime)
+        if connection is not None and connection.instance != welcome.instance.hex():
+            log.warning("a broker that is not the cluster's has answered in %s", self.runtime)
+            return  # nothing is said to it
         if welcome.store != self._link.store:
             self._defined.clear()
         self._link.instance, self._link.store = welcome.instance, welcome.store
         self._link.gone = None
+        self._probe = 0
         for number in list(self._batches):
             self._send_batch(number, again=True)
         for question, _waiter, _answers in list(self._questions.values()):
@@ -652,18 +693,17 @@ class Client:
             if sent_at > self._link.down_since - UNHEARD
         )
         self._orders.clear()
-        self._link.up.set()
+        self._link.up = True
+        self._release_all()
 
     def _take_refused(self, refused: Refused, _: Any) -> None:
         if refused.reason == STRANGER:
             self._hold_back()
             self._say_hello()
-        elif self._link.up.is_set() and self._batches:
+        elif self._link.up and self._batches:
             # It knows us, so it is something that was said: better lose that than everything.
             for number in list(self._batches):
-                batch = self._batches.pop(number)
-                self._in_flight -= len(batch.records)
-                for record in batch.records:
+                for record in self._drop_batch(number).records:
                     self._fail(record, OperationalError(refused.reason))
         else:
             self._give_up(ClusterError(refused.reason))
@@ -676,11 +716,9 @@ class Client:
 
     def _take_accepted(self, accepted: Accepted, _: Any) -> None:
         for number in accepted.batches:
-            batch = self._batches.pop(number, None)
-            if batch is None:
+            if number not in self._batches:
                 continue
-            self._in_flight -= len(batch.records)
-            for record in batch.records:
+            for record in self._drop_batch(number).records:
                 record.accepted = True
                 record.known = True
                 if record.waiters:
@@ -713,9 +751,13 @@ class Client:
         """Let those go on that wait for a task that is over, and forget it in a while."""
         self._records.pop(record.id, None)
         self._recent[record.id] = record
-        self._endings.append(record.id)
-        if len(self._endings) > RECENT:
-            self._recent.pop(self._endings.popleft(), None)
+        size = size_of(record)
+        self._endings.append((record.id, size))
+        self._recent_bytes += size
+        while len(self._endings) > RECENT or self._recent_bytes > RECENT_BYTES:
+            task_id, size = self._endings.popleft()
+            self._recent.pop(task_id, None)
+            self._recent_bytes -= size
         if record.waiters:
             ring(record)
 
@@ -733,6 +775,8 @@ class Client:
         ring(record)
 
     def _take_answer(self, answer: Answer, _: Any) -> None:
+        if answer.request == self._probe:
+            self._send_again()
         question = self._questions.get(answer.request)
         if question is not None:
             question[2].append(answer)
@@ -740,7 +784,7 @@ class Client:
 
     def _send_out(self) -> None:
         """Send what users have put down; while there is no broker, leave it there."""
-        if not self._link.up.is_set():
+        if not self._link.up:
             return
         while self._calls:
             self._number += 1
@@ -751,7 +795,7 @@ class Client:
             batch.add(entries)
             again = any(entry[3] for entry in entries)
             urgent = any(entry[4] for entry in entries)
-            self._in_flight += len(batch.records)
+            self._count(batch)
             self._send_batch(number, again, urgent)
         while self._outbox:
             messages, buffers = self._outbox.popleft()
@@ -783,10 +827,18 @@ class Client:
         except (TypeError, ValueError, OverflowError) as error:
             self._take_apart(number, error)
 
+    def _count(self, batch: _Batch, sign: int = 1) -> None:
+        self._in_flight += sign * len(batch.records)
+        self._bytes_in_flight += sign * batch.size
+
+    def _drop_batch(self, number: int) -> _Batch:
+        batch = self._batches.pop(number)
+        self._count(batch, -1)
+        return batch
+
     def _take_apart(self, number: int, error: Exception) -> None:
         """Send the calls of a batch that cannot be encoded one by one: one is to blame."""
-        batch = self._batches.pop(number)
-        self._in_flight -= len(batch.records)
+        batch = self._drop_batch(number)
         if len(batch.calls) == 1:
             text = f"The call cannot be sent: {type(error).__name__}: {error}"
             self._fail(batch.records[0], exceptions.EncodeError(text))
@@ -797,7 +849,7 @@ class Client:
             self._number += 1
             alone = self._batches[self._number] = _Batch()
             alone.add([(call, take(frames, call.frames), define, True, False, record)])
-            self._in_flight += 1
+            self._count(alone)
             self._send_batch(self._number, again=True)
 
     def _fail(self, record: Record, error: Exception) -> None:
@@ -809,20 +861,30 @@ class Client:
     def _look_after(self) -> None:
         """Now and then: say again what was not accepted, and see whether there is a cluster."""
         instant = time.monotonic()
-        if not self._link.up.is_set():
+        if not self._link.up:
             if self._link.gone is None and instant - self._link.down_since > MISSING:
                 self._seek_cluster()
-            return
-        if self._batches and instant > self._resend_at:
-            self._resend_at = instant + RESEND / 2
-            for number, batch in list(self._batches.items()):
-                if instant - batch.sent_at > RESEND:
-                    self._send_batch(number, again=True)
+        elif self._batches and not self._probe:
+            if any(instant - batch.sent_at > RESEND for batch in self._batches.values()):
+                self._probe, self._probed_at = next(self._requests), instant
+                self._post([Ask(self._probe, "peek", {"key": ""})])
+
+    def _send_again(self) -> None:
+        """Say again what the broker has not taken in, though it has heard all that was said.
+
+        That is why it is asked first: one that merely stands still would find the same calls many
+        times in its mail, which would lie in our memory until then.
+        """
+        self._probe = 0
+        for number, batch in list(self._batches.items()):
+            if batch.sent_at < self._probed_at:
+                self._send_batch(number, again=True)
 
     def _seek_cluster(self) -> None:
         """No broker for a while: a supervisor restarts it, or we do, or it is all over."""
         connection = read_connection(self.runtime)
-        if connection is not None and alive(connection.supervisor_pid):
+        # Not by its process number: after a crash that may be anybody's.
+        if connection is not None and locks.is_held(self.runtime / SUPERVISOR_LOCK):
             return
         waited = time.monotonic() - self._link.down_since
         if self._revive is None:
@@ -842,21 +904,18 @@ class Client:
             waited = time.monotonic() - self._link.down_since
             lost = BrokerUnavailable(self.runtime, waited)
             lost.__cause__ = error
-            self._give_up(lost)
+            if not self._link.up:
+                self._give_up(lost)
 
     def _give_up(self, error: Exception) -> None:
         """Tell everybody who waits that there is nothing to wait for."""
         self._link.gone = error
-        self._link.up.clear()
+        self._link.up = False
         self._release_all()
 
     def _release_all(self) -> None:
         for waiter in list(self._waiting):
             release(waiter)
-
-
-def _least(*seconds: float | None) -> float:
-    return min(value for value in seconds if value is not None)
 
 
 # ----------------------------------------------------------------------- the client of the process
@@ -899,14 +958,16 @@ def current() -> Client:
 
 
 def _after_fork() -> None:
-    """In a child: sockets and threads stayed with the parent."""
+    """In a child: sockets and threads stayed with the parent, also whoever held the lock."""
+    global _opening
+    _opening = threading.RLock()
     new_id.renew()
     for client in _clients:
         client._forked = True
 
 
 def _at_exit() -> None:
-    for client in _clients:
+    for client in tuple(_clients):
         client.close()
 
 

@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from nbtasks import config
+from nbtasks import config, life
 from nbtasks.client import options
 from nbtasks.client.reach import Reach, imports_of
 from nbtasks.core.messages import Define, Policy
@@ -190,8 +190,11 @@ def policy_of(task: Any) -> Policy:
             option("store_errors_even_if_ignored", settings.task_store_errors_even_if_ignored)
         ),
         time_limit=_seconds(option("time_limit", settings.task_time_limit)),
-        memory_limit=options.memory_of(getattr(task, "memory_limit", None)),
+        memory_limit=options.memory_of(option("memory_limit", settings.task_memory_limit)),
         track_started=bool(option("track_started", settings.task_track_started)),
+        # None says nothing: what `acks_late` promises holds.
+        reject_on_worker_lost=option("reject_on_worker_lost", None) is not False,
+        handlers=life.hears_of_failure(task),
     )
 
 

@@ -126,6 +126,16 @@ def one_over(records: Sequence[Record]) -> bool:
     return any(record.over for record in records)
 
 
+def size_of(record: Record) -> int:
+    """Return the bytes of arguments and result that the record of an ended task holds."""
+    size = len(record.final.body) if record.final is not None else 0
+    if record.call is not None:
+        size += len(record.call.body)
+    if record.buffers:
+        size += sum(len(buffer) for buffers in record.buffers.values() for buffer in buffers)
+    return size
+
+
 def load_value(event: Event, buffers: Sequence[Buffer] = ()) -> Any:
     """Return the value that an event carries: result, meta or exception.
 

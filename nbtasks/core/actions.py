@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -34,7 +35,7 @@ class Row(msgspec.Struct, gc=False):
     worker: str = ""
     ticket: int = 0
     ended_at: float | None = None
-    #: Somebody wants it not to begin (again): `revoked` or `terminated`; else empty.
+    #: Somebody wants it not to begin (again): `revoked`, `terminated` or `purged`; else empty.
     wish: str = ""
     #: Boot clock: when its hard time limit ends the present run.
     limit_at: float | None = None
@@ -63,10 +64,17 @@ class Archive(Protocol):
 
     def definition_named(self, name: str) -> bytes | None: ...
 
+    def revoked(self) -> Iterable[str]:
+        """Return the ids that were revoked before their calls came, oldest first."""
+        ...
+
+
+_LASTING = len(Row.__struct_fields__)
+
 
 def task_of(row: Row) -> Task:
     """Return the task that a row of the archive tells of."""
-    return Task(*(getattr(row, name) for name in Row.__struct_fields__))
+    return Task(*msgspec.structs.astuple(row)[:_LASTING])
 
 
 # ---------------------------------------------------------------------------------- the actions
@@ -122,6 +130,19 @@ class SaveForget(msgspec.Struct, frozen=True, gc=False):
     seq: int
 
 
+class SaveEmptied(msgspec.Struct, frozen=True, gc=False):
+    """Drop the payload of a call that will never run (again); its row stays."""
+
+    seq: int
+
+
+class SaveRevoked(msgspec.Struct, frozen=True, gc=False):
+    """Keep, or no longer keep, that the call of this id is unwanted should it ever come."""
+
+    id: str
+    kept: bool = True
+
+
 class Send(msgspec.Struct, frozen=True, gc=False):
     """Say `message` to `peer`, after all saves of the turn."""
 
@@ -136,9 +157,12 @@ class Send(msgspec.Struct, frozen=True, gc=False):
     fetch: bytes = b""
     #: May wait a little for other news to the same peer.
     lazy: bool = False
+    #: Tells nothing that is yet to be saved: goes even while the store cannot write.
+    free: bool = False
 
 
 Save = (
     SaveCall | SaveTask | SaveEvent | SaveDefinition | SaveGiven | SaveCleared | SaveForget
+    | SaveEmptied | SaveRevoked
 )  # fmt: skip
 Action = Save | Send

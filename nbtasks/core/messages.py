@@ -24,7 +24,7 @@ the boot clock, which no step of the wall clock moves.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -49,6 +49,16 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 #: A time or a duration, seconds; not NaN, not infinite.
 Seconds = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
 Priority = Annotated[int, msgspec.Meta(ge=0, le=9)]
+#: Worker processes of one cluster: more would be the end of any machine.
+Workers = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
+#: A process number: more would not fit the system's own type.
+Pid = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+#: What names a function: 16 bytes.
+Digest = Annotated[bytes, msgspec.Meta(min_length=1, max_length=64)]
+#: A signal by name, never another word of Python's module `signal`.
+SignalName = Annotated[str, msgspec.Meta(pattern="^SIG[A-Z0-9]+$")]
+
+Role = Literal["client", "worker", "supervisor"]
 
 
 class Now(NamedTuple):
@@ -94,10 +104,10 @@ class Options(Part, frozen=True):
     group: str | None = None
     group_index: Count | None = None
     reply_to: str | None = None
-    #: Resident memory of one run, bytes.
+    #: Bytes by which the process may grow in one run.
     memory_limit: Count | None = None
-    #: Anything later versions add, by name (msgpack values only).
-    extra: dict[str, Any] = {}
+    #: Anything later versions add, by name.
+    extra: dict[str, str] = {}
 
 
 class Call(Part, frozen=True):
@@ -106,7 +116,7 @@ class Call(Part, frozen=True):
     #: Task id: any text, by default a random 128-bit number written as a UUID.
     id: str
     #: Digest of the `Define` to run; empty when the caller knows the name only.
-    definition: bytes
+    definition: Annotated[bytes, msgspec.Meta(max_length=64)]
     #: The task's name.
     name: str
     #: The payload of `(args, kwargs)`.
@@ -127,8 +137,8 @@ class Call(Part, frozen=True):
     root: str = ""
     #: Id of the task that sent this one, or empty.
     parent: str = ""
-    #: How many retries came before this attempt.
-    retries: Count = 0
+    #: How many retries came before this attempt. More may follow: all of them are a `Count`.
+    retries: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
     options: Options | None = None
 
 
@@ -147,8 +157,13 @@ class Policy(Part, frozen=True):
     ignore_result: bool = False
     store_errors_even_if_ignored: bool = False
     time_limit: Seconds | None = None
+    #: Bytes by which the process may grow in one run.
     memory_limit: Count | None = None
     track_started: bool = False
+    #: With `acks_late`: whether a run whose process died is handed out again.
+    reject_on_worker_lost: bool = True
+    #: Whether something is to be run after a failure: `on_failure` or `after_return`.
+    handlers: bool = False
 
 
 class Held(Part, frozen=True):
@@ -166,11 +181,10 @@ class Held(Part, frozen=True):
 class Hello(Message, frozen=True):
     """The first word of every peer to every broker that it meets."""
 
-    #: client, worker or supervisor
-    role: str
+    role: Role
     #: Name of the peer: `worker-1f3c@host`, `1234@host`.
     name: str
-    pid: Count
+    pid: Pid
     #: `3.11.7`; workers and clients of unlike minor versions are refused.
     python: str
     #: Queues that a worker serves; empty means all of them.
@@ -208,8 +222,7 @@ class Bye(Message, frozen=True):
 class Define(Message, frozen=True):
     """A function and what goes with it, sent once and named by digest ever after."""
 
-    #: 16 bytes.
-    digest: bytes
+    digest: Digest
     name: str
     policy: Policy
     #: Payload: opaque to the broker.
@@ -285,7 +298,11 @@ class Follow(Message, frozen=True):
     """Tell me what happened to these tasks after event n, and go on telling."""
 
     ids: tuple[str, ...]
-    after: tuple[int, ...]
+    after: tuple[Count, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.after):
+            raise ValueError(f"{len(self.ids)} ids, but {len(self.after)} numbers of events")
 
 
 class Unfollow(Message, frozen=True):
@@ -311,7 +328,7 @@ class Revoke(Message, frozen=True):
     #: Also end it when it is running.
     terminate: bool = False
     #: Signal for that, by name.
-    signal: str = "SIGTERM"
+    signal: SignalName = "SIGTERM"
 
 
 class Hasten(Message, frozen=True):
@@ -360,7 +377,7 @@ class Answer(Message, frozen=True):
 class Scale(Message, frozen=True):
     """Have this many workers."""
 
-    workers: Count
+    workers: Workers
 
 
 class Stop(Message, frozen=True):
@@ -385,6 +402,9 @@ class Run(Message, frozen=True):
     deaths: Count = 0
     #: Name of the client that sent it, while that is known.
     sender: str = ""
+    #: Not to be run: it ended so, its process was killed, and its handlers shall hear of it.
+    #: As in `Event.text`.
+    verdict: str = ""
 
 
 class Recall(Message, frozen=True):
@@ -458,11 +478,15 @@ class Again(Message, frozen=True):
     #: False: the run goes on (`retry(throw=False)`); the retry runs beside it.
     over: bool = True
 
+    def __post_init__(self) -> None:
+        if self.call.frames > self.frames:
+            raise ValueError(f"the call claims {self.call.frames} frames of {self.frames}")
+
 
 class Fetch(Message, frozen=True):
     """A worker lacks this definition."""
 
-    digest: bytes
+    digest: Digest
 
 
 class Noted(Message, frozen=True):
@@ -493,6 +517,15 @@ class Died(Message, frozen=True):
     finished: Count = 0
     #: Peak resident memory, bytes (0: not known).
     peak_memory: Count = 0
+    #: Bytes that the run had taken when the supervisor ended it for its memory limit (0: it did
+    #: not).
+    taken: Count = 0
+    #: Outcomes (without payload frames) that it may have taken along.
+    outcomes: tuple[Done | Again, ...] = ()
+    #: What the process printed last, for people.
+    words: str = ""
+    #: Why the supervisor itself ended it, for people, or empty.
+    why: str = ""
 
 
 class Kill(Message, frozen=True):
@@ -501,7 +534,7 @@ class Kill(Message, frozen=True):
     name: str
     #: Only while it runs this ticket (0: whatever it runs).
     ticket: Count = 0
-    signal: str = "SIGKILL"
+    signal: SignalName = "SIGKILL"
     grace: Seconds = 2.0
 
 
@@ -513,6 +546,16 @@ FromBroker = (
     Welcome | Refused | Lacking | Accepted | Event | Replayed | Answer | Define | Run | Recall
     | Noted | Kill | Scale | Stop
 )  # fmt: skip
+
+#: Who may say what to the broker, once it is known by its Hello.
+WORDS: dict[str, frozenset[type]] = {
+    "client": frozenset({
+        Bye, Define, Submit, Follow, Unfollow, Revoke, Hasten, Redo, Forget, Update, Ask, Scale,
+        Stop,
+    }),
+    "worker": frozenset({Bye, Started, Report, Output, Done, Again, Returned, Fetch}),
+    "supervisor": frozenset({Bye, Pool, Died, Stop}),
+}  # fmt: skip
 
 
 def frames_of(message: Any) -> int:

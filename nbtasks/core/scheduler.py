@@ -37,9 +37,11 @@ from nbtasks.core.actions import (
     SaveCall,
     SaveCleared,
     SaveDefinition,
+    SaveEmptied,
     SaveEvent,
     SaveForget,
     SaveGiven,
+    SaveRevoked,
     SaveTask,
     Send,
     Task,
@@ -48,6 +50,7 @@ from nbtasks.core.actions import (
 from nbtasks.core.agenda import Agenda
 from nbtasks.core.messages import (
     STRANGER,
+    WORDS,
     Accepted,
     Again,
     Bye,
@@ -89,6 +92,8 @@ from nbtasks.core.needs import Needs
 from nbtasks.core.states import ASSIGNED, DONE, QUEUED, RUNNING, SCHEDULED, WAITING
 from nbtasks.core.workers import STRANDED, Rate, Worker, Workers
 
+#: How a run ends that took more than it may.
+LIMITS = ("TimeLimitExceeded", "MemoryLimitExceeded")
 #: Processes that may die under one task before it is given up.
 MAX_DEATHS = 3
 #: Seconds between the news of a death and its consequences: what the dead had sent comes first.
@@ -97,6 +102,8 @@ MOURNING = 0.02
 ROLL_CALL = 1.0
 #: Bytes of calls that are kept in memory until a worker wants them; the rest waits in the store.
 KEPT_BYTES = 4 * 1024 * 1024
+#: Ids that are remembered of calls that were revoked before they came.
+REVOKED_EARLY = 10_000
 
 
 # -------------------------------------------------------------------------------- the scheduler
@@ -127,8 +134,12 @@ class Scheduler:
         self.needs = Needs()
         self.pool = Workers(archive, self.agenda)
         self.workers = self.pool.workers
+        #: Ended by a limit with nobody left to run their handlers, and how they ended.
+        self._bereft: list[tuple[Task, str]] = []
         #: Ended since the last commit: the archive does not know it yet.
         self._just_ended: dict[str, Task] = {}
+        #: Revoked before their calls came, oldest first.
+        self._revoked = dict.fromkeys(archive.revoked())
         self._followers: dict[str, set[bytes]] = {}
         self._worker_of: dict[bytes, Worker] = {}
         #: To be confirmed at the end of the turn: batches, and whether somebody waits for it.
@@ -161,12 +172,13 @@ class Scheduler:
         """
         if buffers is None:
             buffers = iter(())
-        if not self._knows(peer) and type(message) is not Hello:
-            for _ in range(frames_of(message)):
-                next(buffers, None)
-            self._out.append(Send(peer, Refused(STRANGER)))
-        else:
+        role = self.role_of(peer)
+        if type(message) is Hello or type(message) in WORDS.get(role, ()):
             self._receivers[type(message)](peer, message, now, buffers)
+        else:
+            take(buffers, frames_of(message))
+            why = f"A {role} may not say {type(message).__name__}." if role else STRANGER
+            self._out.append(Send(peer, Refused(why)))
         return self._hand_over()
 
     def tick(self, now: Now) -> list[Action]:
@@ -195,9 +207,6 @@ class Scheduler:
         """Take up what a former broker left open."""
         for row in rows:
             self._restore(row, now)
-        for worker in self.workers.values():
-            # It may have died with the old broker, or have ended what the old one never heard of.
-            self.agenda.add_boot(now.boot + ROLL_CALL, "missing", worker)
         return self._hand_over()
 
     def committed(self) -> None:
@@ -219,8 +228,13 @@ class Scheduler:
         """Return what is known of a task that is not open."""
         return self._just_ended.get(task_id) or self.archive.find(task_id)
 
-    def _knows(self, peer: bytes) -> bool:
-        return peer in self.clients or peer in self._worker_of or peer == self.supervisor
+    def role_of(self, peer: bytes) -> str:
+        """Return as what a peer is known; nothing for a stranger and for a worker given up."""
+        if peer in self.clients:
+            return "client"
+        if peer in self._worker_of:
+            return "worker"
+        return "supervisor" if peer == self.supervisor else ""
 
     def _hand_over(self) -> list[Action]:
         out, self._out = self._out, []
@@ -286,7 +300,12 @@ class Scheduler:
     # --------------------------------------------------------------------------- peers come, go
 
     def _hello(self, peer: bytes, hello: Hello, now: Now, _: Iterator[Any]) -> None:
-        if hello.role == "client":
+        namesake = self.workers.get(hello.name) if hello.role == "worker" else None
+        if self.role_of(peer) not in ("", hello.role) or (
+            namesake is not None and namesake.peer not in (b"", peer)
+        ):
+            self._out.append(Send(peer, Refused(f"{hello.name} is known as somebody else.")))
+        elif hello.role == "client":
             self.clients[peer] = hello
         elif hello.role == "worker":
             self._hello_worker(peer, hello, now)
@@ -380,6 +399,10 @@ class Scheduler:
         self.tasks[call.id] = task
         self._out.append(SaveCall(task.seq, call, peer, now.wall, buffers))
         self._out.append(SaveTask(task))
+        if task.id in self._revoked:
+            self._drop_early_revoke(task.id)
+            self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["revoked"], now)
+            return task
         self._keep(task, call, buffers)
         needs = call.options.needs if call.options is not None else ()
         if call.expires is not None:
@@ -425,7 +448,10 @@ class Scheduler:
             if worker is None:
                 worker = self.workers[task.worker] = Worker(task.worker)
             worker.held[task.ticket] = task
-            if task.phase == RUNNING and task.limit_at is not None:
+            if task.phase == ASSIGNED:
+                # It may have begun, and its worker be too busy to say so.
+                self._limit(worker, task.ticket, task, now)
+            elif task.limit_at is not None:
                 self.agenda.add_boot(task.limit_at, "limit", (worker, task.ticket, task))
 
     # -------------------------------------------------------------------------------- following
@@ -440,10 +466,11 @@ class Scheduler:
             if row is None:
                 # It may still come, from another client.
                 self._followers.setdefault(task_id, set()).add(peer)
-                self._out.append(Send(peer, Replayed(task_id, False, 0)))
+                self._out.append(Send(peer, Replayed(task_id, False, 0), free=True))
             else:
                 replayed = Replayed(task_id, True, row.n, row.phase)
-                self._out.append(Send(peer, replayed, replay=(row.seq, after)))
+                saved = task_id not in self._just_ended
+                self._out.append(Send(peer, replayed, replay=(row.seq, after), free=saved))
 
     def _follow_open(self, peer: bytes, task: Task, after: int) -> None:
         if task.client != peer:
@@ -465,11 +492,25 @@ class Scheduler:
         for task_id in revoke.ids:
             task = self.tasks.get(task_id)
             if task is None:
-                continue
-            if task.phase in (WAITING, SCHEDULED, QUEUED):
+                if self._find(task_id) is None:
+                    self._revoke_early(task_id)
+            elif task.phase in (WAITING, SCHEDULED, QUEUED):
                 self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["revoked"], now)
             else:
                 self._note_wish(task, revoke)
+
+    def _revoke_early(self, task_id: str) -> None:
+        """Remember that a call is unwanted that has not come yet, and may never."""
+        if task_id in self._revoked:
+            return
+        self._revoked[task_id] = None
+        self._out.append(SaveRevoked(task_id))
+        if len(self._revoked) > REVOKED_EARLY:
+            self._drop_early_revoke(next(iter(self._revoked)))
+
+    def _drop_early_revoke(self, task_id: str) -> None:
+        del self._revoked[task_id]
+        self._out.append(SaveRevoked(task_id, kept=False))
 
     def _note_wish(self, task: Task, revoke: Revoke) -> None:
         """Note of a task that a worker has: it may end there, but will not begin again."""
@@ -497,11 +538,13 @@ class Scheduler:
         self._out.append(Send(self.supervisor, Kill(worker.name, ticket, signal)))
 
     def purge(self, now: Now) -> tuple[int, list[Action]]:
-        """Revoke all that has not been given to a worker; return how many that were."""
+        """Revoke all that has not been given to a worker, for good; return how many that were."""
         waiting = [t for t in self.tasks.values() if t.phase in (WAITING, SCHEDULED, QUEUED)]
         for task in waiting:
             if task.phase != DONE:
+                task.wish = "purged"
                 self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["purged"], now)
+                self._out.append(SaveEmptied(task.seq))
         return len(waiting), self._hand_over()
 
     def _hasten(self, peer: bytes, hasten: Hasten, now: Now, _: Iterator[Any]) -> None:
@@ -515,7 +558,7 @@ class Scheduler:
     def _redo(self, peer: bytes, redo: Redo, now: Now, _: Iterator[Any]) -> None:
         for task_id in redo.ids:
             row = None if task_id in self.tasks else self._find(task_id)
-            if row is None or row.state not in states.PROPAGATE_STATES:
+            if row is None or row.state not in states.PROPAGATE_STATES or row.wish == "purged":
                 continue
             task = self.tasks[task_id] = task_of(row)
             self._just_ended.pop(task_id, None)
@@ -564,8 +607,8 @@ class Scheduler:
     def _on_start(self, task: Task, when: float, now: Now) -> None:
         waits_for = task.due if task.due is not None else task.eta
         if task.phase == SCHEDULED and waits_for == when and self.tasks.get(task.id) is task:
+            # Not saved: whoever restores it sees as well that its time has come.
             self._make_ready(task)
-            self._save(task)
 
     def _on_expire(self, task: Task, when: float, now: Now) -> None:
         if self.tasks.get(task.id) is not task or task.expires != when:
@@ -592,14 +635,6 @@ class Scheduler:
         if not worker.peer and self.workers.get(worker.name) is worker and not worker.dead:
             self._bury(worker, Died(worker.name, worker.pid, 0, min(worker.held, default=0)), now)
 
-    def _on_missing(self, worker: Worker, when: float, now: Now) -> None:
-        """After a restart: nobody by that name has come, and there is a supervisor to know."""
-        if not worker.peer and self.workers.get(worker.name) is worker and not worker.dead:
-            if self.supervisor:
-                self._on_unseen(worker, when, now)
-            else:
-                self.agenda.add_boot(now.boot + ROLL_CALL, "missing", worker)
-
     def _on_untold(self, subject: tuple[Worker, int], when: float, now: Now) -> None:
         """After a restart: the worker does not have this call; it got lost on the way there."""
         worker, ticket = subject
@@ -614,6 +649,8 @@ class Scheduler:
         """Give what is ready to the workers that have room for it."""
         if self.stopping:
             return
+        if self._bereft:
+            self._give_bereft()
         for worker, task in self.pool.choose(now):
             self._give(worker, task, now)
         for worker in self.pool.to_call_back(now):
@@ -633,6 +670,18 @@ class Scheduler:
         run = Run(self._ticket, call, task.deaths, sender.name if sender else "")
         self._out.append(Send(worker.peer, run, buffers, task if call is None else None))
         self._release(task)
+
+    def _give_bereft(self) -> None:
+        """Have idle workers run the handlers of what a limit has ended."""
+        idle = self.pool.idle()
+        for bereft in list(self._bereft):
+            task, verdict = bereft
+            worker = next((w for w in idle if not w.queues or task.queue in w.queues), None)
+            if worker is not None:
+                self._bereft.remove(bereft)
+                self._ticket += 1
+                run = Run(self._ticket, None, task.deaths, verdict=verdict)
+                self._out.append(Send(worker.peer, run, (), task))
 
     # ------------------------------------------------------------------------ what workers report
 
@@ -673,10 +722,10 @@ class Scheduler:
             task.limit_at = now.boot + limit
             self.agenda.add_boot(task.limit_at, "limit", (worker, ticket, task))
 
-    def _limit_of(self, task: Task) -> float | None:
-        """Return the hard time limit of a run, seconds: what the call says wins."""
-        limit = None if task.options is None else task.options.time_limit
-        return self.pool.of(task).policy.time_limit if limit is None else limit
+    def _limit_of(self, task: Task, what: str = "time_limit") -> Any:
+        """Return a limit of a run (seconds, bytes), or None: what the call says wins."""
+        limit = None if task.options is None else getattr(task.options, what)
+        return getattr(self.pool.of(task).policy, what) if limit is None else limit
 
     def _started(self, peer: bytes, started: Started, now: Now, _: Iterator[Any]) -> None:
         worker, task = self._held(peer, started.ticket)
@@ -735,8 +784,11 @@ class Scheduler:
         payload = take(buffers, done.frames)
         worker = self._worker_of[peer]
         self._note(worker, done.ticket, now)
-        if done.ticket not in worker.held:
-            return  # an answer of an earlier attempt
+        if done.ticket in worker.held:  # or it is an answer of an earlier attempt
+            self._conclude(worker, done, payload, now)
+
+    def _conclude(self, worker: Worker, done: Done, payload: tuple[Any, ...], now: Now) -> None:
+        """Take the outcome of a call that a worker holds."""
         task = worker.drop(done.ticket, self.pool.of(worker.held[done.ticket]))
         worker.wishes.pop(done.ticket, None)
         definition = self.pool.of(task)
@@ -838,16 +890,20 @@ class Scheduler:
 
     def _again(self, peer: bytes, again: Again, now: Now, buffers: Iterator[Any]) -> None:
         payload = take(buffers, again.frames)
-        mine, reason = payload[: again.call.frames], payload[again.call.frames :]
         worker = self._worker_of[peer]
         if not again.over:
             known = again.call.id in self.tasks or self._find(again.call.id) is not None
             if again.ticket in worker.held and not known:
+                mine = payload[: again.call.frames]
                 self._accept(worker.held[again.ticket].client, again.call, mine, now)
             return
         self._note(worker, again.ticket, now)
-        if again.ticket not in worker.held:
-            return
+        if again.ticket in worker.held:
+            self._repeat(worker, again, payload, now)
+
+    def _repeat(self, worker: Worker, again: Again, payload: tuple[Any, ...], now: Now) -> None:
+        """Take the wish of a call that a worker holds to be run again."""
+        mine, reason = payload[: again.call.frames], payload[again.call.frames :]
         task = worker.drop(again.ticket, self.pool.of(worker.held[again.ticket]))
         self._release(task)
         call = again.call
@@ -874,14 +930,15 @@ class Scheduler:
 
     def _returned(self, peer: bytes, returned: Returned, now: Now, _: Iterator[Any]) -> None:
         worker = self._worker_of[peer]
-        worker.recalled_at = None
+        if returned.tickets:
+            worker.recalled_at = None  # who had nothing to give is not asked again at once
         for ticket in sorted(returned.tickets, reverse=True):
-            if ticket not in worker.held:
-                continue
-            task = worker.drop(ticket, self.pool.of(worker.held[ticket]))
+            task = worker.held.get(ticket)
+            if task is None or task.phase != ASSIGNED:
+                continue  # what has begun cannot be given back
+            worker.drop(ticket, self.pool.of(task))
             worker.wishes.pop(ticket, None)
-            if task.phase == ASSIGNED:
-                self._give_back(task, now)
+            self._give_back(task, now)
 
     def _give_back(self, task: Task, now: Now) -> None:
         """Put a call that had not begun back to the front, or end it if its time is over."""
@@ -912,7 +969,10 @@ class Scheduler:
 
     def _died(self, peer: bytes, died: Died, now: Now, _: Iterator[Any]) -> None:
         worker = self.workers.get(died.name)
-        if worker is not None and not worker.dead:
+        if worker is None:
+            # Buried by a former broker, which may not have lived to save all of it.
+            self._out.append(SaveCleared(died.name, self._ticket + 1))
+        elif not worker.dead:
             worker.dead = True
             self.agenda.add_boot(now.boot + MOURNING, "died", (worker, died))
 
@@ -922,9 +982,19 @@ class Scheduler:
         self._worker_of.pop(worker.peer, None)
         if self.workers.get(worker.name) is worker:
             del self.workers[worker.name]
+        for outcome in died.outcomes:
+            if outcome.ticket not in worker.held:
+                continue
+            if isinstance(outcome, Done):
+                self._conclude(worker, outcome, (), now)
+            else:
+                self._repeat(worker, outcome, (), now)
         for ticket in sorted(worker.held, reverse=True):
             task = worker.held.pop(ticket)
             verdict = worker.verdicts.pop(ticket, None)
+            if died.taken and ticket == died.started:
+                limit = self._limit_of(task, "memory_limit") or 0
+                verdict = (states.FAILURE, "MemoryLimitExceeded", [limit, died.taken])
             if task.phase == RUNNING or ticket <= died.started:
                 self._lose(task, verdict, died, now)
             else:
@@ -943,12 +1013,13 @@ class Scheduler:
         task.deaths += 1
         if verdict is not None:
             state, error, args = verdict
-            timed_out = error == "TimeLimitExceeded"
-            again = timed_out and policy.acks_late and not policy.acks_on_timeout
+            again = error in LIMITS and policy.acks_late and not policy.acks_on_timeout
             if again and task.deaths < MAX_DEATHS:
-                self._run_again(task, "killed by its time limit, put back into the queue", now)
-            else:
-                self._end_by_broker(task, state, error, args, now)
+                self._run_again(task, f"killed ({error}), put back into the queue", now)
+                return
+            self._end_by_broker(task, state, error, args, now)
+            if error in LIMITS and policy.handlers:
+                self._bereft.append((task, json.dumps([error, args])))
             return
         how = describe_exit(died)
         if policy.retry_on_worker_lost:
@@ -956,14 +1027,12 @@ class Scheduler:
                 task.retries += 1
                 self._run_again(task, how, now)
                 return
-        elif policy.acks_late and task.deaths < MAX_DEATHS:
+        elif policy.acks_late and policy.reject_on_worker_lost and task.deaths < MAX_DEATHS:
             self._run_again(task, how, now)
             return
-        text = f"The worker process {how} while it ran this task."
-        if policy.acks_late or policy.retry_on_worker_lost:
-            text += f" It was the {ordinal(task.deaths)} death; the task is given up."
-        else:
-            text += " It was not run again, as it may be half done (acks_late=True runs it again)."
+        text = f"The worker process {how} while it ran this task. {why_given_up(task, policy)}"
+        if died.words:
+            text += f" The last that it printed:\n{died.words}"
         self._end_by_broker(task, states.FAILURE, "WorkerLostError", [text], now)
 
     def _run_again(self, task: Task, why: str, now: Now) -> None:
@@ -987,6 +1056,8 @@ def size_of(call: Call, buffers: tuple[Any, ...]) -> int:
 def describe_exit(died: Died) -> str:
     """Return what became of a process, for people."""
     memory = f" (peak memory {died.peak_memory / 1e6:.0f} MB)" if died.peak_memory else ""
+    if died.why:
+        return f"{died.why}{memory}"
     if died.code < 0:
         number = -died.code
         known = {6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
@@ -997,6 +1068,14 @@ def describe_exit(died: Died) -> str:
         return f"exited with code {died.code}{memory}"
     # So says the next supervisor of a process that the former one took along.
     return f"ended with code 0, or with the whole cluster,{memory}"
+
+
+def why_given_up(task: Task, policy: Policy) -> str:
+    """Return why a task whose process died is not run again, for people."""
+    if policy.retry_on_worker_lost or (policy.acks_late and policy.reject_on_worker_lost):
+        return f"It was the {ordinal(task.deaths)} death; the task is given up."
+    wanted = "reject_on_worker_lost" if policy.acks_late else "acks_late"
+    return f"It was not run again, as it may be half done ({wanted}=True runs it again)."
 
 
 def ordinal(number: int) -> str:

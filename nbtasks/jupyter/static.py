@@ -56,10 +56,11 @@ padding:4px 0;color:var(--jp-ui-font-color1,inherit);font-variant-numeric:tabula
 .nbtasks-static .head{display:flex;gap:14px;flex-wrap:wrap;padding:0 0 6px}
 .nbtasks-static .head b{font-weight:600}
 .nbtasks-static .head .m{margin-left:auto}
-.nbtasks-static .bar{display:flex;height:4px;margin:0 0 4px;border-radius:2px;overflow:hidden;
+.nbtasks-static .bar{display:flex;height:4px;margin:0 0 8px;border-radius:2px;overflow:hidden;
 background:var(--l)}
 .nbtasks-static .bar span{background:currentColor}
 .nbtasks-static .row{display:grid;padding:4px 0;align-items:baseline;column-gap:10px;
+border-top:1px solid var(--l);
 grid-template-columns:10px 16px minmax(9em,28%) 5em 3.9em minmax(0,1fr) auto}
 .nbtasks-static .row::before{content:"";color:var(--m);font-size:10px}
 .nbtasks-static summary.row{cursor:pointer}

@@ -43,6 +43,7 @@ def main(runtime: str, crew_class: type[Crew] = Crew) -> int:
     crew.read_settings()
     while len(crew.workers) < crew.wanted:
         crew.start_worker()
+    crew.start_undertaker()
     end = time.monotonic() + HEAD_START
     while changed_at(connection) == former and not crew.children.anybody_died():
         if time.monotonic() > end:

@@ -1,4 +1,7 @@
-"""Who the supervisor's children are: one broker and the workers, with their files and commands."""
+"""Who the supervisor's children are, with their files and commands.
+
+One broker, the workers, and an undertaker (see `sweep`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 
+from nbtasks.supervisor import sweep
 from nbtasks.supervisor.children import Child, Children, module_command
 
 #: Logs of dead workers that are kept.
@@ -28,6 +32,7 @@ class Crew:
         self.runtime = runtime
         self.children = children
         self.broker: Child | None = None
+        self.undertaker: Child | None = None
         self.workers: dict[str, Worker] = {}
         #: How many workers there shall be, and of these how many for one queue only.
         self.wanted = 0
@@ -74,12 +79,19 @@ class Crew:
         queues = self._next_queues()
         name = f"worker-{os.urandom(4).hex()}@{os.uname().nodename}"
         command = self.worker_command(name, queues)
-        # A task that sends tasks finds its own cluster there.
-        env = {**self._env, "NBTASKS_RUNTIME": self.runtime}
+        # A task that sends tasks finds its own cluster there; what it starts is known by the name.
+        env = {**self._env, "NBTASKS_RUNTIME": self.runtime, sweep.WORKER: name}
         child = self.children.spawn(name, command, env, self.log(name), Worker)
         child.queues = queues
         self.workers[name] = child
         return child
+
+    def start_undertaker(self) -> Child:
+        """Start who waits for our end and then ends what is left of us."""
+        command = sweep.undertaker_command(os.getpid())
+        log = self.log("undertaker")
+        self.undertaker = self.children.spawn("undertaker", command, self._env, log, Child)
+        return self.undertaker
 
     def log(self, name: str) -> str:
         return os.path.join(self.runtime, "logs", f"{name}.log")

@@ -9,7 +9,10 @@ import sys
 from contextlib import suppress
 
 #: A process that stands still (SIGSTOP) for so many seconds is replaced.
-FROZEN = 3.0
+FROZEN = 2.0
+
+#: Seconds between two looks at the memory of a run that has a limit.
+MEMORY_LOOK = 0.02
 
 #: A process that dies within so many seconds counts as one that cannot start.
 SHORT_LIFE = 2.0
@@ -80,6 +83,16 @@ def end_descendants(pid: int, spare: frozenset[int] = frozenset()) -> None:
                 end_descendants(child.pid)
                 with suppress(psutil.Error):
                     child.kill()
+
+
+def resident(pid: int) -> int:
+    """Return the resident memory of a process, bytes; 0 when it is gone."""
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
 
 
 def end_leftover(pid: int, runtime: str, name: str) -> bool:

@@ -24,8 +24,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from heapq import heappop, heappush
 from math import ceil
@@ -35,7 +35,7 @@ from typing import Any
 import zmq
 
 from nbtasks.core.messages import Bye, Died, Hello, Kill, Pool, Refused, Scale, Stop, Welcome
-from nbtasks.supervisor import limits
+from nbtasks.supervisor import limits, sweep
 from nbtasks.supervisor.children import ENDING, Child, Exit, News, tail
 from nbtasks.supervisor.crew import Crew, Worker
 from nbtasks.wire import cell, frames, sockets
@@ -59,6 +59,9 @@ SAVED = 30.0
 #: Seconds after which a start that the system refused (no memory, no processes) is tried again.
 RETRY = 1.0
 
+#: Lines of what a task has printed that are told when its process died.
+LAST_LINES = 12
+
 #: Seconds between two looks at whether the runtime directory still exists.
 LOOK = 5.0
 
@@ -68,8 +71,9 @@ FINISH, TERM, GONE, BROKER_BYE, BROKER_TERM = 0.4, 0.6, 0.5, 0.5, 0.5
 
 
 def note(text: str) -> None:
-    """Write a line to the log."""
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
+    """Write a line to the log, if the disk has room for it."""
+    with suppress(OSError):
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
 
 
 class Link:
@@ -81,7 +85,8 @@ class Link:
 
     def send(self, *messages: Any) -> None:
         with suppress(zmq.ZMQError):
-            self.socket.send_multipart(frames.pack(self.instance, messages), zmq.DONTWAIT)
+            parts = frames.pack_to_broker(self.instance, messages)
+            self.socket.send_multipart(parts, zmq.DONTWAIT)
 
     def receive(self) -> list[Any]:
         """Return all messages that have come."""
@@ -127,6 +132,12 @@ class Supervisor:
         self._broker_starts = limits.Backoff()
         self._failed_brokers = 0
         self._pending_workers = 0
+        #: Workers that run a call with a memory limit.
+        self._limited: set[Worker] = set()
+        #: Pid → what the run had taken that was ended for its memory limit, bytes.
+        self._taken: dict[int, int] = {}
+        #: Name → why we ended a process.
+        self._reasons: dict[str, str] = {}
         #: Deaths that a broker may still have to be told of, and when this one was told.
         self._deaths: dict[str, tuple[Died, float | None]] = {}
 
@@ -140,6 +151,7 @@ class Supervisor:
         self._reap()
         self._fill()
         self._look()
+        self._find_limited()
         while self._stop is None:
             self._turn(self._until_next_timer())
         self._shut_down()
@@ -170,7 +182,7 @@ class Supervisor:
         os.set_blocking(reading, False)
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, *ENDING):
+        for number in (signal.SIGCHLD, signal.SIGURG, *ENDING):
             signal.signal(number, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         return reading
@@ -178,7 +190,10 @@ class Supervisor:
     def _read_signals(self) -> None:
         with suppress(BlockingIOError):
             numbers = os.read(self._wakeup, 4096)
-            if self._stop is None and {signal.SIGTERM, signal.SIGINT} & set(numbers):
+            if signal.SIGURG in numbers:
+                self._find_limited()
+            # Not on SIGINT: that is the notebook's, whatever group it reaches.
+            if self._stop is None and signal.SIGTERM in numbers:
                 note("Told to stop by a signal.")
                 self._stop = Stop()
 
@@ -339,7 +354,8 @@ class Supervisor:
     def _worker_died(self, exit_: Exit, lived: float) -> None:
         name = exit_.child.name
         self.crew.workers.pop(name, None)
-        reading = cell.read(Path(self.crew.cell(name))) or cell.Reading(exit_.child.pid, 0, 0)
+        reading = self._reading(exit_.child) or cell.Reading(exit_.child.pid, 0, 0)
+        remains = cell.remains(Path(self.crew.cell(name)))
         died = Died(
             name,
             exit_.child.pid,
@@ -347,6 +363,10 @@ class Supervisor:
             reading.started,
             reading.finished,
             exit_.peak_memory,
+            self._taken.pop(exit_.child.pid, 0),
+            remains.outcomes,
+            last_words(remains.words, exit_),
+            self._reasons.pop(name, ""),
         )
         self._deaths[name] = (died, None)
         self._tell_deaths()
@@ -368,6 +388,17 @@ class Supervisor:
                 self._after(wait, self._start_pending_worker)
         else:
             self._fill()
+        if exit_.code and self._stop is None:
+            sweep.end_all(sweep.WORKER, name)
+
+    def _restart_undertaker(self) -> None:
+        if self._stop is not None:
+            return
+        try:
+            self.crew.start_undertaker()
+        except OSError as error:
+            note(f"No undertaker can be started: {error}. Trying again in {RETRY:g} s.")
+            self._after(RETRY, self._restart_undertaker)
 
     def _tell_trouble(self, exit_: Exit) -> None:
         text = (
@@ -394,7 +425,10 @@ class Supervisor:
                 with suppress(OSError):
                     os.unlink(self.crew.cell(name))
             elif limits.end_leftover(reading.pid, self.crew.runtime, name):
-                died = Died(name, reading.pid, 0, reading.started, reading.finished)
+                outcomes = cell.remains(Path(self.crew.cell(name))).outcomes
+                died = Died(
+                    name, reading.pid, 0, reading.started, reading.finished, outcomes=outcomes
+                )
                 self._deaths[name] = (died, None)
         self._tell_deaths()
 
@@ -405,28 +439,37 @@ class Supervisor:
         if worker is None:
             return
         number = getattr(signal, kill.signal, signal.SIGKILL)
-        if kill.ticket:
-            # Between a look at the cell and the signal the worker could begin another call.
-            self.children.freeze(worker)
-        if self._runs(worker, kill.ticket):
-            if number == signal.SIGKILL:
+        with self._frozen_if_it_runs(worker, kill.ticket) as runs:
+            if runs and number == signal.SIGKILL:
                 self._destroy(worker)
-            else:
+            elif runs:
                 self.children.kill(worker, number)
                 self._after(kill.grace, partial(self._kill_for_good, worker, kill.ticket))
-        if kill.ticket:
-            self.children.kill(worker, signal.SIGCONT)
 
     def _kill_for_good(self, worker: Worker, ticket: int) -> None:
-        if self.children.alive(worker) and self._runs(worker, ticket):
-            self._destroy(worker)
+        if self.children.alive(worker):
+            with self._frozen_if_it_runs(worker, ticket) as runs:
+                if runs:
+                    self._destroy(worker)
+
+    @contextmanager
+    def _frozen_if_it_runs(self, worker: Worker, ticket: int) -> Iterator[bool]:
+        """Say whether a worker runs this ticket (0: anything will do), and let it run no other.
+
+        Between a look at the cell and the signal it could begin another call.
+        """
+        if ticket:
+            self.children.freeze(worker)
+        try:
+            yield self._runs(worker, ticket)
+        finally:
+            if ticket:
+                self.children.kill(worker, signal.SIGCONT)
 
     def _runs(self, worker: Worker, ticket: int) -> bool:
         """Return whether the worker runs this ticket (0: anything will do)."""
-        reading = cell.read(Path(self.crew.cell(worker.name)))
-        if not ticket or reading is None:
-            return True
-        return reading.started == ticket and reading.finished < ticket
+        reading = self._reading(worker)
+        return not ticket or reading is None or reading.running == ticket
 
     def _destroy(self, child: Child) -> None:
         """Kill a child and all that it started, sessions of their own or not."""
@@ -435,8 +478,39 @@ class Supervisor:
 
     def _replace_frozen(self, child: Child, since: float) -> None:
         if self._frozen.get(child.pid) == since and self.children.alive(child):
-            note(f"{child.name} has stood still for {limits.FROZEN:g} s (SIGSTOP); replacing it.")
+            why = f"stood still (SIGSTOP) for {limits.FROZEN:g} s and was killed"
+            note(f"{child.name} {why}; it is replaced.")
+            self._reasons[child.name] = why
             self._destroy(child)
+
+    def _find_limited(self) -> None:
+        """Look which workers run a call with a memory limit, and begin to watch these."""
+        watching = bool(self._limited)
+        self._limited.update(filter(self._limited_run, self.crew.workers.values()))
+        if self._limited and not watching:
+            self._check_memory()
+
+    def _check_memory(self) -> None:
+        """End the runs that have taken more memory than they may; come back while there are any."""
+        for worker in list(self._limited):
+            run = self._limited_run(worker)
+            if run is None:
+                self._limited.discard(worker)
+            elif (taken := limits.resident(worker.pid) - run.base) > run.limit:
+                with self._frozen_if_it_runs(worker, run.running) as still_runs:
+                    if still_runs:
+                        self._taken[worker.pid] = taken
+                        self._destroy(worker)
+        if self._limited:
+            self._after(limits.MEMORY_LOOK, self._check_memory)
+
+    def _limited_run(self, worker: Worker) -> cell.Reading | None:
+        """Return what the cell of a worker says, if it runs a call with a memory limit."""
+        reading = self._reading(worker) if self.children.alive(worker) else None
+        return reading if reading is not None and 0 < reading.running == reading.limited else None
+
+    def _reading(self, worker: Child) -> cell.Reading | None:
+        return cell.read(Path(self.crew.cell(worker.name)))
 
     def _reap(self) -> News:
         news = self.children.reap()
@@ -450,6 +524,9 @@ class Supervisor:
             lived = self.clock() - self._born.pop(exit_.child.pid, self.clock())
             if isinstance(exit_.child, Worker):
                 self._worker_died(exit_, lived)
+            elif exit_.child is self.crew.undertaker:
+                self.crew.undertaker = None
+                self._after(RETRY, self._restart_undertaker)
             else:
                 self._broker_died(exit_, lived)
         return news
@@ -463,13 +540,17 @@ class Supervisor:
             if not self._told_by_broker:
                 self._link.send(Stop())
             self._wait(FINISH, lambda: not workers)
-        self._wait(FINISH / 2, lambda: not any(self._busy(worker) for worker in workers.values()))
-        for worker in workers.values():
-            self.children.kill(worker, signal.SIGTERM)
-        self._wait(TERM, lambda: not workers)
+        if not self.exit_code:  # or there is nobody left to hear what they come to
+            self._wait(FINISH / 2, lambda: not any(map(self._busy, workers.values())))
+            for worker in workers.values():
+                self.children.kill(worker, signal.SIGTERM)
+            self._wait(TERM, lambda: not workers)
         for worker in list(workers.values()):
             self._destroy(worker)
         self._wait(GONE, lambda: not workers)
+        if self.crew.undertaker is not None:
+            self.children.kill(self.crew.undertaker, signal.SIGKILL)
+            self._wait(GONE, lambda: self.crew.undertaker is None)
         self._end_broker()
         if self.children.orphans():
             limits.end_descendants(os.getpid())
@@ -493,8 +574,8 @@ class Supervisor:
         self._wait(GONE, lambda: self.crew.broker is None)
 
     def _busy(self, worker: Worker) -> bool:
-        reading = cell.read(Path(self.crew.cell(worker.name)))
-        return reading is not None and reading.started > reading.finished
+        reading = self._reading(worker)
+        return reading is not None and reading.running > 0
 
     def _wait(self, seconds: float, condition: Callable[[], bool]) -> None:
         """Go on hearing news until the condition holds, for `seconds` at most."""
@@ -507,6 +588,18 @@ class Supervisor:
     def _pids(self) -> list[int]:
         broker = [self.crew.broker] if self.crew.broker else []
         return [child.pid for child in (*broker, *self.crew.workers.values())]
+
+
+def last_words(words: str, exit_: Exit) -> str:
+    """Return what a process that died of its own or a stranger's doing said last, for people.
+
+    What its task printed and logged, and then what only stands in its log: the words of C
+    libraries, and Python's own where a signal ended it.
+    """
+    if not exit_.code:
+        return ""
+    said = [line.rpartition("\r")[2] for line in words.rstrip().split("\n")]
+    return "\n".join(filter(None, [*said[-LAST_LINES:], tail(exit_.child.log, lines=40)]))
 
 
 def describe(code: int) -> str:

@@ -1,9 +1,21 @@
-"""A worker's cell: 24 bytes in a mapped file that say what the worker was doing when it died.
+"""A worker's cell: a mapped file that says what the worker was doing when it died.
 
 Messages that a process has not yet handed over die with it; a store to a mapped page does not.
 So a worker writes the ticket of each call that it begins and of each that it has finished here, at
 the price of a memory write, and after a SIGKILL its supervisor still knows exactly which calls had
 begun, which were over, and which had merely been waiting their turn.
+
+What the dead would still have said lies here too: the outcomes of calls that the broker may not
+have saved yet, so that a call which kills the process takes nobody along, and the last words that
+the running call has printed. And, for the living, how much memory it may take.
+
+    pid | started | finished | limited, base, limit      numbers of 8 bytes
+    said | noted | used, used                            (`Reading`, `_SAID` ...)
+    words          a ring of WORDS bytes
+    outcomes       two halves of HALF bytes; each outcome: its size in 4 bytes, then the message
+
+While one half of the outcomes fills, the other one holds those before: it is filled anew only when
+the broker has noted all that it holds.
 """
 
 from __future__ import annotations
@@ -11,11 +23,31 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-_LAYOUT = struct.Struct("<QQQ")
+import msgspec
+
+from nbtasks.core.messages import Again, Done
+
+_LAYOUT = struct.Struct("<10Q")
 _NUMBER = struct.Struct("<Q")
+_LIMIT = struct.Struct("<QQ")
+_SIZE = struct.Struct("<L")
+_STARTED, _FINISHED, _LIMITED, _BASE, _SAID, _NOTED, _USED = 8, 16, 24, 32, 48, 56, 64
+
+#: Bytes of what the running call has said that are kept.
+WORDS = 4096
+#: Bytes of each half of the outcomes.
+HALF = 128 * 1024
+
+_OUTCOMES = _LAYOUT.size + WORDS
+_WHOLE = _OUTCOMES + 2 * HALF
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Done | Again)
 
 
 class Reading(NamedTuple):
@@ -26,6 +58,25 @@ class Reading(NamedTuple):
     started: int
     #: Ticket of the last call that was over, or 0.
     finished: int
+    #: Ticket of the last call with a memory limit, or 0.
+    limited: int = 0
+    #: Resident bytes of the process when that call began, and how many more it may take.
+    base: int = 0
+    limit: int = 0
+
+    @property
+    def running(self) -> int:
+        """The ticket that runs, or 0."""
+        return self.started if self.started > self.finished else 0
+
+
+class Remains(NamedTuple):
+    """What else a dead worker has left."""
+
+    #: The end of what the call that was started last has printed and logged.
+    words: str = ""
+    #: Outcomes that may not have been saved, in order.
+    outcomes: tuple[Done | Again, ...] = ()
 
 
 class Cell:
@@ -35,19 +86,73 @@ class Cell:
         self.path = path
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.ftruncate(descriptor, _LAYOUT.size)
-            self._memory = mmap.mmap(descriptor, _LAYOUT.size)
+            os.ftruncate(descriptor, _WHOLE)
+            if hasattr(os, "posix_fallocate"):
+                # On a full disk this is an error; without it a later write would be a SIGBUS.
+                os.posix_fallocate(descriptor, 0, _WHOLE)
+            self._memory = mmap.mmap(descriptor, _WHOLE)
         finally:
             os.close(descriptor)
-        _LAYOUT.pack_into(self._memory, 0, os.getpid(), 0, 0)
+        _LAYOUT.pack_into(self._memory, 0, os.getpid(), *(0,) * 9)
+        self._said = 0
+        #: The half that is being filled, its bytes in use, and the last ticket of each half.
+        self._half = self._used = 0
+        self._last = [0, 0]
 
     def start(self, ticket: int) -> None:
         """Note that the body of `ticket` begins."""
-        _NUMBER.pack_into(self._memory, 8, ticket)
+        if self._said:
+            self._said = 0
+            _NUMBER.pack_into(self._memory, _SAID, 0)
+        _NUMBER.pack_into(self._memory, _STARTED, ticket)
 
     def finish(self, ticket: int) -> None:
         """Note that `ticket` is over and its outcome is on its way."""
-        _NUMBER.pack_into(self._memory, 16, ticket)
+        _NUMBER.pack_into(self._memory, _FINISHED, ticket)
+
+    def limit(self, ticket: int, base: int, limit: int) -> None:
+        """Note that the process may grow from `base` bytes by `limit` while it runs `ticket`."""
+        _LIMIT.pack_into(self._memory, _BASE, base, limit)
+        _NUMBER.pack_into(self._memory, _LIMITED, ticket)
+
+    def say(self, text: str) -> None:
+        """Keep the end of what the running call says."""
+        data = text[-WORDS:].encode("utf-8", "backslashreplace")[-WORDS:]
+        place = self._said % WORDS
+        before = data[: WORDS - place]
+        after = data[len(before) :]
+        start = _LAYOUT.size + place
+        self._memory[start : start + len(before)] = before
+        self._memory[_LAYOUT.size : _LAYOUT.size + len(after)] = after
+        self._said += len(data)
+        _NUMBER.pack_into(self._memory, _SAID, self._said)
+
+    def keep(self, outcome: Done | Again, noted: int) -> bool:
+        """Keep an outcome, if there is room for it.
+
+        Parameters
+        ----------
+        outcome
+            Without payload frames.
+        noted
+            The broker has saved all up to this ticket.
+        """
+        data = _encoder.encode(outcome)
+        size = len(data) + _SIZE.size
+        if self._used + size > HALF:
+            if size > HALF or self._last[1 - self._half] > noted:
+                return False
+            self._half = 1 - self._half
+            self._used = 0
+            _NUMBER.pack_into(self._memory, _USED + 8 * self._half, 0)
+        start = _OUTCOMES + self._half * HALF + self._used
+        _SIZE.pack_into(self._memory, start, len(data))
+        self._memory[start + _SIZE.size : start + size] = data
+        self._used += size
+        self._last[self._half] = outcome.ticket
+        _NUMBER.pack_into(self._memory, _USED + 8 * self._half, self._used)
+        _NUMBER.pack_into(self._memory, _NOTED, noted)
+        return True
 
     def close(self) -> None:
         self._memory.close()
@@ -56,7 +161,43 @@ class Cell:
 def read(path: Path) -> Reading | None:
     """Return what the cell at `path` says, or None when there is none (or not a whole one)."""
     try:
-        data = path.read_bytes()
+        with path.open("rb", buffering=0) as file:
+            whole = os.fstat(file.fileno()).st_size == _WHOLE
+            data = file.read(_LAYOUT.size)
     except OSError:
         return None
-    return Reading(*_LAYOUT.unpack(data)) if len(data) == _LAYOUT.size else None
+    reading = Reading(*_LAYOUT.unpack(data)[: len(Reading._fields)]) if whole else None
+    return reading if reading is not None and reading.pid else None
+
+
+def remains(path: Path) -> Remains:
+    """Return what the dead worker whose cell is at `path` would still have said."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return Remains()
+    if len(data) != _WHOLE:
+        return Remains()
+    *_, said, noted, used, other = _LAYOUT.unpack_from(data)
+    ring = data[_LAYOUT.size : _OUTCOMES]
+    place = said % WORDS
+    words = ring[:said] if said <= WORDS else ring[place:] + ring[:place]
+    outcomes = [
+        outcome
+        for start, size in ((_OUTCOMES, used), (_OUTCOMES + HALF, other))
+        for outcome in _decode(memoryview(data)[start : start + size])
+        if outcome.ticket > noted
+    ]
+    outcomes.sort(key=lambda outcome: outcome.ticket)
+    return Remains(words.decode("utf-8", "replace"), tuple(outcomes))
+
+
+def _decode(half: memoryview) -> Iterator[Done | Again]:
+    start = 0
+    # A machine that lost its power may have saved some pages of the file and others not.
+    with suppress(msgspec.MsgspecError, struct.error):
+        while start < len(half):
+            (size,) = _SIZE.unpack_from(half, start)
+            start += _SIZE.size
+            yield _decoder.decode(half[start : start + size])
+            start += size

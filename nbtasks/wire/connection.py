@@ -15,6 +15,8 @@ import secrets
 import stat
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,16 @@ CONNECTION_FILE = "connection.json"
 FAILED_FILE = "failed.txt"
 SOCKET_FILE = "broker.sock"
 STORE_FILE = "store.sqlite"
+SUPERVISOR_LOCK = "supervisor.lock"
+
+#: What lies in a cluster's directory, and of what kind it must be.
+OUR_FILES: dict[str, Callable[[int], bool]] = {
+    **dict.fromkeys((SETTINGS_FILE, CONNECTION_FILE, FAILED_FILE, STORE_FILE), stat.S_ISREG),
+    **dict.fromkeys((f"{STORE_FILE}-wal", f"{STORE_FILE}-shm", SUPERVISOR_LOCK), stat.S_ISREG),
+    **dict.fromkeys(("start.lock", "broker.lock", "trouble.txt"), stat.S_ISREG),
+    **dict.fromkeys(("logs", "cells"), stat.S_ISDIR),
+    SOCKET_FILE: stat.S_ISSOCK,
+}
 
 #: Exit code of a broker that a restart will not mend (sysexits.h: EX_CONFIG).
 EXIT_CONFIG = 78
@@ -103,28 +115,13 @@ def prepare_directory(path: Path) -> Path:
     Raises
     ------
     ClusterError
-        When it cannot be made, is a symbolic link, or belongs to somebody else.
+        When it cannot be made, or `check_directory` finds it unsafe.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.lstat()
+        _make_directory(path)
     except OSError as error:
-        raise ClusterError(
-            f"nbtasks cannot use the directory {path}: {error.strerror or error}. "
-            f"Its files must lie where you may write. "
-            f"Give another place with start(dir=...) or NBTASKS_DIR."
-        ) from error
-    if not stat.S_ISDIR(status.st_mode):
-        raise ClusterError(
-            f"{path} is not a directory (or is a symbolic link), so nbtasks will not put its files "
-            f"there. A link could lead to somebody else's place. Remove it, or give another dir."
-        )
-    if hasattr(os, "getuid") and status.st_uid != os.getuid():
-        raise ClusterError(
-            f"{path} belongs to user {status.st_uid}, not to you, so nbtasks will not put its "
-            f"files there. Whoever owns the directory could run code as you. Give another dir."
-        )
-    if status.st_mode & 0o077:
+        raise _unusable(path, error) from error
+    if check_directory(path).st_mode & 0o077:
         try:
             path.chmod(0o700)
         except OSError as error:
@@ -133,6 +130,73 @@ def prepare_directory(path: Path) -> Path:
                 f"Give another dir."
             ) from error
     return path
+
+
+def _make_directory(path: Path) -> None:
+    """Make a directory for us alone; on the way there, whatever the umask, others cannot write."""
+    if not path.parent.exists():
+        for folder in reversed([folder for folder in path.parents if not folder.exists()]):
+            folder.mkdir(mode=0o755, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
+def check_directory(path: Path) -> os.stat_result:
+    """Return the status of a directory that is ours, with nothing in it that others have put there.
+
+    Raises
+    ------
+    ClusterError
+        When it is not there, is a symbolic link, or somebody else owns it, the way to it, or one
+        of our files in it.
+    """
+    try:
+        status = path.lstat()
+        stranger = _squatter(path)
+    except OSError as error:
+        raise _unusable(path, error) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise ClusterError(
+            f"{path} is not a directory (or is a symbolic link), so nbtasks will not put its files "
+            f"there. A link could lead to somebody else's place. Remove it, or give another dir."
+        )
+    if stranger is not None:
+        raise ClusterError(
+            f"{stranger} belongs to user {stranger.lstat().st_uid}, not to you, so nbtasks will "
+            f"not put its files into {path}. Whoever owns it could run code as you. Give another "
+            f"dir."
+        )
+    for name, is_right in OUR_FILES.items():
+        with suppress(FileNotFoundError):
+            if not is_right((path / name).lstat().st_mode):
+                raise ClusterError(
+                    f"{path / name} is in the way: nbtasks has a file of its own by that name and "
+                    f"of another kind. Move it away, or give another dir."
+                )
+    return status
+
+
+def _squatter(path: Path) -> Path | None:
+    """Return what somebody else has put there: the directory, the way to it, a file of ours."""
+    if not hasattr(os, "getuid"):
+        return None
+    ours = os.getuid()
+    for place in (path, *(path / name for name in OUR_FILES)):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if place.lstat().st_uid != ours:
+                return place
+    for place in path.parents:
+        # In a place like /tmp, anybody may have been there first.
+        if place.parent.stat().st_mode & stat.S_IWOTH and place.lstat().st_uid not in (ours, 0):
+            return place
+    return None
+
+
+def _unusable(path: Path, error: OSError) -> ClusterError:
+    return ClusterError(
+        f"nbtasks cannot use the directory {path}: {error.strerror or error}. "
+        f"Its files must lie where you may write. "
+        f"Give another place with start(dir=...) or NBTASKS_DIR."
+    )
 
 
 def check_socket_path(runtime: Path) -> Path:
@@ -158,9 +222,13 @@ def write_private(path: Path, data: bytes) -> None:
     """Write a file that only we can read, in one step."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-    temporary.replace(path)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+        temporary.replace(path)
+    except BaseException:  # a full disk, for one
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_settings(runtime: Path, settings: Settings) -> None:
@@ -169,6 +237,15 @@ def write_settings(runtime: Path, settings: Settings) -> None:
 
 def read_settings(runtime: Path) -> Settings:
     return msgspec.json.decode((runtime / SETTINGS_FILE).read_bytes(), type=Settings)
+
+
+def protocols(runtime: Path) -> tuple[int, int] | None:
+    """Return the protocol's version of the broker there and ours; None where none is told."""
+    try:
+        said = msgspec.json.decode((runtime / CONNECTION_FILE).read_bytes())
+        return int(said["protocol"]), PROTOCOL_VERSION
+    except (OSError, msgspec.MsgspecError, ValueError, TypeError, KeyError):
+        return None
 
 
 def write_connection(runtime: Path, connection: Connection) -> None:

@@ -5,25 +5,40 @@
     frame 2.. payload frames, in the order of the messages that own them
 
 Nothing is believed before it is checked: a batch that does not decode raises `ProtocolError` and
-costs no more memory than it brought.
+costs a small multiple of the memory that it brought.
+
+On its way to the broker a long frame is cut: one of exactly `PIECE` bytes goes on in the next. So
+the broker's socket, which anybody may try, takes no frame that is longer, and whoever has not yet
+proved to be one of us cannot make it keep more than that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from nbtasks.core.messages import PROTOCOL_VERSION, FromBroker, ToBroker, frames_of, take
 
-__all__ = ["Buffer", "ProtocolError", "pack", "take", "unpack_from_broker", "unpack_to_broker"]
+__all__ = [
+    "PIECE",
+    "Buffer",
+    "ProtocolError",
+    "pack",
+    "pack_to_broker",
+    "take",
+    "unpack_from_broker",
+    "unpack_to_broker",
+]
 
 Buffer = bytes | bytearray | memoryview
 
 MAGIC = b"nbt%c" % PROTOCOL_VERSION
 #: Bytes of messages in one batch.
 HEADER_LIMIT = 256 * 1024 * 1024
+#: Bytes of a frame on its way to the broker.
+PIECE = 256 * 1024
 
 _encoder = msgspec.msgpack.Encoder()
 _from_broker = msgspec.msgpack.Decoder(list[FromBroker])
@@ -39,6 +54,41 @@ def pack(instance: bytes, messages: Sequence[Any], buffers: Sequence[Buffer] = (
     return [MAGIC + instance, _encoder.encode(messages), *buffers]
 
 
+def pack_to_broker(
+    instance: bytes, messages: Sequence[Any], buffers: Sequence[Buffer] = ()
+) -> list[Buffer]:
+    """Return the frames of one batch for the broker, the long ones cut."""
+    parts = pack(instance, messages, buffers)
+    return parts if max(map(_size, parts)) < PIECE else list(_cut(parts))
+
+
+def _size(part: Buffer) -> int:
+    return part.nbytes if isinstance(part, memoryview) else len(part)
+
+
+def _cut(parts: Sequence[Buffer]) -> Iterator[Buffer]:
+    for part in parts:
+        size = _size(part)
+        if size < PIECE:
+            yield part
+            continue
+        view = memoryview(part).cast("B")
+        for start in range(0, size + 1, PIECE):
+            yield view[start : start + PIECE]
+
+
+def _join(parts: Sequence[Buffer]) -> Iterator[Buffer]:
+    """Yield the frames that were cut."""
+    pieces: list[Buffer] = []
+    for part in parts:
+        pieces.append(part)
+        if len(part) != PIECE:
+            yield part if len(pieces) == 1 else b"".join(pieces)
+            pieces = []
+    if pieces:
+        raise ProtocolError("The last frame ends in the middle.")
+
+
 def unpack_from_broker(parts: Sequence[Buffer]) -> tuple[bytes, list[Any], list[Buffer]]:
     """Return instance, messages and payload frames of a batch that the broker sent."""
     return _unpack(parts, _from_broker)
@@ -46,6 +96,8 @@ def unpack_from_broker(parts: Sequence[Buffer]) -> tuple[bytes, list[Any], list[
 
 def unpack_to_broker(parts: Sequence[Buffer]) -> tuple[bytes, list[Any], list[Buffer]]:
     """Return instance, messages and payload frames of a batch meant for the broker."""
+    if any(len(part) == PIECE for part in parts):
+        parts = list(_join(parts))
     return _unpack(parts, _to_broker)
 
 
@@ -56,7 +108,7 @@ def _unpack(
         raise ProtocolError(f"A batch has two frames at least, not {len(parts)}.")
     first = bytes(parts[0][:64])
     if first[:4] != MAGIC:
-        if first[:3] == MAGIC[:3]:
+        if first[:3] == MAGIC[:3] and len(first) > 3:
             raise ProtocolError(
                 f"The peer speaks version {first[3]} of the protocol, this process version "
                 f"{PROTOCOL_VERSION}. Restart the cluster (%nbtasks stop) and the kernel."
@@ -66,7 +118,7 @@ def _unpack(
         raise ProtocolError(f"The messages have {len(parts[1])} bytes, {HEADER_LIMIT} are allowed.")
     try:
         messages = decoder.decode(parts[1])
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"The messages cannot be read: {error}") from None
     claimed = sum(map(frames_of, messages))
     if claimed != len(parts) - 2:

@@ -38,13 +38,15 @@ def die_with_parent() -> int | None:
 
 def alive(pid: int) -> bool:
     """Return whether there is a process of this number (a zombie does not count)."""
+    if pid <= 0:
+        return False  # the system takes these for whole groups
     if sys.platform == "win32":
         import psutil
 
         return bool(psutil.pid_exists(pid))
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True

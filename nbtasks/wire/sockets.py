@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,18 +15,26 @@ import zmq
 from nbtasks.exceptions import ClusterError
 from nbtasks.wire.connection import (
     CONNECTION_FILE,
-    SOCKET_FILE,
     Connection,
+    check_directory,
     check_socket_path,
     read_connection,
     read_settings,
 )
+from nbtasks.wire.frames import PIECE
 
 #: Milliseconds.
 HANDSHAKE = 2_000
 RECONNECT = 10
-#: One payload frame, bytes.
+#: Bytes that encryption adds to a frame, and some to spare.
+CURVE_ADDS = 64
+#: Files that a broker may have open, connections included.
+FILES = 65_536
+#: One frame from the broker, bytes. (What goes to the broker is cut into `PIECE`s.)
 MAX_FRAME = 8 * 1024**3
+#: Messages of one peer that the broker lets lie; the rest waits where it came from.
+PATIENCE = 1_000
+_OUR_OWN = re.compile(r"tcp://127\.0\.0\.1:\d+", re.ASCII)
 
 
 def identity(role: str) -> bytes:
@@ -36,6 +44,18 @@ def identity(role: str) -> bytes:
 
 def has_ipc() -> bool:
     return bool(zmq.has("ipc"))
+
+
+def allow_many() -> None:
+    """Let this process have as many connections as the system allows, not as the shell does."""
+    try:
+        import resource
+
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        wanted = FILES if most == resource.RLIM_INFINITY else min(FILES, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    except (ImportError, OSError, ValueError):  # not a system that counts them so
+        pass
 
 
 def endpoint(runtime: Path) -> str:
@@ -55,6 +75,8 @@ def router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     """Return the broker's socket, not yet bound."""
     socket = context.socket(zmq.ROUTER)
     _prepare(socket, linger=200)
+    socket.setsockopt(zmq.RCVHWM, PATIENCE)
+    socket.setsockopt(zmq.MAXMSGSIZE, PIECE + CURVE_ADDS)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     if sys.platform == "linux":
         # Refused by the kernel's word, whatever the mode of the socket's file.
@@ -82,7 +104,11 @@ def dealer(
         When the connection file names a place that is not on this machine, or never comes.
     """
     socket = _peer(context, name)
-    _connect(socket, runtime)
+    try:
+        _connect(socket, runtime)
+    except BaseException:
+        socket.close()
+        raise
     return socket
 
 
@@ -99,6 +125,7 @@ def watched_dealer(
     except BaseException:
         socket.disable_monitor()
         monitor.close(0)
+        socket.close()
         raise
     return socket, monitor
 
@@ -112,18 +139,17 @@ def _peer(context: zmq.Context[zmq.Socket[bytes]], name: bytes) -> zmq.Socket[by
 
 
 def _connect(socket: zmq.Socket[bytes], runtime: Path) -> None:
-    try:
-        if transport(runtime) == "tcp":
-            _connect_tcp(socket, _await_connection(runtime))
-        else:
-            socket.connect(endpoint(runtime))
-    except BaseException:
-        socket.close()
-        raise
+    check_directory(runtime)  # or we would tell our secrets to whoever has taken its place
+    if transport(runtime) == "tcp":
+        _connect_tcp(socket, _await_connection(runtime))
+    else:
+        socket.connect(endpoint(runtime))
 
 
 def transport(runtime: Path) -> str:
     """Return the transport of the cluster there."""
+    if not has_ipc():
+        return "tcp"
     try:
         return read_settings(runtime).transport
     except FileNotFoundError:
@@ -143,7 +169,8 @@ def _await_connection(runtime: Path, seconds: float = 10.0) -> Connection:
 
 
 def _connect_tcp(socket: zmq.Socket[bytes], connection: Connection) -> None:
-    if not connection.endpoint.startswith("tcp://127.0.0.1:"):
+    # All of it: in `tcp://127.0.0.1:0;elsewhere:80` the first part is merely where we come from.
+    if not _OUR_OWN.fullmatch(connection.endpoint):
         raise ClusterError(
             f"The connection file names {connection.endpoint}, which is not this machine. "
             f"nbtasks connects to its own machine only. Stop the cluster and start it again."
@@ -176,19 +203,29 @@ def bind(context: zmq.Context[zmq.Socket[bytes]], runtime: Path) -> Bound:
         When tcp is asked for (or all there is) and this libzmq has no CURVE to protect it.
     """
     if transport(runtime) != "tcp":
-        socket = router(context)
-        address = endpoint(runtime)
-        with suppress(FileNotFoundError):
-            (runtime / SOCKET_FILE).unlink()
-        socket.bind(address)
-        os.chmod(runtime / SOCKET_FILE, 0o600)
-        return Bound(socket, address)
+        return _bind_ipc(context, runtime)
     if not zmq.has("curve"):
         raise ClusterError(
             "This build of libzmq has no CURVE, and without it any program on this machine could "
             "use the cluster over tcp. Install pyzmq from PyPI (its wheels have CURVE)."
         )
     return _bind_tcp(context, read_connection(runtime))
+
+
+def _bind_ipc(context: zmq.Context[zmq.Socket[bytes]], runtime: Path) -> Bound:
+    path = check_socket_path(runtime)
+    socket = router(context)
+    try:
+        path.unlink(missing_ok=True)
+        socket.bind(endpoint(runtime))
+        path.chmod(0o600)
+    except (OSError, zmq.ZMQError) as error:
+        socket.close()
+        raise ClusterError(
+            f"The broker cannot make its socket {path}: {error}. Something else may lie there, or "
+            f"the disk does not know sockets. Move it away, or give another dir."
+        ) from error
+    return Bound(socket, endpoint(runtime))
 
 
 def _bind_tcp(context: zmq.Context[zmq.Socket[bytes]], former: Connection | None) -> Bound:
@@ -207,8 +244,7 @@ def _bind_tcp(context: zmq.Context[zmq.Socket[bytes]], former: Connection | None
     gatekeeper.configure_curve_callback("nbtasks", _Allowed({client_public.encode()}))
     socket = router(context)
     socket.setsockopt(zmq.ZAP_DOMAIN, b"nbtasks")
-    if hasattr(zmq, "ZAP_ENFORCE_DOMAIN"):
-        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
     socket.curve_server = True
     socket.curve_publickey = server_public.encode()
     socket.curve_secretkey = server_secret.encode()

@@ -2,6 +2,7 @@
 
     print, tqdm ──▶ Stream ──┬──▶ pending ── flush ──▶ Output messages
     logging ────▶ TaskLog ───┤
+                             ├──▶ the cell, where the last words outlive the process
                              └──▶ the worker's log file, when no task runs
 
 The I/O thread flushes now and then, the main thread before a run is over.
@@ -43,11 +44,19 @@ class Capture:
         Takes the messages, in order.
     stir
         Called when there is something to flush and was nothing before.
+    keep
+        Takes each text at once: what is pending dies with the process.
     """
 
-    def __init__(self, post: Callable[[Output], None], stir: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        post: Callable[[Output], None],
+        stir: Callable[[], None],
+        keep: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self._post = post
         self._stir = stir
+        self._keep = keep
         #: (task id, stream, text)
         self.pending: deque[tuple[str, str, str]] = deque()
         self.log_path = ""
@@ -82,16 +91,20 @@ class Capture:
         self._task_id = None
         self.pending.clear()
 
-    def take(self, stream: str, text: str) -> bool:
-        """Take a piece of text; return False when it is nobody's."""
+    def take(self, stream: str, text: str) -> int:
+        """Take a piece of text; return how many of its characters have found a place."""
         task_id = self._task_id
         if task_id is None:
-            return False
-        if self._told > RUN_LIMIT:
-            return False
+            return 0
+        self._keep(text)
+        room = RUN_LIMIT - self._told
+        if room < 0:
+            return 0
+        taken = min(len(text), room)
         self._told += len(text)
-        if self._told > RUN_LIMIT:
-            text += f"\n[{RUN_LIMIT} characters were printed; the rest is in {self.log_path}]\n"
+        if taken < len(text):
+            notice = f"{RUN_LIMIT} characters were printed; the rest is in {self.log_path}"
+            text = f"{text[:taken]}\n[{notice}]\n"
         nothing_before = not self.pending
         self.pending.append((task_id, stream, text))
         self._size += len(text)
@@ -99,7 +112,7 @@ class Capture:
             self.flush()
         elif nothing_before:
             self._stir()
-        return True
+        return taken
 
     def flush(self) -> None:
         """Post all that was said so far."""
@@ -150,8 +163,9 @@ class Stream(io.TextIOBase):
     def write(self, text: str, /) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        if text and not self._capture.take(self.name, text) and self._original is not None:
-            self._original.write(text)
+        taken = self._capture.take(self.name, text) if text else 0
+        if taken < len(text) and self._original is not None:
+            self._original.write(text[taken:])
         return len(text)
 
     def flush(self) -> None:
@@ -191,8 +205,9 @@ def _install_logging(capture: Capture) -> None:
         def emit(self, record: logging.LogRecord) -> None:
             try:
                 text = self.format(record) + "\n"
-                if not capture.take(LOG, text):
-                    sys.stderr.write(text)
+                taken = capture.take(LOG, text)
+                if taken < len(text):
+                    sys.stderr.write(text[taken:])
             except Exception:
                 self.handleError(record)
 

@@ -98,8 +98,9 @@ class Handover:
         self.dozing = False
         #: Set by the I/O thread when it has said its last word.
         self.over = Event()
+        #: The broker has saved the outcomes of all tickets up to this one.
+        self.noted = 0
         self._ring = ring
-        self._noted = 0
         self._awaited = 0
         self._heard = Event()
 
@@ -159,17 +160,17 @@ class Handover:
         """Wait until the broker has saved the outcome of `ticket`."""
         self._heard.clear()
         self._awaited = ticket
-        if self._noted < ticket:
+        if self.noted < ticket:
             self.settle()
             self._heard.wait(timeout)
         self._awaited = 0
-        return self._noted >= ticket
+        return self.noted >= ticket
 
     # ----------------------------------------------------------------------------- I/O thread
 
     def note(self, ticket: int) -> None:
         """Take note that the broker has saved all outcomes up to this one."""
-        self._noted = ticket
+        self.noted = ticket
         if self._awaited and ticket >= self._awaited:
             self._heard.set()
 

@@ -1,6 +1,7 @@
-"""The soft time limit: an exception in the running body, and never in the next one.
+"""The limits of a run, as far as they are kept here rather than from outside.
 
-The I/O thread keeps the time. When it is over, it sends the main thread a signal, whose handler
+The soft time limit is an exception in the running body, and never in the next one. The I/O thread
+keeps the time. When it is over, it sends the main thread a signal, whose handler
 looks at the clock again and raises only if the body that runs *then* is over its limit: a signal
 that comes too late does nothing. Where there are no signals between threads, the exception is put
 into the main thread directly.
@@ -8,16 +9,39 @@ into the main thread directly.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from nbtasks.exceptions import SoftTimeLimitExceeded
 
 _SIGNAL = getattr(signal, "SIGUSR1", None)
+#: By which the supervisor is asked to look at the cells; nobody else minds it.
+_LOOK = getattr(signal, "SIGURG", None)
+
+
+def resident() -> int:
+    """Return the resident memory of this process, bytes (its peak where the present is unknown)."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except OSError:
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def call_supervisor() -> None:
+    """Ask the supervisor to see to a memory limit that has just been written into the cell."""
+    if _LOOK is not None:
+        with suppress(OSError):  # it has just gone, and we shall follow
+            os.kill(os.getppid(), _LOOK)
 
 
 class SoftLimit:

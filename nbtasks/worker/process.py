@@ -58,7 +58,7 @@ from nbtasks.core.messages import (
 )
 from nbtasks.wire import sockets
 from nbtasks.wire.connection import EXIT_CONFIG
-from nbtasks.wire.frames import Buffer, ProtocolError, pack, unpack_from_broker
+from nbtasks.wire.frames import Buffer, ProtocolError, pack_to_broker, unpack_from_broker
 from nbtasks.worker.handover import Handover, Job, Leave, Loaded, Receipt, Reply
 
 if TYPE_CHECKING:
@@ -295,7 +295,8 @@ class Link:
 
     def _say(self, messages: list[Any], buffers: list[Buffer]) -> None:
         large = any(len(buffer) >= ZERO_COPY for buffer in buffers) if buffers else False
-        self._socket.send_multipart(pack(self._instance, messages, buffers), copy=not large)
+        frames = pack_to_broker(self._instance, messages, buffers)
+        self._socket.send_multipart(frames, copy=not large)
 
     def _say_hello(self) -> None:
         """Introduce ourselves; until the answer comes, nothing else is said."""
@@ -309,7 +310,7 @@ class Link:
         )
         python = ".".join(map(str, sys.version_info[:3]))
         hello = Hello("worker", self._name, os.getpid(), python, self._queues, held)
-        self._socket.send_multipart(pack(b"", [hello]))
+        self._socket.send_multipart(pack_to_broker(b"", [hello]))
 
     # ------------------------------------------------------------------------------ listening
 

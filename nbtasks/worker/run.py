@@ -10,12 +10,14 @@ and if the process dies of it, the call is to blame.
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
-from nbtasks import life
+from nbtasks import exceptions, life
 from nbtasks.context import Request, RetryPlan
 from nbtasks.core import states
 from nbtasks.core.messages import Again, Call, Done, Options, Policy, Report, Started
@@ -26,10 +28,12 @@ from nbtasks.wire.connection import now
 from nbtasks.worker.capture import Capture, clean
 from nbtasks.worker.functions import Function, Functions
 from nbtasks.worker.handover import Buffer, Handover, Job, Loaded
-from nbtasks.worker.limits import SoftLimit
+from nbtasks.worker.limits import SoftLimit, call_supervisor, resident
 
 #: Seconds to wait until the broker has saved an outcome, before handlers run.
 NOTED_WAIT = 5.0
+#: Seconds to wait until the broker has saved an outcome that would be lost with this process.
+KEEP_WAIT = 1.0
 #: Seconds of loading from which on a limited run's clock is set anew for the body.
 LOADING = 0.005
 #: Seconds to wait until a Started that arms a limit is on its way, before the body begins.
@@ -115,6 +119,10 @@ class Runner:
         self._handlers = False
         self._result_codecs: tuple[str, str | None] = ("pickle", None)
         self._soft = 0.0
+        #: Ticket of an outcome that found no room in the cell.
+        self._unkept = 0
+        #: Whether this is a process that a task has forked.
+        self.forked = False
         RunRequest.hostname = name
 
     def run(self, job: Job) -> None:
@@ -129,7 +137,11 @@ class Runner:
         run = job.run
         call = run.call
         assert call is not None
-        if call.expires is not None and time.time() >= call.expires:
+        if self._unkept:
+            # The next call might be the death of us, and the last one shall not suffer for it.
+            self._handover.wait_noted(self._unkept, KEEP_WAIT)
+            self._unkept = 0
+        if call.expires is not None and time.time() >= call.expires and not run.verdict:
             self._post_refusal(states.REVOKED, TaskRevokedError("expired"))
             return
         function = self._functions.get(call.definition)
@@ -141,7 +153,7 @@ class Runner:
                 return
         else:
             policy = function.policy
-        limited = _is_limited(policy, call)
+        limited = _is_limited(policy, call) and not run.verdict
         self._handover.loading = run.ticket if limited and function is None else 0
         self._cell.start(run.ticket)
         self._handover.begin(run.ticket)
@@ -149,9 +161,13 @@ class Runner:
         if not self._handover.loading and (limited or policy.track_started):
             self._tell_started(policy, call)
         try:
-            self._run_begun(job, call, function)
+            self._run_begun(job, call, function, limited)
         finally:
             self._capture.end()
+
+    def disown(self) -> None:
+        """Leave the running call to the process that this one was forked from."""
+        self.forked = True
 
     def _tell_started(self, policy: Policy, call: Call) -> None:
         ticket = self._job.run.ticket
@@ -163,7 +179,7 @@ class Runner:
         else:
             self._handover.settle()
 
-    def _run_begun(self, job: Job, call: Call, function: Function | None) -> None:
+    def _run_begun(self, job: Job, call: Call, function: Function | None, limited: bool) -> None:
         try:
             if function is None:
                 function = self._load_function(call)
@@ -172,11 +188,12 @@ class Runner:
                 args = tuple(args)
             request = RunRequest(job, function, args, kwargs)
             loading = time.monotonic() - self._handover.began_at
-            late = self._handover.loading or loading > LOADING
-            if late and _is_limited(function.policy, call):
+            if limited and (self._handover.loading or loading > LOADING):
                 # The limit is for the body: imports that the first call waits for are not its own.
                 self._handover.loading = 0
                 self._tell_started(function.policy, call)
+            if limited:
+                self._limit_memory(function.policy, call)
         except BaseException as error:
             self._fail(error)
             return
@@ -185,11 +202,24 @@ class Runner:
         self._task = function.task
         self._handlers = function.handlers
         self._result_codecs = function.result_codecs
+        if job.run.verdict:
+            name, facts = json.loads(job.run.verdict)
+            life.bereave(function.task, request, getattr(exceptions, name)(*facts), args, kwargs)
+            self._post_outcome(Done(job.run.ticket, states.IGNORED, b"", at=time.time()))
+            return
         wrap = None
         if request.soft_time_limit is not None:
             self._soft = request.soft_time_limit
             wrap = self._within_limit
         life.run(function.task, request, args, kwargs, store=self._store, clock=_clock, wrap=wrap)
+
+    def _limit_memory(self, policy: Policy, call: Call) -> None:
+        """Have the supervisor end this process if the body takes too much memory."""
+        own = None if call.options is None else call.options.memory_limit
+        limit = policy.memory_limit if own is None else own
+        if limit is not None:
+            self._cell.limit(self._job.run.ticket, resident(), limit)
+            call_supervisor()
 
     def _load_function(self, call: Call) -> Function:
         try:
@@ -208,17 +238,27 @@ class Runner:
 
     def _store(self, outcome: life.Outcome) -> None:
         """Post the outcome of the running call; `EncodeError` if it cannot be."""
+        if self.forked:
+            # The body has returned twice; the call is the other process's.
+            end_child(outcome)
         self._post_outcome(self._encode(outcome))
         if self._handlers:
             self._handover.wait_noted(self._job.run.ticket, NOTED_WAIT)
 
     def _post_outcome(self, message: Done | Again | Loaded) -> None:
-        ticket = self._job.run.ticket
         if self._capture.pending:
             self._capture.flush()
+        ticket = self._keep(message)
         self._cell.finish(ticket)
         self._handover.ended = ticket
         self._handover.post(message)
+
+    def _keep(self, message: Done | Again | Loaded) -> int:
+        """Let an outcome outlive this process, which the next call may kill; return its ticket."""
+        ticket = self._job.run.ticket
+        if isinstance(message, Loaded) or not self._cell.keep(message, self._handover.noted):
+            self._unkept = ticket
+        return ticket
 
     def _encode(self, outcome: life.Outcome) -> Done | Again | Loaded:
         state, einfo, request = outcome.state, outcome.einfo, self._request
@@ -315,11 +355,11 @@ class Runner:
 
     def _post_refusal(self, state: str, error: BaseException) -> None:
         """Post the end of a call that is not begun at all."""
-        ticket = self._job.run.ticket
         body, buffers = payloads.dumps_exception(error)
-        done = Done(ticket, state, body, len(buffers), at=time.time())
-        self._handover.ended = ticket
-        self._handover.post(Loaded(done, buffers) if buffers else done)
+        done = Done(self._job.run.ticket, state, body, len(buffers), at=time.time())
+        message = Loaded(done, buffers) if buffers else done
+        self._handover.ended = self._keep(message)
+        self._handover.post(message)
 
     # -------------------------------------------------------------- what the running task says
 
@@ -347,6 +387,15 @@ class Runner:
     def cancelled(self) -> bool:
         """Return whether somebody wants the running task to end."""
         return self._handover.unwanted == self._job.run.ticket
+
+
+def end_child(outcome: life.Outcome) -> NoReturn:
+    """End a process that a task has forked, like a program at the end of its text."""
+    if outcome.state == states.FAILURE:
+        print(outcome.einfo, file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(int(outcome.state == states.FAILURE))
 
 
 def _is_limited(policy: Policy, call: Call) -> bool:

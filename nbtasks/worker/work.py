@@ -13,6 +13,7 @@ from types import FrameType, ModuleType
 
 from nbtasks.wire.cell import Cell
 from nbtasks.wire.connection import Settings
+from nbtasks.worker.limits import resident
 from nbtasks.worker.process import Link
 
 #: Seconds that a running thread may keep the interpreter to itself while the other one waits.
@@ -36,18 +37,16 @@ class Work:
         self._most = settings.max_tasks_per_worker
         self._memory_limit = settings.memory_limit
         self._memory_at = 0.0
-        self._forked = False
-        self._capture = capture = Capture(handover.post, handover.stir)
+        cells = runtime / "cells"
+        cells.mkdir(mode=0o700, exist_ok=True)
+        cell = Cell(cells / name)
+        self._capture = capture = Capture(handover.post, handover.stir, cell.say)
         capture.log_path = str(runtime / "logs" / f"{name}.log")
         limit = SoftLimit(handover.stir)
         limit.install()
         capture.install()
         link.attend(capture, limit)
-        cells = runtime / "cells"
-        cells.mkdir(mode=0o700, exist_ok=True)
-        self._runner = Runner(
-            name, handover, Cell(cells / name), Functions(handover), capture, limit
-        )
+        self._runner = Runner(name, handover, cell, Functions(handover), capture, limit)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._let_child_be)
 
@@ -58,13 +57,13 @@ class Work:
         try:
             while (job := handover.take()) is not None:
                 run(job)
-                if self._forked:
-                    os._exit(0)
                 count += 1
                 if count == self._most or (self._memory_limit and self._is_too_big()):
                     handover.leave(orderly=True)
                     break
-        except SystemExit:
+        except SystemExit as error:
+            if self._runner.forked:
+                os._exit(code_of(error))
             # The task is lost with this process, as its supervisor will say.
             handover.leave(orderly=False, timeout=LAST_ORDERS)
             raise
@@ -72,7 +71,7 @@ class Work:
 
     def _let_child_be(self) -> None:
         """Make a process that a task forks an ordinary one, which ends by SIGTERM."""
-        self._forked = True
+        self._runner.disown()
         self._capture.disown()
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -85,18 +84,6 @@ class Work:
             return False
         self._memory_at = instant
         return resident() > (self._memory_limit or 0)
-
-
-def resident() -> int:
-    """Return the resident memory of this process, bytes (its peak where the present is unknown)."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except OSError:
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def serve(runtime: Path, name: str, queues: tuple[str, ...], settings: Settings) -> int:
@@ -121,11 +108,16 @@ def serve(runtime: Path, name: str, queues: tuple[str, ...], settings: Settings)
     try:
         code = work.until_told()
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else error.code is not None
+        code = code_of(error)
         raise
     finally:
         bound_exit(code)
     return code
+
+
+def code_of(error: SystemExit) -> int:
+    """Return the exit code that is meant."""
+    return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
 def bound_exit(code: int) -> None:

@@ -6,61 +6,55 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import psutil
-from playwright.sync_api import ConsoleMessage, Locator, Page, sync_playwright
-from playwright.sync_api import Error as PlaywrightError
+from playwright.sync_api import ConsoleMessage, Error, Locator, Page
 
-#: Seconds that anything in here may take; the machine may be slow and busy.
-PATIENCE = 60.0
+from tests import kernels
+from tests.browser import traffic
+from tests.browser.chromium import PATIENCE
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+#: What Jupyter itself says on the console: where it cannot reach the outside, and (the last two)
+#: when Notebook 7 opens any notebook at all.
+NOT_OURS = re.compile(
+    r"favicon|ERR_NAME_NOT_RESOLVED|ERR_INTERNET_DISCONNECTED|/workspaces/.*404"
+    r"|reading 'schema'|Command 'filebrowser:open-path' not registered"
+)
 
-#: No sandbox: it refuses to work for root. Nothing but this machine is ever looked up.
-FLAGS = [
-    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
-    *("--disable-gpu", "--disable-quic", "--disable-sync", "--hide-scrollbars", "--no-first-run"),
-    "--no-sandbox",
-    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
-]
-
-#: What JupyterLab itself says on the console where it cannot reach the outside.
-NOT_OURS = re.compile(r"favicon|ERR_NAME_NOT_RESOLVED|ERR_INTERNET_DISCONNECTED|/workspaces/.*404")
-
-LAB_SETTINGS = {
+SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "docmanager-extension/plugin": {"autosave": False},
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
 
-#: The notebook in front, as JupyterLab's own objects.
-NOTEBOOK = "window.jupyterapp.shell.currentWidget"
+#: The address of a notebook in each application, without what was open before. One server has both.
+ADDRESS = {"lab": "lab/tree/{}?reset&", "notebook": "notebooks/{}?"}
+
+#: The notebook that is open, as Jupyter's own object (`NotebookPanel`), and its kernel.
+NOTEBOOK = "[...window.jupyterapp.shell.widgets('main')].find((each) => each.sessionContext)"
+KERNEL = f"{NOTEBOOK}?.sessionContext?.session?.kernel"
+
+DIALOG = ".jp-Dialog"
 
 
-def chromium() -> str | None:
-    """Return the path of the system's Chromium, or None."""
-    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-
-
-def write_notebook(path: Path, *cells: str) -> None:
+def write_notebook(path: Path, *cells: str, kernel: str = "python3") -> None:
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(cell) for cell in cells],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+        metadata={"kernelspec": {"name": kernel, "display_name": kernel}},
     )
     nbformat.write(notebook, path)
 
 
 class Server:
-    """JupyterLab on a port that the system chose, with its files in a directory of its own."""
+    """JupyterLab and Notebook 7 on a port that the system chose, in a directory of their own."""
 
     def __init__(self, home: Path) -> None:
         self.root = home / "work"
@@ -68,10 +62,11 @@ class Server:
         self._runtime = home / "r"
         self._log = home / "server.log"
         settings = home / "settings" / "@jupyterlab"
-        for name, value in LAB_SETTINGS.items():
+        for name, value in SETTINGS.items():
             file = settings / f"{name}.jupyterlab-settings"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(value))
+        kernels.write_kernelspecs(home / "d")
         self.environment = {
             **os.environ,
             "JUPYTER_CONFIG_DIR": str(home / "c"),
@@ -84,8 +79,9 @@ class Server:
 
     def __enter__(self) -> Server:
         options = ["--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root"]
-        options += ["--expose-app-in-browser", "--ServerApp.log_level=WARN"]
-        options += [f"--ServerApp.root_dir={self.root}", "--LabApp.extension_manager=readonly"]
+        options += ["--expose-app-in-browser", "--JupyterNotebookApp.expose_app_in_browser=True"]
+        options += ["--ServerApp.log_level=WARN", "--LabApp.extension_manager=readonly"]
+        options += [f"--ServerApp.root_dir={self.root}"]
         with self._log.open("wb") as log:
             self._process = psutil.Popen(
                 [sys.executable, "-m", "jupyterlab", *options],
@@ -108,14 +104,33 @@ class Server:
             time.sleep(0.1)
         raise RuntimeError(f"JupyterLab did not start:\n{self._log.read_text()}")
 
-    def url(self, notebook: str) -> str:
-        return f"{self._info['url']}lab/tree/{notebook}?token={self._info['token']}"
+    def url(self, notebook: Path, app: str = "lab") -> str:
+        """Return the address of a notebook."""
+        place = ADDRESS[app].format(notebook.relative_to(self.root))
+        return f"{self._info['url']}{place}token={self._info['token']}"
 
-    def stop_cluster(self) -> None:
-        """End the cluster that kernels in this server's directory have started."""
+    def _ask(self, method: str, path: str) -> Any:
+        request = urllib.request.Request(self._info["url"] + path, method=method)
+        request.add_header("Authorization", f"token {self._info['token']}")
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def end_kernels(self) -> None:
+        # Kernels are in sessions of their own: the server is the one to end them.
+        for session in self._ask("GET", "api/sessions"):
+            self._ask("DELETE", f"api/sessions/{session['id']}")
+
+    def kernel_process(self) -> psutil.Process:
+        """Return the process of the one kernel that runs."""
+        (kernel,) = self._ask("GET", "api/kernels")
+        children = self._process.children(recursive=True)
+        return next(each for each in children if kernel["id"] in " ".join(each.cmdline()))
+
+    def stop_cluster(self, folder: Path) -> None:
+        """End the cluster that kernels in this folder have started."""
         subprocess.run(
             [sys.executable, "-m", "nbtasks", "stop"],
-            cwd=self.root,
+            cwd=folder,
             env=self.environment,
             check=False,
             capture_output=True,
@@ -123,8 +138,6 @@ class Server:
         )
 
     def __exit__(self, *_: object) -> None:
-        self.stop_cluster()
-        # Its kernels are in sessions of their own: the server is the one to end them.
         self._process.send_signal(signal.SIGTERM)
         with contextlib.suppress(psutil.TimeoutExpired):
             self._process.wait(PATIENCE / 4)
@@ -139,49 +152,96 @@ class Notebook:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.errors: list[str] = []
+        page.add_init_script(traffic.SCRIPT)
         page.on("console", self._note)
-        page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
+        page.on("pageerror", self._note_uncaught)
 
     def _note(self, message: ConsoleMessage) -> None:
         text = f"{message.text} ({message.location.get('url', '')})"
         if message.type == "error" and not NOT_OURS.search(text):
             self.errors.append(text)
 
+    def _note_uncaught(self, error: Error) -> None:
+        if not NOT_OURS.search(str(error)):
+            self.errors.append(f"uncaught: {error}")
+
+    # --------------------------------------------------------------------------- the page
+
     def open(self, url: str) -> None:
         self.page.goto(url, wait_until="domcontentloaded")
-        self.page.wait_for_selector(".jp-Notebook .jp-Cell")
-        self.page.wait_for_function(f"() => {NOTEBOOK}?.sessionContext?.session?.kernel")
-        self.wait_idle()
+        self._wait_for_kernel()
 
-    def cell(self, index: int) -> Locator:
-        return self.page.locator(".jp-Notebook .jp-Cell").nth(index)
+    def reload(self) -> None:
+        self.page.reload(wait_until="domcontentloaded")
+        self._wait_for_kernel()
+
+    def leave(self) -> None:
+        """Close the page, as far as the server and the kernel can see."""
+        self.page.goto("about:blank")
+
+    def _wait_for_kernel(self) -> None:
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell")
+        self.page.wait_for_function(f"() => {KERNEL}?.connectionStatus === 'connected'")
+
+    def save(self) -> None:
+        self._command("docmanager:save", wait=True)
+
+    def traffic(self) -> traffic.Traffic:
+        """Return the messages to and from kernels since the page was loaded."""
+        return traffic.of(self.page)
+
+    # --------------------------------------------------------------------------- the kernel
+
+    def _command(self, name: str, *, wait: bool = False) -> None:
+        done = "return promise" if wait else ""
+        self.page.evaluate(
+            f"(name) => {{ const promise = window.jupyterapp.commands.execute(name); {done} }}",
+            name,
+        )
 
     def start(self, index: int) -> None:
         """Run one cell, without waiting for its end."""
-        self.page.evaluate(
-            f"""(index) => {{
-                {NOTEBOOK}.content.activeCellIndex = index;
-                window.jupyterapp.commands.execute("notebook:run-cell");
-            }}""",
-            index,
-        )
+        self.page.evaluate(f"(index) => {{ {NOTEBOOK}.content.activeCellIndex = index }}", index)
+        self._command("notebook:run-cell")
 
     def run(self, index: int) -> None:
         """Run one cell and wait until the kernel is idle again."""
         self.start(index)
-        prompt = self.cell(index).locator(".jp-InputPrompt")
-        prompt.filter(has_text=re.compile(r"\d")).wait_for()
+        self.wait_run(index)
         self.wait_idle()
 
+    def wait_run(self, index: int) -> None:
+        """Wait until a cell that was started has ended."""
+        prompt = self.cell(index).locator(".jp-InputPrompt")
+        prompt.filter(has_text=re.compile(r"\d")).wait_for()
+
+    def run_all(self) -> None:
+        """Run all cells, without waiting for their end."""
+        self._command("notebook:run-all-cells")
+
+    def restart_kernel(self) -> None:
+        """Restart the kernel as a person does, and wait until it is there again."""
+        before = self.page.evaluate(f"() => {KERNEL}.id")
+        self._command("notebook:restart-kernel")
+        self.page.locator(f"{DIALOG} button.jp-mod-warn").click()
+        self.page.wait_for_function(f"() => {KERNEL}.status.includes('start')")
+        self.wait_idle()
+        assert before == self.page.evaluate(f"() => {KERNEL}.id")
+
     def wait_idle(self) -> None:
-        self.page.wait_for_function(
-            f"() => {NOTEBOOK}.sessionContext.session.kernel.status === 'idle'"
-        )
+        self.page.wait_for_function(f"() => {KERNEL}.status === 'idle'")
+
+    # --------------------------------------------------------------------------- what is seen
+
+    def cell(self, index: int) -> Locator:
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(index)
 
     def text_under(self, index: int) -> str:
-        return self.cell(index).locator(".jp-Cell-outputWrapper").inner_text()
+        """Return all that stands under a cell, without the numbers beside it."""
+        return "\n".join(self.cell(index).locator(".jp-OutputArea-output").all_inner_texts())
 
     def set_theme(self, name: str) -> None:
+        """Switch to `Light`, `Dark` or `Dark High Contrast`."""
         command = (
             "name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})"
         )
@@ -192,26 +252,5 @@ class Notebook:
 
     def hide_all_but_the_notebook(self) -> None:
         """Put away JupyterLab's side bar, and the tools and the frame of the cell in focus."""
-        self.page.evaluate(
-            "() => window.jupyterapp.commands.execute('application:toggle-left-area')"
-        )
+        self._command("application:toggle-left-area")
         self.page.evaluate(f"() => {{ {NOTEBOOK}.content.activeCellIndex = 0 }}")
-
-
-@contextlib.contextmanager
-def browser_page(profile: Path) -> Iterator[Page]:
-    """Yield an empty page of a Chromium that has never seen anything."""
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            str(profile),
-            executable_path=chromium(),
-            args=FLAGS,
-            viewport={"width": 1100, "height": 800},
-            device_scale_factor=2,
-        )
-        context.set_default_timeout(PATIENCE * 1000)
-        try:
-            yield context.pages[0] if context.pages else context.new_page()
-        finally:
-            with contextlib.suppress(PlaywrightError):
-                context.close()

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nbtasks.core import states
-from nbtasks.core.messages import Done, Hasten, Policy, Revoke
+from nbtasks.core.messages import Done, Hasten, Now, Policy, Revoke
 from nbtasks.core.scheduler import MAX_DEATHS, Scheduler
 from nbtasks.simulation import CLIENT, Simulation
 
@@ -23,6 +23,8 @@ class Cluster(RuleBasedStateMachine):
         super().__init__()
         self.world = Simulation(workers=2)
         self.ids: list[str] = []
+        #: When those with a countdown may begin, boot clock.
+        self.due: dict[str, float] = {}
         self.deaths = 0
 
     @rule(
@@ -40,6 +42,8 @@ class Cluster(RuleBasedStateMachine):
         self, seconds, ends, countdown, expires, acks_late, priority, client, needed, limit
     ) -> None:
         needs = tuple(self.ids[-needed:]) if needed == 1 and self.ids else ()
+        if countdown is not None:
+            self.due[f"task-{len(self.ids)}"] = self.world.now.boot + countdown
         self.ids.append(
             self.world.submit(
                 seconds=seconds,
@@ -57,6 +61,11 @@ class Cluster(RuleBasedStateMachine):
     def let_time_pass(self, seconds: float) -> None:
         self.world.advance(seconds)
 
+    @rule(hours=st.sampled_from([-2, 2]))
+    def set_the_clock(self, hours: int) -> None:
+        now = self.world.now
+        self.world.now = Now(now.wall + hours * 3_600, now.boot)
+
     @rule(number=st.integers(0, 1))
     def kill_a_worker(self, number: int) -> None:
         self.deaths += 1
@@ -66,6 +75,10 @@ class Cluster(RuleBasedStateMachine):
     def restart_the_broker(self) -> None:
         self.world.restart_broker()
 
+    @rule(chances=st.integers(0, 30))
+    def let_the_broker_die_at_some_later_moment(self, chances: int) -> None:
+        self.world.crash_later(chances)
+
     @precondition(lambda self: self.ids)
     @rule(number=st.integers(0), terminate=st.booleans())
     def revoke(self, number: int, terminate: bool) -> None:
@@ -74,7 +87,9 @@ class Cluster(RuleBasedStateMachine):
     @precondition(lambda self: self.ids)
     @rule(number=st.integers(0))
     def hasten(self, number: int) -> None:
-        self.world.say(CLIENT, Hasten((self.ids[number % len(self.ids)],)))
+        task_id = self.ids[number % len(self.ids)]
+        self.due.pop(task_id, None)
+        self.world.say(CLIENT, Hasten((task_id,)))
 
     @rule(number=st.integers(0, 1), ticket=st.integers(1, 50))
     def answer_late(self, number: int, ticket: int) -> None:
@@ -86,6 +101,11 @@ class Cluster(RuleBasedStateMachine):
             assert all(
                 event.body != b"stale" for task_id in before for event in self.world.events(task_id)
             )
+
+    @invariant()
+    def nothing_begins_too_early(self) -> None:
+        early = {name for name, due in self.due.items() if due > self.world.now.boot}
+        assert not early & set(self.world.runs)
 
     @invariant()
     def nothing_ends_twice(self) -> None:
@@ -120,10 +140,11 @@ class Cluster(RuleBasedStateMachine):
             assert len(ends) == 1, (task_id, self.world.phase(task_id), self.world.events(task_id))
             assert ends[0].state in states.READY_STATES
             assert self.world.events(task_id)[-1].final
-            # A run is paid for by the first start, a retry, or a death.
+            # A run is paid for by the first start, a retry, or a death of the process that had
+            # begun it; never by a death of the broker.
             retries = sum(event.state == "RETRY" for event in self.world.events(task_id))
-            runs = self.world.runs.get(task_id, 0)
-            assert runs <= 1 + retries + MAX_DEATHS
+            deaths = min(self.world.losses.get(task_id, 0), MAX_DEATHS)
+            assert self.world.runs.get(task_id, 0) <= 1 + retries + deaths
 
 
 def snapshot(scheduler: Scheduler) -> dict[str, tuple]:

@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import pytest
 
+from nbtasks.core import scheduler as scheduler_module
+from nbtasks.core.actions import SaveEmptied
 from nbtasks.core.messages import Done, Hasten, Now, Output, Policy, Redo, Revoke, Started, Submit
 from nbtasks.core.scheduler import MAX_DEATHS, Send
 from nbtasks.simulation import CLIENT, Simulation
@@ -300,6 +302,50 @@ def test_wish_to_revoke_outlives_the_broker(world: Simulation) -> None:
     world.run()
 
     assert finals(world, task_id) == ["REVOKED"]
+
+
+def test_call_that_was_revoked_before_it_came_never_begins(world: Simulation) -> None:
+    world.say(CLIENT, Revoke(("early",)))
+    world.restart_broker()
+
+    world.submit(task_id="early")
+    world.run()
+
+    assert finals(world, "early") == ["REVOKED"]
+    assert "early" not in world.runs
+    assert world.store.revoked() == []
+
+
+def test_early_revokes_are_remembered_up_to_a_number(
+    world: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_module, "REVOKED_EARLY", 2)
+
+    world.say(CLIENT, Revoke(("first", "second", "second", "third")))
+
+    assert world.store.revoked() == ["second", "third"]
+
+
+def test_revoke_of_a_task_that_is_over_is_not_remembered(world: Simulation) -> None:
+    task_id = world.submit()
+    world.run()
+
+    world.say(CLIENT, Revoke((task_id,)))
+
+    assert world.store.revoked() == []
+    assert world.state(task_id) == "SUCCESS"
+
+
+def test_purged_task_is_not_run_again_by_hand(world: Simulation) -> None:
+    task_id = world.submit(countdown=60)
+    _count, actions = world.scheduler.purge(world.now)
+    world.store.commit(actions)
+    world.scheduler.committed()
+
+    world.say(CLIENT, Redo((task_id,)))
+
+    assert SaveEmptied(world.store.seqs[task_id]) in actions
+    assert (world.phase(task_id), world.state(task_id)) == ("done", "REVOKED")
 
 
 def test_task_run_again_by_hand_is_no_longer_revoked(world: Simulation) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nbtasks.exceptions import ClusterError
-from nbtasks.wire import cell, connection
+from nbtasks.wire import cell, connection, parent
 
 
 def test_directory_is_made_for_us_alone_even_under_an_open_umask(tmp_path: Path) -> None:
@@ -50,6 +50,23 @@ def test_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ClusterError, match="belongs to user 12345"):
         connection.prepare_directory(place)
+
+
+def test_folders_on_the_way_are_closed_to_the_writing_of_others(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        connection.prepare_directory(tmp_path / "a" / "b" / "c")
+    finally:
+        os.umask(before)
+
+    modes = [stat.S_IMODE((tmp_path / place).stat().st_mode) for place in ("a", "a/b", "a/b/c")]
+    assert modes == [0o755, 0o755, 0o700]
+
+
+@pytest.mark.parametrize("pid", [0, -1, 2**31, 2**70])
+def test_no_process_has_a_number_that_cannot_be(pid: int) -> None:
+    assert not parent.alive(pid)
+    assert parent.alive(os.getpid())
 
 
 def test_file_in_the_way_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 
 from nbtasks.core.messages import PROTOCOL_VERSION, Call, Event, Hello, Submit, Welcome, take
 from nbtasks.wire import frames
+from nbtasks.wire.frames import PIECE
 
 INSTANCE = b"12345678"
 
@@ -62,6 +63,45 @@ def test_brokers_words_are_not_taken_from_a_peer() -> None:
 def test_peers_words_are_not_taken_from_a_broker() -> None:
     with pytest.raises(frames.ProtocolError):
         frames.unpack_from_broker(frames.pack(INSTANCE, [Hello("client", "n", 1, "3.11.0")]))
+
+
+@pytest.mark.parametrize("size", [0, 1, -1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE])
+def test_long_frames_are_cut_on_their_way_to_the_broker_and_joined_there(size: int) -> None:
+    body, frame = b"b" * abs(size), memoryview(b"f" * abs(size))
+    said = [Submit(1, (Call("id", b"d", "f", body, frames=2),))]
+
+    parts = frames.pack_to_broker(INSTANCE, said, [frame, b""])
+    _, messages, buffers = frames.unpack_to_broker(parts)
+
+    assert max(map(len, parts)) <= PIECE
+    assert messages == said
+    assert list(map(bytes, buffers)) == [bytes(frame), b""]
+
+
+def test_what_fits_is_sent_as_it_is() -> None:
+    frame = bytes(PIECE - 1)
+
+    parts = frames.pack_to_broker(INSTANCE, [Submit(1, (Call("", b"", "", b"", 1),))], [frame])
+
+    assert parts[-1] is frame
+
+
+def test_a_frame_that_ends_in_the_middle_is_refused() -> None:
+    parts = [*frames.pack(INSTANCE, []), bytes(PIECE)]
+
+    with pytest.raises(frames.ProtocolError, match="ends in the middle"):
+        frames.unpack_to_broker(parts)
+
+
+@pytest.mark.parametrize("first", [b"", b"n", b"nbt", b"nbu"])
+def test_half_a_first_frame_is_refused(first: bytes) -> None:
+    with pytest.raises(frames.ProtocolError, match="not nbtasks"):
+        frames.unpack_to_broker([first, b"\x90"])
+
+
+def test_text_that_is_none_is_refused() -> None:
+    with pytest.raises(frames.ProtocolError, match="cannot be read"):
+        frames.unpack_to_broker([frames.MAGIC, b"\x91\x94\xa3Ask\x01\xa1\xff\x80"])
 
 
 def test_take_takes_no_more_than_it_was_asked_for() -> None:

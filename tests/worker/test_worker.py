@@ -308,6 +308,22 @@ def test_function_that_the_broker_does_not_have_is_not_registered(
     assert isinstance(broker.value(done), exceptions.NotRegistered)
 
 
+def test_call_has_not_begun_while_its_function_is_on_the_way(
+    broker: FakeBroker, worker: WorkerProcess, runtime: Path
+) -> None:
+    (before,) = broker.run(broker.call(add, 1, 2))
+    broker.done()
+    broker.run(change(broker.call(add, 1, 2), definition=b"0123456789abcdef"))
+    broker.next(Fetch)
+
+    worker.signal(signal.SIGKILL)
+    worker.wait()
+
+    reading = cell.read(runtime / "cells" / worker.name)
+    assert reading is not None
+    assert (reading.started, reading.finished) == (before, before)
+
+
 def test_failed_import_names_the_module_and_the_interpreter(
     broker: FakeBroker, worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,132 @@
+"""What a panel shows is what the broker knows, whatever happens to the page or to the kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import nbformat
+import pytest
+
+from tests.browser.cells import PANEL, SET_UP, STATIC, press, row
+
+BURST = """\
+@task(bind=True)
+def burst(self, number):
+    for k in range(number):
+        self.update_state(state="PROGRESS", meta={"current": k + 1, "total": number})
+    time.sleep(3600)
+
+@task
+def quick(number):
+    return number
+
+bursts = [burst.delay(20_000), burst.delay(20_000)]
+"""
+
+
+def test_no_difference_is_lost_in_a_burst(open_notebook, expect):
+    notebook = open_notebook(SET_UP, BURST, "[result.info for result in bursts]")
+    notebook.run(0)
+
+    notebook.run(1)
+
+    rows = row(notebook.cell(1), "running", "20000/20000")
+    expect(rows).to_have_count(2, timeout=60_000)
+    expect(rows.get_by_role("progressbar").first).to_have_attribute("aria-valuenow", "100")
+    assert notebook.traffic().busiest_second() <= 30
+    press(notebook.cell(1), "Cancel all")
+    expect(notebook.cell(1).locator(STATIC)).to_contain_text("2 cancelled")
+
+
+@pytest.mark.parametrize("app", ["lab", "notebook"])
+def test_a_page_that_is_reloaded_shows_all_and_goes_on(open_notebook, expect, app):
+    sends = "quick = [steps.delay(1, 0.01) for _ in range(20)]\nslow = steps.delay(1_000)"
+    notebook = open_notebook(SET_UP, sends, app=app)
+    notebook.run(0)
+    notebook.run(1)
+    notebook.save()
+    expect(row(notebook.cell(1), "running", "1000")).to_be_visible()
+
+    notebook.reload()
+
+    cell = notebook.cell(1)
+    expect(cell.locator(PANEL)).to_contain_text("20 done")
+    slow = row(cell, "running", "1000")
+    expect(slow).not_to_have_text(slow.inner_text(), use_inner_text=True)
+    press(slow, "Cancel")
+    expect(cell.locator(STATIC)).to_contain_text("20 done · 1 cancelled")
+
+
+@pytest.mark.parametrize("app", ["lab", "notebook"])
+def test_tasks_that_end_while_no_browser_is_open_are_shown_when_one_is(
+    open_notebook, expect, folder, app
+):
+    marks = (
+        "import pathlib\n@task\ndef mark():\n    while not pathlib.Path('away').exists():\n"
+        "        time.sleep(0.05)\n    pathlib.Path('ended').touch()\n    return 'marked'\n"
+    )
+    notebook = open_notebook(SET_UP + marks, "one, two = mark.delay(), mark.delay()", app=app)
+    notebook.run(0)
+    notebook.run(1)
+    expect(row(notebook.cell(1), "running")).to_have_count(2)
+    notebook.save()
+    notebook.leave()
+    (folder / "away").touch()
+    wait_for((folder / "ended").exists)
+    time.sleep(1)  # for what is sent to nobody
+
+    notebook = open_notebook(app=app)
+
+    expect(notebook.cell(1).locator(STATIC)).to_contain_text("2 done")
+    expect(notebook.cell(1).locator(STATIC)).to_contain_text("'marked'")
+    expect(notebook.cell(1).locator(PANEL)).to_have_count(0)
+    notebook.save()
+    (output,) = nbformat.read(folder / "test.ipynb", as_version=4).cells[1].outputs
+    assert set(output.data) == {"text/html", "text/plain"}
+
+
+def test_a_broker_that_is_killed_in_between_leaves_no_row_untrue(open_notebook, expect):
+    sends = "results = [steps.delay(4, 0.5) for _ in range(6)]\nprint(cluster.broker_pid)"
+    told = "[result.get(timeout=60) for result in results]"
+    notebook = open_notebook(SET_UP, sends, told)
+    notebook.run(0)
+    notebook.run(1)
+    cell = notebook.cell(1)
+    expect(row(cell, "running")).to_have_count(2)
+
+    os.kill(int(cell.locator(".jp-OutputArea-output pre").inner_text()), signal.SIGKILL)
+
+    expect(cell.locator(STATIC)).to_contain_text("6 done", timeout=60_000)
+    notebook.run(2)
+    assert json.loads(notebook.text_under(2)) == [4] * 6
+
+
+@pytest.mark.parametrize(
+    ("end", "app"), [("restart", "lab"), ("kill", "lab"), ("kill", "notebook")]
+)
+def test_a_kernel_that_is_gone_is_shown_as_such(open_notebook, expect, server, end, app):
+    notebook = open_notebook(SET_UP, "result = steps.delay(10_000)", app=app)
+    notebook.run(0)
+    notebook.run(1)
+    cell = notebook.cell(1)
+    expect(row(cell, "running")).to_be_visible()
+
+    if end == "restart":
+        notebook.restart_kernel()
+    else:
+        server.kernel_process().kill()
+
+    notice = cell.locator(".nbtasks-notice")
+    expect(notice).to_contain_text("The kernel is gone. The tasks go on without it")
+    expect(notice.locator("code")).to_contain_text("nbtasks cancel --terminate")
+    expect(cell.get_by_role("button", name="Cancel")).to_have_count(0)
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)

@@ -1,0 +1,149 @@
+"""What the scheduler makes of the death of a worker, and of a silence that is none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from nbtasks.core.messages import Died, Done, Hello, Kill, Now, Policy, Run
+from nbtasks.core.scheduler import Scheduler
+from nbtasks.simulation import SUPERVISOR, Simulation
+
+
+@pytest.fixture
+def world() -> Simulation:
+    return Simulation(workers=1)
+
+
+def die(world: Simulation, **more: Any) -> None:
+    """Let the only worker die in the midst of what it runs, and another one come."""
+    (worker,) = world.workers.values()
+    del world.workers[worker.name]
+    code = more.pop("code", -9)
+    world.say(SUPERVISOR, Died(worker.name, 1, code, worker.started, worker.finished, **more))
+    world.add_worker()
+    world.advance(0.1)
+
+
+def error_of(world: Simulation, task_id: str) -> tuple[str, list[Any]]:
+    name, args = json.loads(world.events(task_id)[-1].text)
+    return name, args
+
+
+def test_late_acked_task_is_not_put_back_where_that_is_not_wanted(world: Simulation) -> None:
+    policy = Policy(acks_late=True, reject_on_worker_lost=False)
+    task_id = world.submit(seconds=10, policy=policy)
+    world.advance(1)
+
+    die(world)
+
+    assert world.state(task_id) == "FAILURE"
+    assert "reject_on_worker_lost=True" in error_of(world, task_id)[1][0]
+
+
+def test_reason_and_last_words_are_told(world: Simulation) -> None:
+    task_id = world.submit(seconds=10)
+    world.advance(1)
+
+    die(world, peak_memory=5_000_000, words="I am done for", why="stood still and was killed")
+
+    name, (text,) = error_of(world, task_id)
+    assert name == "WorkerLostError"
+    assert "The worker process stood still and was killed (peak memory 5 MB) while" in text
+    assert text.endswith("The last that it printed:\nI am done for")
+
+
+def test_run_that_took_too_much_memory_ends_with_both_figures(world: Simulation) -> None:
+    task_id = world.submit(seconds=10, policy=Policy(memory_limit=100, acks_late=True))
+    world.advance(1)
+
+    die(world, taken=120)
+
+    assert error_of(world, task_id) == ("MemoryLimitExceeded", [100, 120])
+
+
+def test_run_that_took_too_much_memory_is_repeated_as_one_that_took_too_long(
+    world: Simulation,
+) -> None:
+    policy = Policy(memory_limit=100, acks_late=True, acks_on_timeout=False)
+    task_id = world.submit(seconds=10, policy=policy)
+    world.advance(1)
+
+    die(world, taken=120)
+
+    assert world.state(task_id) == "PENDING"
+    world.run()
+    assert world.state(task_id) == "SUCCESS"
+    assert world.runs[task_id] == 2
+
+
+def test_outcome_that_the_dead_left_is_taken_and_harms_no_call_behind_it(
+    world: Simulation,
+) -> None:
+    task_id = world.submit(seconds=10)
+    world.advance(1)
+    (worker,) = world.workers.values()
+    assert worker.running is not None
+
+    outcome = Done(worker.running.ticket, "SUCCESS", b"value")
+    die(world, outcomes=(outcome,))
+
+    assert world.state(task_id) == "SUCCESS"
+    assert world.events(task_id)[-1].body == b"value"
+
+
+def test_silent_worker_is_given_up_only_when_the_supervisor_does_not_know_it(
+    world: Simulation,
+) -> None:
+    task_id = world.submit(seconds=1_000, policy=Policy(acks_late=True))
+    world.advance(1)
+    (name,) = world.workers
+    later = Now(world.now.wall + 100, world.now.boot + 100)
+
+    for known, expected in (((name,), "running"), ((), "queued")):
+        scheduler = Scheduler(world.store, first_ticket=1 << 40, first_seq=100)
+        scheduler.restore(world.store.open_tasks(), world.now)
+        scheduler.receive(SUPERVISOR, Hello("supervisor", "s", 1, "3.11", workers=known), world.now)
+        scheduler.tick(later)
+
+        assert scheduler.tasks[task_id].phase == expected
+
+
+def test_time_limit_holds_for_a_run_of_which_the_broker_has_not_heard(world: Simulation) -> None:
+    task_id = world.submit(seconds=1_000, policy=Policy(time_limit=5.0))
+    (name,) = world.workers
+    scheduler = Scheduler(world.store, first_ticket=1 << 40, first_seq=100)
+    for row in world.store.open_tasks():
+        row.phase = "assigned"
+        scheduler.restore([row], world.now)
+    scheduler.receive(SUPERVISOR, Hello("supervisor", "s", 1, "3.11", workers=(name,)), world.now)
+    ticket = scheduler.tasks[task_id].ticket
+
+    def kills_after(seconds: float) -> list[Any]:
+        instant = Now(world.now.wall + seconds, world.now.boot + seconds)
+        messages = [getattr(action, "message", None) for action in scheduler.tick(instant)]
+        return [message for message in messages if isinstance(message, Kill)]
+
+    assert kills_after(4.9) == []
+    assert kills_after(5.1) == [Kill(name, ticket)]
+
+
+def test_idle_worker_runs_the_handlers_of_what_a_limit_has_ended() -> None:
+    world = Simulation(workers=2)
+    policy = Policy(time_limit=3.0, handlers=True)
+    task_id = world.submit(seconds=1_000, policy=policy)
+    heard = []
+    deliver = world._deliver
+    world._deliver = lambda send: (  # type: ignore[method-assign]
+        heard.append(send.message) if getattr(send.message, "verdict", "") else deliver(send)
+    )
+
+    world.run()
+    world.advance(1)
+
+    assert world.state(task_id) == "FAILURE"
+    (run,) = heard
+    assert isinstance(run, Run)
+    assert json.loads(run.verdict) == ["TimeLimitExceeded", [3.0]]
