@@ -361,6 +361,7 @@ def test_late_answer_of_a_run_that_was_given_up_changes_nothing(
     make_cluster, short_path, measure, when
 ):
     cluster = make_cluster(workers=1)
+    instant.delay().get(timeout=SOON)  # a worker that has not come yet cannot be told to go
     cluster.scale(0)
     begun, gate = short_path / "begun", short_path / "gate"
     with Ghost(cluster) as ghost:
