@@ -14,7 +14,8 @@ class Needs:
 
     def __init__(self) -> None:
         self._missing: dict[str, set[str]] = {}
-        self._waiters: dict[str, list[str]] = {}
+        #: Each once, however often it came and was revoked, in the order in which they came.
+        self._waiters: dict[str, dict[str, None]] = {}
 
     def __len__(self) -> int:
         return len(self._missing)
@@ -26,7 +27,7 @@ class Needs:
             return
         self._missing[waiter] = missing
         for need in missing:
-            self._waiters.setdefault(need, []).append(waiter)
+            self._waiters.setdefault(need, {})[waiter] = None
 
     def succeed(self, need: str) -> list[str]:
         """Return those that waited for nothing but this, in the order in which they came."""

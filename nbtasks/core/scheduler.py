@@ -127,7 +127,8 @@ class Scheduler:
         self.tasks: dict[str, Task] = {}
         self.clients: dict[bytes, Hello] = {}
         self.supervisor: bytes = b""
-        self.wanted = 0
+        #: How many workers there shall be; None until the supervisor has said so.
+        self.wanted: int | None = None
         #: The cluster is going: nothing is begun any more.
         self.stopping = False
         self.agenda = Agenda()
@@ -340,6 +341,7 @@ class Scheduler:
         for ticket in worker.held.keys() - {held.ticket for held in hello.held}:
             # Its outcome may be on the way; else it never arrived there.
             self.agenda.add_boot(now.boot + ROLL_CALL, "untold", (worker, ticket))
+        self._let_go_surplus()  # it was on its way while others were told to go
 
     def _bye(self, peer: bytes, _: Bye, now: Now, __: Iterator[Any]) -> None:
         self.clients.pop(peer, None)
@@ -585,9 +587,13 @@ class Scheduler:
     def _scale(self, peer: bytes, scale: Scale, now: Now, _: Iterator[Any]) -> None:
         self.wanted = scale.workers
         self._out.append(Send(self.supervisor, scale))
+        self._let_go_surplus()
+
+    def _let_go_surplus(self) -> None:
+        """Let workers go, those first that hold least, while there are more than shall be."""
         present = [w for w in self.workers.values() if w.peer and not w.leaving and not w.dead]
-        surplus = len(present) - scale.workers
-        for worker in sorted(present, key=lambda worker: len(worker.held))[: max(surplus, 0)]:
+        surplus = 0 if self.wanted is None else max(0, len(present) - self.wanted)
+        for worker in sorted(present, key=lambda worker: len(worker.held))[:surplus]:
             worker.leaving = True
             self._out.append(Send(worker.peer, Stop()))
 

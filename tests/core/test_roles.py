@@ -99,6 +99,21 @@ def test_what_has_begun_is_not_given_back(world: Simulation) -> None:
     assert world.phase("a task") == "running"
 
 
+def test_task_that_is_revoked_and_sent_again_waits_for_its_needs_once_more(
+    world: Simulation,
+) -> None:
+    for _ in range(3):
+        world.submit(task_id="after", needs=("a task",))
+        world.say(CLIENT, Revoke(("after",)))
+    world.submit(task_id="after", needs=("a task",))
+
+    world.say(CLIENT, Revoke(("a task",), terminate=True))
+    world.run()
+
+    assert world.state("after") == "FAILURE"
+    assert not world.scheduler.tasks
+
+
 def test_rate_limited_task_that_is_revoked_and_run_again_stands_in_the_line_once_more() -> None:
     world = Simulation(workers=1)
     policy = Policy(interval=5.0)

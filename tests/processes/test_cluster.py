@@ -284,6 +284,25 @@ def test_scale_up_and_down(make_cluster: MakeCluster) -> None:
     assert cluster.settings.workers == 1
 
 
+def test_workers_that_are_still_starting_go_too_when_none_is_wanted(
+    make_cluster: MakeCluster,
+) -> None:
+    def starting() -> int:
+        found = 0
+        for child in psutil.Process(cluster.supervisor_pid).children():
+            with contextlib.suppress(psutil.Error):
+                found += "nbtasks.worker" in child.cmdline()
+        return found
+
+    cluster = make_cluster(workers=1)
+    cluster.scale(4)
+    until(lambda: starting() == 4)
+
+    cluster.scale(0)
+
+    until(lambda: starting() == 0)
+
+
 @pytest.mark.parametrize("workers", [-1, 1.5, True, "two"])
 def test_scale_to_nonsense_is_refused(workers: Any) -> None:
     scale = nbtasks.Cluster.scale
