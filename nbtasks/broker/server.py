@@ -127,7 +127,8 @@ class Server:
         self.started = now()
         self.scheduler = Scheduler(
             StoredFacts(self.store),
-            first_ticket=int(self.started.boot) << 20,
+            # Above those of a former broker, even if that one lived for a few milliseconds only.
+            first_ticket=int(self.started.boot * 1000) << 16,
             first_seq=self.store.last_seq(),
         )
         self.questions = Questions(

@@ -23,7 +23,7 @@ How things hang together:
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -137,6 +137,8 @@ class Scheduler:
         self.workers = self.pool.workers
         #: Ended by a limit with nobody left to run their handlers, and how they ended.
         self._bereft: list[tuple[Task, str]] = []
+        #: Ended, and those who wait for it do not know yet.
+        self._unsettled: deque[tuple[Task, str]] = deque()
         #: Ended since the last commit: the archive does not know it yet.
         self._just_ended: dict[str, Task] = {}
         #: Revoked before their calls came, oldest first.
@@ -876,7 +878,19 @@ class Scheduler:
             self._settle(task, state, now)
 
     def _settle(self, ended: Task, state: str, now: Now) -> None:
-        """Let those go on that waited for this task, or end them with it."""
+        """Let those go on that waited for this task, or end them with it.
+
+        Those have others waiting for them, and so on: in a loop, as a chain may be longer than
+        Python's stack is high.
+        """
+        self._unsettled.append((ended, state))
+        if len(self._unsettled) > 1:
+            return  # whoever ended the first of them is at it
+        while self._unsettled:
+            self._settle_one(*self._unsettled[0], now)
+            self._unsettled.popleft()
+
+    def _settle_one(self, ended: Task, state: str, now: Now) -> None:
         self.needs.drop(ended.id)
         if state == states.SUCCESS:
             for task_id in self.needs.succeed(ended.id):

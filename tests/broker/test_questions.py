@@ -93,6 +93,7 @@ def test_outlook_tells_of_a_rate_limit_while_that_is_what_holds_a_task_back(aske
 
 def test_outlook_tells_of_a_queue_that_nobody_serves(store: Store) -> None:
     asked = Asked(store, workers=0)
+    asked.world.say(SUPERVISOR, Pool((), 1))
     asked.world.add_worker(("default",))
 
     assert asked.why(asked.world.submit(queue="gpu")) == "no worker serves the queue 'gpu'"

@@ -11,9 +11,7 @@ from nbtasks.core.messages import (
     Died,
     Done,
     Hello,
-    Policy,
     Pool,
-    Redo,
     Refused,
     Returned,
     Revoke,
@@ -97,33 +95,3 @@ def test_what_has_begun_is_not_given_back(world: Simulation) -> None:
 
     assert ticket in worker.held
     assert world.phase("a task") == "running"
-
-
-def test_task_that_is_revoked_and_sent_again_waits_for_its_needs_once_more(
-    world: Simulation,
-) -> None:
-    for _ in range(3):
-        world.submit(task_id="after", needs=("a task",))
-        world.say(CLIENT, Revoke(("after",)))
-    world.submit(task_id="after", needs=("a task",))
-
-    world.say(CLIENT, Revoke(("a task",), terminate=True))
-    world.run()
-
-    assert world.state("after") == "FAILURE"
-    assert not world.scheduler.tasks
-
-
-def test_rate_limited_task_that_is_revoked_and_run_again_stands_in_the_line_once_more() -> None:
-    world = Simulation(workers=1)
-    policy = Policy(interval=5.0)
-    first, second = (world.submit(seconds=0.1, policy=policy) for _ in range(2))
-    world.advance(1)
-
-    for _ in range(3):
-        world.say(CLIENT, Revoke((second,)))
-        world.say(CLIENT, Redo((second,)))
-        world.advance(0.1)
-    world.run()
-
-    assert world.order == [first, second]

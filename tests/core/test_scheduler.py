@@ -536,3 +536,49 @@ def test_many_queued_calls_are_not_kept_in_memory() -> None:
 
     kept = sum(task.call is not None for task in world.scheduler.tasks.values())
     assert kept < 5_000
+
+
+def test_task_that_is_revoked_and_sent_again_waits_for_its_needs_once_more(
+    world: Simulation,
+) -> None:
+    first = world.submit(seconds=1000)
+    world.advance(1)
+    for _ in range(3):
+        world.submit(task_id="after", needs=(first,))
+        world.say(CLIENT, Revoke(("after",)))
+    world.submit(task_id="after", needs=(first,))
+
+    world.say(CLIENT, Revoke((first,), terminate=True))
+    world.run()
+
+    assert world.state("after") == "FAILURE"
+    assert not world.scheduler.tasks
+
+
+def test_chain_longer_than_the_stack_is_high_ends_with_its_first_task(world: Simulation) -> None:
+    first = world.submit(seconds=1000)
+    world.advance(1)
+    for number in range(3_000):
+        need = f"link-{number - 1}" if number else first
+        world.submit(task_id=f"link-{number}", needs=(need,))
+
+    world.say(CLIENT, Revoke((first,), terminate=True))
+    world.run()
+
+    assert world.state("link-2999") == "FAILURE"
+    assert not world.scheduler.tasks
+
+
+def test_rate_limited_task_that_is_revoked_and_run_again_stands_in_the_line_once_more() -> None:
+    world = Simulation(workers=1)
+    policy = Policy(interval=5.0)
+    first, second = (world.submit(seconds=0.1, policy=policy) for _ in range(2))
+    world.advance(1)
+
+    for _ in range(3):
+        world.say(CLIENT, Revoke((second,)))
+        world.say(CLIENT, Redo((second,)))
+        world.advance(0.1)
+    world.run()
+
+    assert world.order == [first, second]

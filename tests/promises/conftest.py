@@ -3,6 +3,7 @@
 ./dev test tests/promises         each fault at least once; this is what CI runs
 ./dev chaos                       the full bar: 1,000 kills and so on, half an hour on two cores
 ./dev chaos --seed 42             the same kills again
+./dev chaos -k chaos --kills 100  only this one, and shorter
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from tests.promises.figures import PROMISES, Figure, table, write
 FIGURES = pytest.StashKey[list[Figure]]()
 SEED = pytest.StashKey[int]()
 
+#: Seconds for one test of the full bar.
+FULL_TIMEOUT = 1_800
+
 Measure = Callable[..., None]
 
 
@@ -27,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("promises")
     group.addoption("--full", action="store_true", help="the full bar instead of each fault once")
     group.addoption("--seed", type=int, help="repeat the random choices of an earlier run")
+    group.addoption("--kills", type=int, help="kill so often; 20 by default, with --full 1,000")
     group.addoption("--figures", type=Path, metavar="FILE", help="write the figures as JSON")
 
 
@@ -36,10 +41,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SEED] = secrets.randbits(32) if seed is None else seed
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.processes)
+            if config.getoption("--full", False):
+                # What a test says of itself comes first.
+                item.add_marker(pytest.mark.timeout(FULL_TIMEOUT))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -57,6 +65,13 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether the full bar is asked for (`./dev chaos`) rather than each fault once."""
     return bool(request.config.getoption("--full", False))
+
+
+@pytest.fixture
+def kills(request: pytest.FixtureRequest, full: bool) -> int:
+    """How often the storm of P1 kills."""
+    asked: int | None = request.config.getoption("--kills", None)
+    return asked or (1_000 if full else 20)
 
 
 @pytest.fixture

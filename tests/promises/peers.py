@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import zmq
 
 from nbtasks.client.client import Client, new_id
@@ -95,13 +96,15 @@ class Broker:
 
     def peak(self) -> int:
         """Return the most memory that it ever had resident, bytes."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmHWM:\s*(\d+) kB", status)
-        assert found is not None
-        return int(found[1]) * 1024
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            found = re.search(r"VmHWM:\s*(\d+) kB", status)
+            assert found is not None
+            return int(found[1]) * 1024
+        return int(psutil.Process(self.process.pid).memory_info().rss)  # the best that is known
 
     def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return int(psutil.Process(self.process.pid).num_fds())
 
     def kill(self) -> None:
         self.process.kill()

@@ -103,6 +103,8 @@ def test_cell_says_what_was_begun_and_finished(tmp_path: Path) -> None:
     mine.start(7)
     mine.finish(6)
 
-    assert cell.read(tmp_path / "cell") == (os.getpid(), 7, 6)
+    reading = cell.read(tmp_path / "cell")
+    assert reading is not None
+    assert (reading.pid, reading.started, reading.finished) == (os.getpid(), 7, 6)
     assert cell.read(tmp_path / "none") is None
     mine.close()
