@@ -302,12 +302,15 @@ def test_broker_that_is_away_is_said_to_be_and_waited_for(
     terminal: Terminal, cluster: nbtasks.Cluster
 ) -> None:
     terminal.until(lambda fresh: "worker-" in fresh)
-    os.kill(cluster.broker_pid, signal.SIGSTOP)
+    frozen = [cluster.supervisor_pid, cluster.broker_pid]  # the supervisor would replace the broker
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
 
     away = terminal.until(lambda fresh: "trying again" in fresh)
 
     assert "worker-" in away  # what was seen last stays
-    os.kill(cluster.broker_pid, signal.SIGCONT)
+    for pid in reversed(frozen):
+        os.kill(pid, signal.SIGCONT)
     terminal.until(lambda fresh: "trying again" not in fresh.rsplit("\033[H", 1)[-1] and fresh)
     assert terminal.leave() == 0
 
