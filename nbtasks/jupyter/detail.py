@@ -153,8 +153,16 @@ def attempts(record: client.Record) -> Iterator[dict[str, Any]]:
     for event in list(record.events):
         if event.kind == "run":
             number, run = number + 1, event
-        elif run is not None and (ended := _ending(record, event)):
-            yield {**_begun(number, run), "ended": event.at, "how": ended[0], "why": ended[1]}
+        elif ended := _ending(record, event):
+            if run is not None:
+                begun = _begun(number, run)
+            elif event.worker and event.state != states.REVOKED:
+                number += 1  # a run so short that only its end is told
+                begun = _begun(number, event)
+                begun["began"] = event.at - event.runtime if event.runtime else None
+            else:
+                continue
+            yield {**begun, "ended": event.at, "how": ended[0], "why": ended[1]}
             run = None
     if run is not None:
         yield {**_begun(number, run), "ended": None, "how": "running", "why": ""}

@@ -85,6 +85,16 @@ class PanelWidget(anywidget.AnyWidget):
             self.layout.close()
         super().close()
 
+    def _send(self, msg: Any, buffers: Any = None) -> None:
+        """Send, and leave it to the page which shell hears the next click.
+
+        ipykernel 7.4 has the shell that has last sent hear it, though that may be a subshell that
+        is gone: after a page is reloaded, each click would be lost.
+        """
+        super()._send(msg, buffers)
+        if self.comm is not None:
+            vars(self.comm).pop("_reply_subshell_id", None)
+
     def _heard(self, widget: object, content: Any, buffers: object) -> None:
         if isinstance(content, dict):
             self._source.hear(content, self)
