@@ -698,8 +698,11 @@ class Client:
 
     def _take_refused(self, refused: Refused, _: Any) -> None:
         if refused.reason == STRANGER:
-            self._hold_back()
-            self._say_hello()
+            # Many messages to a former broker get as many refusals from the next one: one Hello, as
+            # it asks for news of all our tasks. While the link is down it has been said.
+            if self._link.up:
+                self._hold_back()
+                self._say_hello()
         elif self._link.up and self._batches:
             # It knows us, so it is something that was said: better lose that than everything.
             for number in list(self._batches):

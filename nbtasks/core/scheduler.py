@@ -480,7 +480,8 @@ class Scheduler:
         if task.client != peer:
             self._followers.setdefault(task.id, set()).add(peer)
         replayed = Replayed(task.id, True, task.n, task.phase)
-        self._out.append(Send(peer, replayed, replay=(task.seq, after)))
+        news = (task.seq, after) if after < task.n else None
+        self._out.append(Send(peer, replayed, replay=news))
 
     def _unfollow(self, peer: bytes, unfollow: Unfollow, now: Now, _: Iterator[Any]) -> None:
         for task_id in unfollow.ids:

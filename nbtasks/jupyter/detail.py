@@ -154,18 +154,18 @@ def attempts(record: client.Record) -> Iterator[dict[str, Any]]:
         if event.kind == "run":
             number, run = number + 1, event
         elif ended := _ending(record, event):
+            if run is None and event.worker and event.state != states.REVOKED:
+                number, run = number + 1, _untold(event)
             if run is not None:
-                begun = _begun(number, run)
-            elif event.worker and event.state != states.REVOKED:
-                number += 1  # a run so short that only its end is told
-                begun = _begun(number, event)
-                begun["began"] = event.at - event.runtime if event.runtime else None
-            else:
-                continue
-            yield {**begun, "ended": event.at, "how": ended[0], "why": ended[1]}
+                yield {**_begun(number, run), "ended": event.at, "how": ended[0], "why": ended[1]}
             run = None
     if run is not None:
         yield {**_begun(number, run), "ended": None, "how": "running", "why": ""}
+
+
+def _untold(end: Event) -> Event:
+    """Return the beginning of a run that was so short that only its end is told."""
+    return Event(end.id, end.n, end.at - end.runtime, "run", worker=end.worker)
 
 
 def _begun(number: int, run: Event) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from nbtasks.core.messages import (
     Policy,
     Refused,
     Revoke,
+    Run,
     Submit,
     Welcome,
 )
@@ -242,6 +243,9 @@ class Peer:
 
     def say(self, *frames: bytes) -> list[Any]:
         self.socket.send_multipart(frames)
+        return self.hear()
+
+    def hear(self) -> list[Any]:
         assert self.socket.poll(10_000)
         return unpack_from_broker(self.socket.recv_multipart())[1]
 
@@ -277,6 +281,24 @@ def test_call_of_an_unknown_definition_is_asked_for(broker: Broker) -> None:
         (answer,) = peer.say(*pack(welcome.instance, [Submit(1, (a_call(),))]))
 
     assert answer.digests == (DIGEST,)
+
+
+def test_no_ticket_is_given_twice_however_briefly_brokers_live(
+    broker: Broker, client: Client
+) -> None:
+    tickets = []
+    for number in range(4):
+        client.submit(a_call(), (), DEFINE, confirm=True)
+        with Peer(broker.runtime) as worker:
+            hello = Hello("worker", f"w{number}", os.getpid(), platform.python_version())
+            said = worker.say(*pack(b"", [hello]))
+            while not any(isinstance(message, Run) for message in said):
+                said = worker.hear()
+        tickets += [message.ticket for message in said if isinstance(message, Run)]
+        broker.kill()
+        broker.start()
+
+    assert tickets == sorted(set(tickets))
 
 
 def test_second_broker_on_a_living_one_gives_up(broker: Broker, client: Client) -> None:

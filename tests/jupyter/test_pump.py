@@ -237,24 +237,44 @@ def test_interrupt_ends_the_wait(notebook: Notebook):
     assert notebook.run("print('goes on')") == "goes on\n"
 
 
-def test_interrupts_lose_no_click_and_no_cell(notebook: Notebook):
-    notebook.run("heard.clear(); result = nap.delay(30)")
-    numbers = iter(range(1000))
-    for wait in range(10):
-        cell = notebook.begin("result.get()")
-        queued = notebook.send("print('ran')")
-        first = notebook.press(f"heard.append({next(numbers)})")
-        notebook.until(lambda first=first: notebook.is_idle(first))  # it has come, and the cell
-        for _ in range(20):
-            notebook.press(f"heard.append({next(numbers)})")
-        time.sleep(0.003 * wait)
-        notebook.interrupt()
-        for _ in range(5):
-            notebook.press(f"heard.append({next(numbers)})")
-        assert notebook.error(cell) == "KeyboardInterrupt"
-        assert notebook.status(queued) == "aborted"
+#: Waits until a click says `end`, and is interrupted again and again. No cell ends meanwhile:
+#: ipykernel 7.2 and 7.3 by themselves lose sight of what arrives while they send a reply.
+ENDURE = """
+def interrupt():
+    global inside
+    while "end" not in heard:
+        time.sleep(random.uniform(0.0, 0.03))
+        if inside:
+            inside = False
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    assert notebook.run("result.cancel(); print(heard == list(range(260)))") == "True\n"
+def end():
+    heard.append("end")
+    interrupter.join()
+    result.cancel()
+
+interrupts, inside, result = 0, False, nap.delay(60)
+interrupter = threading.Thread(target=interrupt)
+interrupter.start()
+while "end" not in heard:
+    try:
+        inside = True
+        result.get(propagate=False)
+    except KeyboardInterrupt:
+        interrupts += 1
+"""
+
+
+def test_interrupts_lose_no_click_and_no_cell(notebook: Notebook):
+    notebook.run("import random, threading; heard.clear()")
+    notebook.begin(ENDURE)
+    for number in range(300):
+        notebook.press(f"heard.append({number})")
+        time.sleep(0.003)
+    queued = notebook.send("print(heard == [*range(300), 'end'], interrupts > 9)")
+    notebook.press("end()")
+
+    notebook.until_printed(queued, "True True")
 
 
 def test_interrupt_ends_a_handler_that_hangs(notebook: Notebook):
