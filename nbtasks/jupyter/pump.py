@@ -141,6 +141,7 @@ class Pump:
             # Without its content: a session takes a message as read only once.
             message = session.deserialize(parts, content=False, copy=False)
             if message["msg_type"] in COMMS:
+                message["content"] = session.unpack(message["content"])
                 self._clicks[message["msg_id"]] = idents, message
                 if waiting.awaited:  # the loop is free, but not the kernel: it is amid a cell
                     self._loop.call_later(waiting.PULSE, self.look)
@@ -187,23 +188,22 @@ class Pump:
 
         In a copy of the cell's context. What is outside of it is put back as the cell has left it.
         """
-        number, (idents, packed) = next(iter(self._clicks.items()))
-        message = {**packed, "content": self._kernel.session.unpack(packed["content"])}
+        number, (idents, message) = next(iter(self._clicks.items()))
+        del self._clicks[number]
+        self._done.add(number)
         outer_idents, outer = contextvars.Context().run(self._request)
         callbacks = self._events.callbacks
         try:
             self._kernel.set_parent(idents, message, "shell")
             self._say("busy", "shell", message)
             self._events.callbacks = {**callbacks, **{event: [] for event in EXECUTION}}
-            del self._clicks[number]
-            self._done.add(number)
             self._handlers[message["msg_type"]](self._stream, idents, message)
         except Exception:
             log.exception("The handler of a %s failed.", message["msg_type"])
         finally:
             with Held():
                 self._events.callbacks = callbacks
-                for stream in (sys.stdout, sys.stderr):
+                for stream in filter(None, (sys.stdout, sys.stderr)):
                     stream.flush()
                 self._kernel.set_parent(outer_idents, outer, "shell")
                 self._say("idle", "shell", message)

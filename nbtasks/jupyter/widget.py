@@ -10,6 +10,7 @@ sends one holds the source's lock, and so does whoever sends a difference.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import threading
 from collections.abc import Mapping
@@ -92,8 +93,8 @@ class PanelWidget(anywidget.AnyWidget):
         is gone: after a page is reloaded, each click would be lost.
         """
         super()._send(msg, buffers)
-        if self.comm is not None:
-            vars(self.comm).pop("_reply_subshell_id", None)
+        with contextlib.suppress(AttributeError):
+            del self.comm._reply_subshell_id
 
     def _heard(self, widget: object, content: Any, buffers: object) -> None:
         if isinstance(content, dict):
