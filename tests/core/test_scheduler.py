@@ -8,7 +8,18 @@ import pytest
 
 from nbtasks.core import scheduler as scheduler_module
 from nbtasks.core.actions import SaveEmptied
-from nbtasks.core.messages import Done, Hasten, Now, Output, Policy, Redo, Revoke, Started, Submit
+from nbtasks.core.messages import (
+    Done,
+    Follow,
+    Hasten,
+    Now,
+    Output,
+    Policy,
+    Redo,
+    Revoke,
+    Started,
+    Submit,
+)
 from nbtasks.core.scheduler import MAX_DEATHS, Send
 from nbtasks.simulation import CLIENT, Simulation
 
@@ -582,3 +593,17 @@ def test_rate_limited_task_that_is_revoked_and_run_again_stands_in_the_line_once
     world.run()
 
     assert world.order == [first, second]
+
+
+def test_following_a_task_of_which_all_is_known_reads_nothing(world: Simulation) -> None:
+    task_id = world.submit(seconds=1000)
+    world.advance(1)
+    known = world.scheduler.tasks[task_id].n
+
+    def replays(after: int) -> list[object]:
+        actions = world.scheduler.receive(CLIENT, Follow((task_id,), (after,)), world.now)
+        return [action.replay for action in actions if isinstance(action, Send)]
+
+    assert known > 0
+    assert replays(known) == [None]
+    assert replays(0) != [None]
