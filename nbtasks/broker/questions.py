@@ -72,7 +72,7 @@ class Questions:
             **self._facts(instant),
             "durability": self._settings.durability,
             "store": str(Path(self._settings.data) / STORE_FILE),
-            "wanted": scheduler.wanted or 0,
+            "wanted": scheduler.wanted,
             "clients": len(scheduler.clients),
             "phases": scheduler.phases(),
             "states": self._store.counts(),

@@ -127,8 +127,9 @@ class Scheduler:
         self.tasks: dict[str, Task] = {}
         self.clients: dict[bytes, Hello] = {}
         self.supervisor: bytes = b""
-        #: How many workers there shall be; None until the supervisor has said so.
-        self.wanted: int | None = None
+        #: How many workers there shall be, and which ones the supervisor has started.
+        self.wanted = 0
+        self._hired: frozenset[str] = frozenset()
         #: The cluster is going: nothing is begun any more.
         self.stopping = False
         self.agenda = Agenda()
@@ -594,8 +595,9 @@ class Scheduler:
 
     def _let_go_surplus(self) -> None:
         """Let workers go, those first that hold least, while there are more than shall be."""
-        present = [w for w in self.workers.values() if w.peer and not w.leaving and not w.dead]
-        surplus = 0 if self.wanted is None else max(0, len(present) - self.wanted)
+        hired = [self.workers[name] for name in self._hired & self.workers.keys()]
+        present = [w for w in hired if w.peer and not w.leaving and not w.dead]
+        surplus = max(0, len(present) - self.wanted)
         for worker in sorted(present, key=lambda worker: len(worker.held))[:surplus]:
             worker.leaving = True
             self._out.append(Send(worker.peer, Stop()))
@@ -610,6 +612,7 @@ class Scheduler:
 
     def _pool(self, peer: bytes, pool: Pool, now: Now, _: Iterator[Any]) -> None:
         self.wanted = pool.wanted
+        self._hired = frozenset(pool.workers)
 
     # ------------------------------------------------------------------------------ what is due
 
