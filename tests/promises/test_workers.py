@@ -736,10 +736,10 @@ def test_soft_limit_lets_the_task_tidy_up(short_path, measure):
 
 @nbtasks.task(memory_limit="100MB")
 def grow(crossed: str, megabytes: int) -> int:
-    """Take memory, about 1 GB a second, and write down when the limit is passed."""
+    """Take memory, about 1 GB a second, and write down when the limit is about to be passed."""
     kept = []
     for taken in range(0, megabytes, 5):
-        if taken == 100:
+        if taken == 90:
             Path(f"{crossed}.new").write_text(str(time.time()))
             os.replace(f"{crossed}.new", crossed)
         kept.append(b"x" * 5_000_000)
