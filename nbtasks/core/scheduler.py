@@ -344,7 +344,8 @@ class Scheduler:
         for ticket in worker.held.keys() - {held.ticket for held in hello.held}:
             # Its outcome may be on the way; else it never arrived there.
             self.agenda.add_boot(now.boot + ROLL_CALL, "untold", (worker, ticket))
-        self._let_go_surplus()  # it was on its way while others were told to go
+        if hello.name in self._hired:  # it was on its way while others were told to go
+            self._let_go_surplus()
 
     def _bye(self, peer: bytes, _: Bye, now: Now, __: Iterator[Any]) -> None:
         self.clients.pop(peer, None)
@@ -595,8 +596,7 @@ class Scheduler:
 
     def _let_go_surplus(self) -> None:
         """Let workers go, those first that hold least, while there are more than shall be."""
-        hired = [self.workers[name] for name in self._hired & self.workers.keys()]
-        present = [w for w in hired if w.peer and not w.leaving and not w.dead]
+        present = [w for w in self.workers.values() if w.peer and not w.leaving and not w.dead]
         surplus = max(0, len(present) - self.wanted)
         for worker in sorted(present, key=lambda worker: len(worker.held))[:surplus]:
             worker.leaving = True
