@@ -683,7 +683,7 @@ class Client:
         self._link.gone = None
         self._probe = 0
         for number in list(self._batches):
-            self._send_batch(number, again=True)
+            self._send_batch(number)
         for question, _waiter, _answers in list(self._questions.values()):
             self._outbox.append(((question,), ()))
         # After the calls that they are about, and before whatever was not said yet.
@@ -715,7 +715,7 @@ class Client:
         self._defined.difference_update(lacking.digests)
         for number, batch in list(self._batches.items()):
             if not batch.defines.keys().isdisjoint(lacking.digests):
-                self._send_batch(number, again=False)
+                self._send_batch(number)
 
     def _take_accepted(self, accepted: Accepted, _: Any) -> None:
         for number in accepted.batches:
@@ -813,7 +813,8 @@ class Client:
         while self._orders[0][0] < instant - UNHEARD:
             self._orders.popleft()
 
-    def _send_batch(self, number: int, again: bool, urgent: bool = True) -> None:
+    def _send_batch(self, number: int, again: bool = True, urgent: bool = True) -> None:
+        """Send a batch; `again` unless it is the first time and all its ids are new."""
         batch = self._batches[number]
         messages: list[Any] = []
         buffers: list[Buffer] = []
@@ -853,7 +854,7 @@ class Client:
             alone = self._batches[self._number] = _Batch()
             alone.add([(call, take(frames, call.frames), define, True, False, record)])
             self._count(alone)
-            self._send_batch(self._number, again=True)
+            self._send_batch(self._number)
 
     def _fail(self, record: Record, error: Exception) -> None:
         """Let a submission end in an error, and those go on that wait for it."""
@@ -881,7 +882,7 @@ class Client:
         self._probe = 0
         for number, batch in list(self._batches.items()):
             if batch.sent_at < self._probed_at:
-                self._send_batch(number, again=True)
+                self._send_batch(number)
 
     def _seek_cluster(self) -> None:
         """No broker for a while: a supervisor restarts it, or we do, or it is all over."""

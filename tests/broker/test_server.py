@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import zmq
 
-from nbtasks.client.client import Client, load_value, new_id
+from nbtasks.client.client import Client, load_value
 from nbtasks.core.messages import (
     Ask,
     Call,
@@ -35,51 +35,15 @@ from nbtasks.exceptions import (
     OperationalError,
     TaskRevokedError,
 )
-from nbtasks.wire import locks, sockets
+from nbtasks.wire import sockets
 from nbtasks.wire.connection import (
     EXIT_CONFIG,
     FAILED_FILE,
-    SUPERVISOR_LOCK,
-    Settings,
     prepare_directory,
     read_connection,
-    write_settings,
 )
 from nbtasks.wire.frames import pack, unpack_from_broker
-
-DIGEST = b"d" * 16
-DEFINE = (Define(DIGEST, "f", Policy(), b"function"), ())
-
-
-class Broker:
-    """A broker process on a directory, that can be killed and started again."""
-
-    def __init__(self, runtime: Path, transport: str = "ipc") -> None:
-        self.runtime = runtime
-        lock = locks.acquire(runtime / SUPERVISOR_LOCK)  # as its supervisor would hold it
-        assert lock is not None
-        self.lock = lock
-        write_settings(runtime, Settings(data=str(runtime), workers=0, transport=transport))
-        self.start()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "nbtasks.broker", str(self.runtime)], stdin=subprocess.PIPE
-        )
-
-    def kill(self) -> None:
-        self.process.kill()
-        self._end()
-
-    def close(self) -> None:
-        self._end()
-        os.close(self.lock)
-
-    def _end(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
-        assert self.process.stdin is not None
-        self.process.stdin.close()
+from tests.promises.peers import DEFINE, DIGEST, Broker, a_call
 
 
 @pytest.fixture
@@ -100,10 +64,6 @@ def client(broker: Broker) -> Iterator[Client]:
     connected = Client(broker.runtime)
     yield connected
     connected.close()
-
-
-def a_call(body: bytes = b"x", **fields: Any) -> Call:
-    return Call(new_id(), DIGEST, "f", body, **fields)
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -127,6 +87,19 @@ def test_same_id_again_is_the_same_task(client: Client) -> None:
     client.submit(call, (), DEFINE, confirm=True, check=True)
 
     assert client.ask("status")["phases"] == {"queued": 1}
+
+
+def test_same_id_is_the_same_task_though_the_broker_lacked_the_function(client: Client) -> None:
+    first = client.submit(a_call(id="x"), (), DEFINE, confirm=True)
+    client.tell(Revoke((first.id,)))
+    assert client.wait([first], 10)
+    other = Define(b"e" * 16, "f", Policy(), b"another function")
+    client._defined.add(other.digest)  # as when a broker died before it had saved it
+
+    again = Call(first.id, other.digest, "f", b"x")
+    client.submit(again, (), (other, ()), confirm=True, check=True)
+
+    assert client.ask("status")["phases"] == {}
 
 
 def test_calls_survive_a_killed_broker_and_clients_come_back(

@@ -16,6 +16,7 @@ import time
 import types
 import typing
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ class Broker:
 
     def start(self) -> None:
         former = read_connection(self.runtime)
-        with (self.runtime / "broker.log").open("ab") as log:
+        closed = partial(os.open, mode=0o600)  # as its supervisor would have it
+        with open(self.runtime / "broker.log", "ab", opener=closed) as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", self._before + _START, str(self.runtime)],
                 stdin=subprocess.PIPE,
