@@ -712,7 +712,7 @@ class AsyncResult(Family):
                 f"{self._title()} is {record.state}, so it cannot be run again. That is for tasks "
                 f"that ended in FAILURE or REVOKED; send a new one with delay() or apply_async()."
             )
-        if str(self.result) == "purged":
+        if record.purged:
             raise ValueError(
                 f"{self._title()} was purged, and its arguments are deleted with it; send a new "
                 f"one with delay() or apply_async()."

@@ -37,6 +37,15 @@ class View(msgspec.Struct, eq=False, weakref=True):
     #: Why it runs once more, for people.
     reason: str = ""
 
+    @property
+    def purged(self) -> bool:
+        """Whether it was purged, and its arguments with it: it can never run again.
+
+        The broker says so in words of its own; what a task raised is a payload.
+        """
+        event = self.final
+        return event is not None and event.state == states.REVOKED and '"purged"' in event.text
+
     def apply(self, event: Event) -> bool:
         """Fold one event in; return False when it was known already."""
         if event.n <= self.n:

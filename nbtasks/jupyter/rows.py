@@ -112,11 +112,12 @@ class Row:
 
     @property
     def redo(self) -> bool:
-        """Whether the broker would run it once more: it knows the task, and it did not succeed."""
+        """Whether the broker would run it once more: it knows the task, which did not succeed."""
         if self.frozen is not None:
             return "redo" in self.frozen
-        ended = self.record.final is not None and self.record.error is None
-        return ended and self.record.state in states.PROPAGATE_STATES
+        record = self.record
+        ended = record.final is not None and record.error is None and not record.purged
+        return ended and record.state in states.PROPAGATE_STATES
 
     def queue(self) -> None:
         """Note that it waits for a worker, though its time may not have come (it was hastened)."""

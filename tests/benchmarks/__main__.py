@@ -13,8 +13,8 @@ are written as JSON and drawn as a picture.
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
-import importlib
 import json
 import os
 import platform
@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import report
+from tests.benchmarks.drivers import drivers
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -107,8 +108,6 @@ class System:
 
 def facts_of(module: str) -> dict[str, Any]:
     """Read a driver's facts without importing its system, which is not installed here."""
-    import ast
-
     tree = ast.parse((HERE / "drivers" / f"{module}.py").read_text(encoding="utf-8"))
     body = next(
         each.body for each in tree.body if isinstance(each, ast.ClassDef) and each.name == "Driver"
@@ -169,7 +168,7 @@ def growth(system: System) -> dict[str, Any]:
 
 
 def main() -> int:
-    everybody = importlib.import_module("tests.benchmarks.drivers").drivers()
+    everybody = drivers()
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="turns of each (default: 3)")
     parser.add_argument("--only", default=",".join(everybody), help="systems, with commas")

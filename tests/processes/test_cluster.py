@@ -21,6 +21,7 @@ import nbtasks
 from nbtasks import cluster as clusters
 from nbtasks import config
 from nbtasks.exceptions import BrokerUnavailable, ClusterError, ImproperlyConfigured
+from tests.living import family, lives
 
 MakeCluster = Callable[..., nbtasks.Cluster]
 
@@ -37,17 +38,6 @@ def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
         assert time.monotonic() < end, f"not within {seconds:g} s"
         time.sleep(0.005)
     return value
-
-
-def lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def family(cluster: nbtasks.Cluster) -> list[int]:
-    return [cluster.supervisor_pid, cluster.broker_pid, *cluster.worker_pids()]
 
 
 # -------------------------------------------------------------------------------- start and stop

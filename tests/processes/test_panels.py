@@ -17,6 +17,7 @@ from nbtasks.client import client
 from nbtasks.jupyter import cells, panel
 from nbtasks.result import AsyncResult
 from tests.jupyter.fakes import Kernel, Shell, Widget
+from tests.tasks import wait_for
 
 #: Seconds within which what must happen has happened.
 SOON = 20.0
@@ -31,13 +32,6 @@ def echo(value):
 def fail(value):
     print("about to fail")
     raise ValueError(value)
-
-
-@nbtasks.task
-def wait_for(gate):
-    while not Path(gate).exists():
-        time.sleep(0.005)
-    return "seen"
 
 
 @nbtasks.task
@@ -151,6 +145,7 @@ def test_a_purge_cancels_what_has_not_begun(cluster, notebook):
 
     eventually(under.is_picture, "the picture")
     assert set(under.states) == {"cancelled"}
+    assert not any(row.get("redo") for row in under.rows)  # their arguments are gone
 
 
 def test_a_panel_goes_on_when_the_cluster_was_stopped_and_started(make_cluster, notebook):

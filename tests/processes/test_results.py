@@ -70,6 +70,11 @@ def fail_until(path):
     return "connected"
 
 
+@nbtasks.task
+def fail_with(text):
+    raise ValueError(text)
+
+
 @nbtasks.task(bind=True)
 def try_again_in_an_hour(self):
     if self.request.retries == 0:
@@ -352,6 +357,22 @@ def test_failed_task_is_run_again_when_asked(gate):
     assert [moment.attempt for moment in result.history][-1] == 2
     with pytest.raises(ValueError, match="SUCCESS, so it cannot be run again"):
         result.retry()
+
+
+def test_purged_task_cannot_be_run_again_and_one_that_says_so_can(cluster):
+    waits = add.apply_async((1, 2), countdown=3600, confirm=True)
+    cluster.client.ask("purge")
+    with pytest.raises(exceptions.TaskRevokedError, match="purged"):
+        waits.get(timeout=SOON)
+
+    with pytest.raises(ValueError, match="purged, and its arguments are deleted"):
+        waits.retry()
+
+    fails = fail_with.delay("purged")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="purged"):
+            fails.get(timeout=SOON)
+        fails.retry()
 
 
 # ---------------------------------------------------------------------------------------- control

@@ -22,39 +22,17 @@ import nbtasks
 from nbtasks.client import client as clients
 from nbtasks.exceptions import OperationalError
 from nbtasks.result import AsyncResult
-from tests.living import SOON, entries, eventually, family, kill, note, run, said
+from tests.living import SOON, entries, eventually, family, kill, run, said
 from tests.promises.faults import changed, deaf, frozen, resident
+from tests.tasks import add, enter, length, wait_for
 
 MakeCluster = Callable[..., nbtasks.Cluster]
 Measure = Callable[..., None]
 
 
 @nbtasks.task
-def add(x, y):
-    return x + y
-
-
-@nbtasks.task
-def enter(ledger, number):
-    note(ledger, number)
-    return number
-
-
-@nbtasks.task
-def wait_for(gate):
-    while not Path(gate).exists():
-        time.sleep(0.005)
-    return "seen"
-
-
-@nbtasks.task
 def fail():
     raise ValueError
-
-
-@nbtasks.task
-def length(blob):
-    return len(blob)
 
 
 @pytest.fixture

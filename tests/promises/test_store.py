@@ -30,38 +30,16 @@ from nbtasks.exceptions import ClusterError, StoreError
 from nbtasks.wire.connection import STORE_FILE
 from tests.broker.test_store import CLIENT, NOW, call_for, copy_of, define, task_for
 from tests.core.test_crashes import Dying, check, story
-from tests.living import SOON, entries, eventually, kill, note, run, said
+from tests.living import SOON, entries, eventually, kill, run, said
 from tests.promises.figures import best_of
 from tests.promises.peers import DEFINE, DIGEST, Broker
 from tests.promises.stores import make
+from tests.tasks import add, enter, length, wait_for
 
 MakeCluster = Callable[..., nbtasks.Cluster]
 Measure = Callable[..., None]
 
 STORES = Path(make.__file__).parent
-
-
-@nbtasks.task
-def add(x, y):
-    return x + y
-
-
-@nbtasks.task
-def enter(ledger, number):
-    note(ledger, number)
-    return number
-
-
-@nbtasks.task
-def wait_for(gate):
-    while not Path(gate).exists():
-        time.sleep(0.005)
-    return "seen"
-
-
-@nbtasks.task
-def length(blob):
-    return len(blob)
 
 
 @pytest.fixture
