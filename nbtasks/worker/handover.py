@@ -29,7 +29,7 @@ from nbtasks.core.messages import Define, Run
 Buffer = bytes | bytearray | memoryview
 
 
-class Job(NamedTuple):
+class Assignment(NamedTuple):
     """A call to be run, with its payload frames."""
 
     run: Run
@@ -73,7 +73,7 @@ class Handover:
 
     def __init__(self, ring: Callable[[], None]) -> None:
         #: None: there will be no more calls.
-        self.inbox: SimpleQueue[Job | None] = SimpleQueue()
+        self.inbox: SimpleQueue[Assignment | None] = SimpleQueue()
         #: Messages, bare or `Loaded`; receipts; a Leave.
         self.outbox: deque[Any] = deque()
         self.replies: SimpleQueue[Reply] = SimpleQueue()
@@ -119,14 +119,14 @@ class Handover:
         if self.dozing:
             self.wake()
 
-    def take(self) -> Job | None:
+    def take(self) -> Assignment | None:
         """Return the next call, or None when there will be no more."""
         if not self.inbox.qsize():
             self.resting = True
             self.settle()
-        job = self.inbox.get()
+        assignment = self.inbox.get()
         self.resting = False
-        return job
+        return assignment
 
     def settle(self) -> None:
         """Say all that is still to be said now: the main thread is about to wait."""

@@ -59,7 +59,7 @@ from nbtasks.core.messages import (
 from nbtasks.wire import sockets
 from nbtasks.wire.connection import EXIT_CONFIG
 from nbtasks.wire.frames import Buffer, ProtocolError, pack_to_broker, unpack_from_broker
-from nbtasks.worker.handover import Handover, Job, Leave, Loaded, Receipt, Reply
+from nbtasks.worker.handover import Assignment, Handover, Leave, Loaded, Receipt, Reply
 
 if TYPE_CHECKING:
     from nbtasks.worker.capture import Capture
@@ -382,7 +382,7 @@ class Link:
             self.handover.asked.add(digest)
             self.handover.outbox.append(Fetch(digest))
         self._held.append(run)
-        self.handover.inbox.put(Job(run, buffers))
+        self.handover.inbox.put(Assignment(run, buffers))
 
     def _on_noted(self, noted: Noted, _: Iterator[Buffer]) -> None:
         ticket = noted.ticket
@@ -404,20 +404,20 @@ class Link:
 
     def _give_back(self, tickets: frozenset[int]) -> None:
         inbox = self.handover.inbox
-        waiting: list[Job] = []
+        waiting: list[Assignment] = []
         while inbox.qsize():
             try:
-                job = inbox.get_nowait()
+                assignment = inbox.get_nowait()
             except Exception:  # the main thread was faster
                 break
-            if job is not None:
-                waiting.append(job)
+            if assignment is not None:
+                waiting.append(assignment)
         returned = []
-        for job in waiting:
-            if not tickets or job.run.ticket in tickets:
-                returned.append(job.run.ticket)
+        for assignment in waiting:
+            if not tickets or assignment.run.ticket in tickets:
+                returned.append(assignment.run.ticket)
             else:
-                inbox.put(job)
+                inbox.put(assignment)
         if returned:
             gone = frozenset(returned)
             self._held = deque(run for run in self._held if run.ticket not in gone)

@@ -1,6 +1,6 @@
 """One call: load it, run it, say what came of it. Main thread only.
 
-    Job ─▶ expired? ─▶ definition here? ─▶ begin ─▶ load function and arguments ─▶ life.run ─┐
+    Assignment ─▶ expired? ─▶ definition here? ─▶ begin ─▶ load the call ─▶ life.run ─────────┐
                                                                                              │
     outbox ◀── Done | Again ◀── cell: finished ◀── output flushed ◀── encode ◀── store ◀─────┘
 
@@ -27,7 +27,7 @@ from nbtasks.wire.cell import Cell
 from nbtasks.wire.connection import now
 from nbtasks.worker.capture import Capture, clean
 from nbtasks.worker.functions import Function, Functions
-from nbtasks.worker.handover import Buffer, Handover, Job, Loaded
+from nbtasks.worker.handover import Assignment, Buffer, Handover, Loaded
 from nbtasks.worker.limits import SoftLimit, call_supervisor, resident
 
 #: Seconds to wait until the broker has saved an outcome, before handlers run.
@@ -52,9 +52,13 @@ class RunRequest(Request):
 
     # Written out, and without what is so by default: each call pays for each line.
     def __init__(
-        self, job: Job, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        assignment: Assignment,
+        function: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
-        run = job.run
+        run = assignment.run
         call = run.call
         assert call is not None
         self.children = []
@@ -113,7 +117,7 @@ class Runner:
         self._capture = capture
         self._limit = limit
         # The one that runs:
-        self._job: Job
+        self._assignment: Assignment
         self._request: Request = Request()
         self._task: Any = None
         self._handlers = False
@@ -125,7 +129,7 @@ class Runner:
         self.forked = False
         RunRequest.hostname = name
 
-    def run(self, job: Job) -> None:
+    def run(self, assignment: Assignment) -> None:
         """Run a call and post its outcome.
 
         Raises
@@ -133,8 +137,8 @@ class Runner:
         SystemExit
             When the body raised it: this process is to end, and the task is lost.
         """
-        self._job = job
-        run = job.run
+        self._assignment = assignment
+        run = assignment.run
         call = run.call
         assert call is not None
         if self._unkept:
@@ -161,7 +165,7 @@ class Runner:
         if not self._handover.loading and (limited or policy.track_started):
             self._tell_started(policy, call)
         try:
-            self._run_begun(job, call, function, limited)
+            self._run_begun(assignment, call, function, limited)
         finally:
             self._capture.end()
 
@@ -170,7 +174,7 @@ class Runner:
         self.forked = True
 
     def _tell_started(self, policy: Policy, call: Call) -> None:
-        ticket = self._job.run.ticket
+        ticket = self._assignment.run.ticket
         self._handover.told = ticket
         self._handover.post(Started(ticket, time.time()))
         if _is_limited(policy, call):
@@ -179,14 +183,16 @@ class Runner:
         else:
             self._handover.settle()
 
-    def _run_begun(self, job: Job, call: Call, function: Function | None, limited: bool) -> None:
+    def _run_begun(
+        self, assignment: Assignment, call: Call, function: Function | None, limited: bool
+    ) -> None:
         try:
             if function is None:
                 function = self._load_function(call)
-            args, kwargs = payloads.loads(call.body, job.buffers)
+            args, kwargs = payloads.loads(call.body, assignment.buffers)
             if type(args) is not tuple:  # serializers other than pickle make a list of it
                 args = tuple(args)
-            request = RunRequest(job, function, args, kwargs)
+            request = RunRequest(assignment, function, args, kwargs)
             loading = time.monotonic() - self._handover.began_at
             if limited and (self._handover.loading or loading > LOADING):
                 # The limit is for the body: imports that the first call waits for are not its own.
@@ -202,10 +208,10 @@ class Runner:
         self._task = function.task
         self._handlers = function.handlers
         self._result_codecs = function.result_codecs
-        if job.run.verdict:
-            name, facts = json.loads(job.run.verdict)
+        if assignment.run.verdict:
+            name, facts = json.loads(assignment.run.verdict)
             life.bereave(function.task, request, getattr(exceptions, name)(*facts), args, kwargs)
-            self._post_outcome(Done(job.run.ticket, states.IGNORED, b"", at=time.time()))
+            self._post_outcome(Done(assignment.run.ticket, states.IGNORED, b"", at=time.time()))
             return
         wrap = None
         if request.soft_time_limit is not None:
@@ -218,7 +224,7 @@ class Runner:
         own = None if call.options is None else call.options.memory_limit
         limit = policy.memory_limit if own is None else own
         if limit is not None:
-            self._cell.limit(self._job.run.ticket, resident(), limit)
+            self._cell.limit(self._assignment.run.ticket, resident(), limit)
             call_supervisor()
 
     def _load_function(self, call: Call) -> Function:
@@ -243,7 +249,7 @@ class Runner:
             end_child(outcome)
         self._post_outcome(self._encode(outcome))
         if self._handlers:
-            self._handover.wait_noted(self._job.run.ticket, NOTED_WAIT)
+            self._handover.wait_noted(self._assignment.run.ticket, NOTED_WAIT)
 
     def _post_outcome(self, message: Done | Again | Loaded) -> None:
         if self._capture.pending:
@@ -255,7 +261,7 @@ class Runner:
 
     def _keep(self, message: Done | Again | Loaded) -> int:
         """Let an outcome outlive this process, which the next call may kill; return its ticket."""
-        ticket = self._job.run.ticket
+        ticket = self._assignment.run.ticket
         if isinstance(message, Loaded) or not self._cell.keep(message, self._handover.noted):
             self._unkept = ticket
         return ticket
@@ -273,7 +279,7 @@ class Runner:
         elif isinstance(outcome.value, BaseException):
             body, buffers = payloads.dumps_exception(outcome.value)
         done = Done(
-            self._job.run.ticket,
+            self._assignment.run.ticket,
             state,
             body,
             len(buffers),
@@ -298,7 +304,7 @@ class Runner:
         )
         frames = [*buffers, *more]
         again = Again(
-            self._job.run.ticket,
+            self._assignment.run.ticket,
             call,
             body,
             len(frames),
@@ -312,10 +318,10 @@ class Runner:
 
     def _next_call(self, plan: RetryPlan, over: bool) -> tuple[Call, list[Buffer]]:
         """Return the running call as it shall run next."""
-        call = self._job.run.call
+        call = self._assignment.run.call
         assert call is not None
         options = dict(plan.options)
-        body, buffers = call.body, list(self._job.buffers)
+        body, buffers = call.body, list(self._assignment.buffers)
         if plan.args is not None or plan.kwargs is not None:
             body, fresh = payloads.dumps_arguments(
                 self._request.args if plan.args is None else plan.args,
@@ -356,7 +362,7 @@ class Runner:
     def _post_refusal(self, state: str, error: BaseException) -> None:
         """Post the end of a call that is not begun at all."""
         body, buffers = payloads.dumps_exception(error)
-        done = Done(self._job.run.ticket, state, body, len(buffers), at=time.time())
+        done = Done(self._assignment.run.ticket, state, body, len(buffers), at=time.time())
         message = Loaded(done, buffers) if buffers else done
         self._handover.ended = self._keep(message)
         self._handover.post(message)
@@ -371,7 +377,7 @@ class Runner:
             body, buffers = payloads.dumps(meta)
         while len(self._handover.outbox) > BACKLOG:
             time.sleep(0.005)
-        ticket = self._job.run.ticket
+        ticket = self._assignment.run.ticket
         report = Report(ticket, clean(state), body, len(buffers), time.time())
         self._handover.post(Loaded(report, buffers) if buffers else report)
 
@@ -386,7 +392,7 @@ class Runner:
 
     def cancelled(self) -> bool:
         """Return whether somebody wants the running task to end."""
-        return self._handover.unwanted == self._job.run.ticket
+        return self._handover.unwanted == self._assignment.run.ticket
 
 
 def end_child(outcome: life.Outcome) -> NoReturn:

@@ -55,8 +55,8 @@ class Work:
         handover, run = self._handover, self._runner.run
         count = 0
         try:
-            while (job := handover.take()) is not None:
-                run(job)
+            while (assignment := handover.take()) is not None:
+                run(assignment)
                 count += 1
                 if count == self._most or (self._memory_limit and self._is_too_big()):
                     handover.leave(orderly=True)
