@@ -1,6 +1,6 @@
 """One call: load it, run it, say what came of it. Main thread only.
 
-    Assignment ─▶ expired? ─▶ definition here? ─▶ begin ─▶ load the call ─▶ life.run ─────────┐
+    Assignment ─▶ expired? ─▶ definition here? ─▶ begin ─▶ load the call ─▶ life.run ────────┐
                                                                                              │
     outbox ◀── Done | Again ◀── cell: finished ◀── output flushed ◀── encode ◀── store ◀─────┘
 
