@@ -120,9 +120,18 @@ class Kernel:
         """Take in what the kernel says until a condition holds; return what it gave."""
         deadline = time.monotonic() + seconds
         while not (value := condition()):
-            assert time.monotonic() < deadline, self.published[-20:]
+            assert time.monotonic() < deadline, self._last_heard()
             self._take_in()
         return value
+
+    def _last_heard(self) -> str:
+        """Return the last that the kernel said, a short line for each."""
+        lines = [
+            f"{said['msg_type']} for {said['parent_header'].get('msg_id', '')[-8:]}: "
+            f"{str(said['content'])[:120]}"
+            for said in self.published[-20:]
+        ]
+        return "in vain; last heard:\n" + "\n".join(lines)
 
     def _take_in(self) -> None:
         with contextlib.suppress(queue.Empty):

@@ -46,6 +46,8 @@ DEFAULT_QUEUE = "default"
 
 #: What may come from outside in a field that counts: anything else would not fit the store.
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+#: Retries of one call; whoever counts stops here, so that what is passed on can be read.
+MOST_RETRIES = 2**31
 #: A time or a duration, seconds; not NaN, not infinite.
 Seconds = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
 Priority = Annotated[int, msgspec.Meta(ge=0, le=9)]
@@ -137,8 +139,8 @@ class Call(Part, frozen=True):
     root: str = ""
     #: Id of the task that sent this one, or empty.
     parent: str = ""
-    #: How many retries came before this attempt. More may follow: all of them are a `Count`.
-    retries: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
+    #: How many retries came before this attempt.
+    retries: Annotated[int, msgspec.Meta(ge=0, le=MOST_RETRIES)] = 0
     options: Options | None = None
 
 

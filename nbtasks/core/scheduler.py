@@ -49,6 +49,7 @@ from nbtasks.core.actions import (
 )
 from nbtasks.core.agenda import Agenda
 from nbtasks.core.messages import (
+    MOST_RETRIES,
     STRANGER,
     WORDS,
     Accepted,
@@ -916,14 +917,21 @@ class Scheduler:
         payload = take(buffers, again.frames)
         worker = self._worker_of[peer]
         if not again.over:
-            known = again.call.id in self.tasks or self._find(again.call.id) is not None
-            if again.ticket in worker.held and not known:
-                mine = payload[: again.call.frames]
-                self._accept(worker.held[again.ticket].client, again.call, mine, now)
+            call = again.call
+            if again.ticket in worker.held and not self._is_known(call.id) and self._has_all(call):
+                client = worker.held[again.ticket].client
+                self._accept(client, call, payload[: call.frames], now)
             return
         self._note(worker, again.ticket, now)
         if again.ticket in worker.held:
             self._repeat(worker, again, payload, now)
+
+    def _is_known(self, task_id: str) -> bool:
+        return task_id in self.tasks or self._find(task_id) is not None
+
+    def _has_all(self, call: Call) -> bool:
+        """Whether the function of a call, if it says which, has been defined."""
+        return not call.definition or self.pool.definition(call.definition) is not None
 
     def _repeat(self, worker: Worker, again: Again, payload: tuple[Any, ...], now: Now) -> None:
         """Take the wish of a call that a worker holds to be run again."""
@@ -1048,7 +1056,7 @@ class Scheduler:
         how = describe_exit(died)
         if policy.retry_on_worker_lost:
             if policy.max_retries is None or task.retries < policy.max_retries:
-                task.retries += 1
+                task.retries = min(task.retries + 1, MOST_RETRIES)
                 self._run_again(task, how, now)
                 return
         elif policy.acks_late and policy.reject_on_worker_lost and task.deaths < MAX_DEATHS:

@@ -88,6 +88,17 @@ def shell_stream(kernel: Any) -> Any:
     return thread.manager.get_shell_channel_to_subshell_pair(None).to_stream
 
 
+def send_replies_by_the_stream(kernel: Any) -> None:
+    """Let ipykernel 7.1 to 7.3 answer as 7.4 does, so that no request is left lying.
+
+    These write answers past the stream that reads the same socket. Who writes takes away the sign
+    that something has come: a click that arrives meanwhile is not seen, nor is anything after it.
+    """
+    thread = getattr(kernel, "shell_channel_thread", None)
+    if thread is not None and hasattr(thread.manager, "_shell_socket"):
+        thread.manager._shell_socket = kernel.shell_stream
+
+
 class Pump:
     """Runs what comms receive while the main thread waits.
 
@@ -122,6 +133,7 @@ class Pump:
         self._busy = False
 
     def start(self) -> None:
+        send_replies_by_the_stream(self._kernel)
         self._kernel.should_handle = self.should_handle
         self._stream.on_recv(self.arrived, copy=False)
         waiting.between_waits = self.look

@@ -8,6 +8,8 @@ import pytest
 
 from nbtasks.core.messages import (
     WORDS,
+    Again,
+    Call,
     Died,
     Done,
     Hello,
@@ -94,4 +96,15 @@ def test_what_has_begun_is_not_given_back(world: Simulation) -> None:
     scheduler.receive(worker.peer, Returned((ticket,)), world.now)
 
     assert ticket in worker.held
+    assert world.phase("a task") == "running"
+
+
+def test_retry_of_a_function_that_nobody_knows_changes_nothing(world: Simulation) -> None:
+    worker = next(worker for worker in world.scheduler.workers.values() if worker.held)
+    call = Call("beside", b"unknown", "f", b"")
+    before = world.scheduler.phases()
+
+    again = Again(next(iter(worker.held)), call, b"", over=False)
+    assert words_of(world, worker.peer, again) == []
+    assert world.scheduler.phases() == before
     assert world.phase("a task") == "running"

@@ -9,6 +9,7 @@ import pytest
 from nbtasks.core import scheduler as scheduler_module
 from nbtasks.core.actions import SaveEmptied
 from nbtasks.core.messages import (
+    MOST_RETRIES,
     Done,
     Follow,
     Hasten,
@@ -151,6 +152,20 @@ def test_retry_on_worker_lost_counts_as_a_retry(world: Simulation) -> None:
 
     assert world.runs[task_id] == 2
     assert finals(world, task_id) == ["FAILURE"]
+
+
+def test_count_of_retries_stops_where_it_could_not_be_read(world: Simulation) -> None:
+    policy = Policy(retry_on_worker_lost=True, max_retries=None)
+    task_id = world.submit(seconds=10, policy=policy)
+    world.advance(1)
+    task = world.scheduler.tasks[task_id]
+    task.retries = MOST_RETRIES
+
+    world.kill(task.worker)
+    world.advance(1)
+
+    assert task.deaths == 1
+    assert task.retries == MOST_RETRIES
 
 
 def test_calls_merely_held_by_a_dead_worker_lose_nothing() -> None:

@@ -163,8 +163,9 @@ def test_click_on_an_idle_kernel_is_handled_as_ever(notebook: Notebook):
 def test_output_after_a_click_stays_with_the_cell(notebook: Notebook):
     cell = notebook.begin("result = nap.delay(30); result.wait(propagate=False); print('after')")
     click = notebook.press("print('clicked'); result.cancel()")
-    notebook.until_printed(cell, "after")
 
+    assert notebook.status(cell) == "ok"
+    notebook.until_printed(cell, "after")
     assert notebook.printed(click) == "clicked\n"
 
 
