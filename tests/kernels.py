@@ -78,15 +78,25 @@ class Kernel:
         self.answers: dict[str, Message] = {}
 
     def __enter__(self) -> Kernel:
+        # ipykernel 7.2 and 7.3 may lock up while they are greeted, before we can help it.
+        for patience in (PATIENCE / 4, PATIENCE / 4, PATIENCE):
+            try:
+                self._start(patience)
+            except RuntimeError as error:
+                last = error
+            else:
+                return self
+        raise last
+
+    def _start(self, patience: float) -> None:
         self._manager.start_kernel(cwd=str(self._cwd))
         self.client = self._manager.blocking_client()
         self.client.start_channels()
         try:
-            self.client.wait_for_ready(timeout=PATIENCE)
+            self.client.wait_for_ready(timeout=patience)
         except BaseException:
             self.__exit__()
             raise
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.client.stop_channels()

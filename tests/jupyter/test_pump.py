@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -227,6 +229,31 @@ def test_click_that_came_before_the_wait_is_handled_in_it(notebook: Notebook):
     assert notebook.error(cell) == "TaskRevokedError"
 
 
+@pytest.fixture
+def busy_machine() -> Iterator[None]:
+    """Leave this machine's processes little time, so that they come to each other's feet."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    spinning = [subprocess.Popen(spin) for _ in range((os.cpu_count() or 1) + 1)]
+    yield
+    for process in spinning:
+        process.kill()
+        process.wait()
+
+
+def test_nothing_is_overlooked_that_comes_while_the_kernel_answers(
+    notebook: Notebook, busy_machine: None
+):
+    notebook.run("heard.clear()")
+    for _ in range(60):
+        cells = [notebook.send(code) for code in ("time.sleep(0.005)", "1")]
+        for _ in range(25):
+            notebook.press("heard.append(1)")
+        cells.append(notebook.send("2"))
+        assert [notebook.status(cell) for cell in cells] == ["ok"] * 3
+
+    assert notebook.run("print(len(heard))") == "1500\n"
+
+
 # ------------------------------------------------------------------------------ interrupts
 
 
@@ -238,8 +265,7 @@ def test_interrupt_ends_the_wait(notebook: Notebook):
     assert notebook.run("print('goes on')") == "goes on\n"
 
 
-#: Waits until a click says `end`, and is interrupted again and again. No cell ends meanwhile:
-#: ipykernel 7.2 and 7.3 by themselves lose sight of what arrives while they send a reply.
+#: Waits until a click says `end`, and is interrupted again and again.
 ENDURE = """
 def interrupt():
     global inside
