@@ -92,6 +92,8 @@ UNACCEPTED = 50_000
 UNACCEPTED_BYTES = 64 * 1024**2
 #: Calls in one Submit.
 BATCH = 1_000
+#: Milliseconds for which calls of a loop come together, unless somebody waits.
+GATHER = 1
 #: Seconds after which what is not accepted is said again.
 RESEND = 3.0
 #: Seconds without a broker after which the client looks whether there still is a cluster.
@@ -571,6 +573,8 @@ class Client:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return False
+                if self._calls:
+                    self._wake()
                 waiter.acquire(timeout=pause(left))
             return True
         finally:
@@ -589,10 +593,12 @@ class Client:
         poller.register(self._monitor, zmq.POLLIN)
         poller.register(self._wakened.fileno(), zmq.POLLIN)
         try:
+            gathers = False
             while not self._closing:
-                self._sleeping = True
+                # Amid many calls each of them would wake us: let some come together meanwhile.
+                self._sleeping = not gathers
                 busy = self._calls or self._outbox
-                ready = dict(poller.poll(0 if busy else 200))
+                ready = dict(poller.poll(GATHER if gathers else 0 if busy else 200))
                 self._sleeping = False
                 if self._wakened.fileno() in ready:
                     with suppress(BlockingIOError):
@@ -601,7 +607,7 @@ class Client:
                     self._look_at_link()
                 if self._socket in ready:
                     self._take_in()
-                self._send_out()
+                gathers = self._send_out() > 1
                 self._look_after()
         except Exception as error:  # whoever waits must hear of it
             log.exception("the client's thread failed")
@@ -785,10 +791,14 @@ class Client:
             question[2].append(answer)
             release(question[1])
 
-    def _send_out(self) -> None:
-        """Send what users have put down; while there is no broker, leave it there."""
+    def _send_out(self) -> int:
+        """Send what users have put down, and return how many calls that were.
+
+        While there is no broker, it stays where it is.
+        """
+        sent = 0
         if not self._link.up:
-            return
+            return sent
         while self._calls:
             self._number += 1
             number = self._number
@@ -800,11 +810,13 @@ class Client:
             urgent = any(entry[4] for entry in entries)
             self._count(batch)
             self._send_batch(number, again, urgent)
+            sent += len(entries)
         while self._outbox:
             messages, buffers = self._outbox.popleft()
             self._post(messages, buffers)
             if isinstance(messages[0], _ORDERS):
                 self._note_order(messages)
+        return sent
 
     def _note_order(self, messages: Sequence[Any]) -> None:
         """Keep an order for a while: nobody confirms it, and the broker may be about to die."""

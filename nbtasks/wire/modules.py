@@ -38,9 +38,8 @@ from typing import Final, NamedTuple
 SETTLED: Final = 2_000_000_000
 #: Local modules that are followed at most.
 MOST_MODULES: Final = 5_000
-#: When checking files takes longer than this, nanoseconds, it may take one part of the time in
-#: `SHARE`, and is not done for every call.
-LONG: Final = 1_000_000
+#: Files that are looked at for every call. To look at more may take one part of the time in `SHARE`.
+FEW: Final = 300
 SHARE: Final = 4
 
 
@@ -167,16 +166,19 @@ class Files:
         of the time of a loop of calls. What counts is the processor's time: on a busy machine one
         look may take long, and an edit right after it must be seen all the same.
         """
-        if not self._expected:
-            return True
+        if len(self._expected) <= FEW:
+            return self._all_same()
         if time.perf_counter_ns() < self._not_before:
             return True
         began = time.thread_time_ns()
-        same = all(self._is(path, digest) for path, digest in self._expected)
-        taken = time.thread_time_ns() - began
-        if taken > LONG:
+        same = self._all_same()
+        if same:  # whoever asks again after a change is not told otherwise
+            taken = time.thread_time_ns() - began
             self._not_before = time.perf_counter_ns() + taken * (SHARE - 1)
         return same
+
+    def _all_same(self) -> bool:
+        return all(self._is(path, digest) for path, digest in self._expected)
 
     @staticmethod
     def _is(path: str, digest: bytes) -> bool:
