@@ -129,7 +129,7 @@ def send(
         task.name,
         body,
         len(buffers),
-        summarize(args, kwargs, len(body) <= SMALL),
+        summarize(args, kwargs, small=not buffers and len(body) <= SMALL),
         None,
         None,
         None,

@@ -542,6 +542,14 @@ def test_the_arguments_may_be_shown_otherwise(add, client):
     assert client.call.summary == "(1, 'y': '***')"
 
 
+def test_large_arguments_are_shown_by_their_beginning(add, client):
+    add.delay(b"x" * 10_000, 2)
+
+    shown, _, rest = client.call.summary.partition("…")
+    assert shown.startswith("(b'xxx")
+    assert rest == ", 2)"
+
+
 def test_a_task_may_name_its_calls():
     @task(shadow_name=lambda self, args, kwargs, options: f"load {args[0]}")
     def load(path):
