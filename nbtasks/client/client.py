@@ -301,7 +301,7 @@ class Client:
             When there is no broker.
         """
         self._check_usable()
-        if self._too_much(1.0):
+        if self._too_much(1.0, bool(buffers)):
             self._await_room(retry, policy)
         if not self._link.up:
             self._await_link(retry, policy)
@@ -505,10 +505,15 @@ class Client:
         """Wait for a broker for so many seconds at most; raise when there will be none."""
         return self._sleep_on(locked(), lambda: self._link.up, time.monotonic() + within)
 
-    def _too_much(self, share: float) -> bool:
-        """Return whether more than this share of what may wait for acceptance does."""
-        calls = len(self._calls) + self._in_flight
-        return calls > UNACCEPTED * share or self._bytes_in_flight > UNACCEPTED_BYTES * share
+    def _too_much(self, share: float, large: bool = True) -> bool:
+        """Return whether more than this share of what may wait for acceptance does.
+
+        Large arguments that have not been sent yet are counted only when asked for.
+        """
+        calls, size = len(self._calls) + self._in_flight, self._bytes_in_flight
+        if large:
+            size += sum(sum(map(len, entry[1])) for entry in list(self._calls))
+        return calls > UNACCEPTED * share or size > UNACCEPTED_BYTES * share
 
     def _await_room(self, retry: bool, policy: dict[str, Any] | None) -> None:
         """Hold a caller that is faster than the broker; raise when there is none in the end."""
