@@ -193,7 +193,7 @@ class Simulation:
         self._unaccepted: dict[int, tuple[bytes, Submit]] = {}
         self._deaths: list[Died] = []
         #: Orders, which nobody confirms, and when they were given (boot clock).
-        self._orders: list[tuple[float, bytes, Any]] = []
+        self._orders: deque[tuple[float, bytes, Any]] = deque()
         #: How many more chances to die the broker lets pass.
         self._dies_in: int | None = None
         self.scheduler = self._new_scheduler()
@@ -252,6 +252,8 @@ class Simulation:
         self._mail.append((peer, message))
         if isinstance(message, (Revoke, Hasten)):
             self._orders.append((self.now.boot, peer, message))
+            while self._orders[0][0] <= self.now.boot - UNHEARD:
+                self._orders.popleft()
         self._settle()
 
     def advance(self, seconds: float) -> None:

@@ -63,6 +63,7 @@ class Day(Simulation):
         for turn in range(int(DAY / TURN)):
             self._send_until(self._wanted((turn + 1) * TURN))
             self.advance(TURN)
+            self._deaths.clear()  # no other broker will come to hear of them
             if (turn + 1) * TURN % HOUR == 0:
                 yield int((turn + 1) * TURN / HOUR)
         self.run()
