@@ -73,6 +73,8 @@ HOUSEKEEPING = 5.0
 STORE_RETRY = 0.2
 #: Seconds that a confirmation nobody waits for is held back, to travel with other news.
 LAZY = 0.005
+#: Seconds between two looks for files that nobody needs.
+SWEEP = 600.0
 #: Ended tasks that are dropped in one turn, so that nobody waits for it.
 EXPIRE = 1_000
 #: Seconds that a broker just killed may hold its lock.
@@ -151,7 +153,7 @@ class Server:
         #: How often each peer was told no since the last look around.
         self._refusals: dict[bytes, int] = {}
         self.store_failed_at: float | None = None
-        self._next_look = self.started.boot
+        self._next_look = self._next_sweep = self.started.boot
         self._busy_at = self.started.boot
         self.carry_out(
             self.scheduler.restore(self.store.open_tasks(self.started), self.started), self.started
@@ -441,6 +443,10 @@ class Server:
             more = kept is not None and self.store.expire(instant.wall - kept, EXPIRE) == EXPIRE
             if self.store.shrink() or more:
                 self._next_look = 0.0
+            # While nothing is taken in, files may be older than their calls.
+            if instant.boot >= self._next_sweep and self.store_failed_at is None:
+                self._next_sweep = instant.boot + SWEEP
+                self.store.sweep()
         except StoreCorrupt:
             raise
         except ClusterError as error:

@@ -10,6 +10,8 @@
 * The lock on the file is kept from opening to closing. A second broker is refused instead of
   writing beside the first.
 * A file that is damaged, foreign or newer is refused before anything is written to it.
+* Large pieces lie in files beside it, which others write and read. Here they are only unlinked,
+  when no row needs them any more.
 
 The tables and their units are in `schema.sql`.
 """
@@ -46,15 +48,17 @@ from nbtasks.broker.rows import (
 )
 from nbtasks.core.actions import Save, SaveCall, SaveDefinition, SaveEvent, Task
 from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Define, Event, Now
-from nbtasks.core.states import ASSIGNED
+from nbtasks.core.states import ASSIGNED, DONE, PROPAGATE_STATES
 from nbtasks.exceptions import StoreCorrupt, StoreError, StoreTooNew
+from nbtasks.wire import segments
+from nbtasks.wire.connection import SEGMENTS
 
 _T = TypeVar("_T")
 
 #: `application_id` of our files: "nbts".
 APPLICATION_ID: Final = 0x6E627473
 #: SQL files, in order; the first makes version 1 of an empty file, each later one the next version.
-MIGRATIONS: Final = ("schema.sql", "schema_2.sql")
+MIGRATIONS: Final = ("schema.sql", "schema_2.sql", "schema_3.sql")
 VERSION: Final = len(MIGRATIONS)
 
 #: `PRAGMA synchronous` by durability; "none" is a store in memory.
@@ -152,6 +156,11 @@ SELECT {_COLUMNS} FROM tasks WHERE seq IN (
     ) WHERE ?2 IS NULL OR state = ?2 LIMIT ?3
 ) ORDER BY ended_at DESC, seq DESC
 """
+
+#: References to files, which have an index of their own; which calls have some.
+_FILES = "SELECT data FROM payloads INDEXED BY payloads_by_file WHERE length(data) <= 32"
+_FILES_OF_CALL = f"{_FILES} AND seq = ? AND n = 0"
+_WITH_FILES = f"{_FILES} AND n = 0".replace("data", "DISTINCT seq", 1)
 
 _CHILDREN = """
 SELECT id, function, call FROM tasks WHERE parent = ? AND parent != '' ORDER BY seq LIMIT ?
@@ -332,6 +341,14 @@ class Store:
         self._function_names: dict[int, tuple[bytes, str]] = {}
         #: Functions that this broker may have in mind: never dropped under it.
         self._in_use: set[int] = set()
+        #: Where large pieces lie.
+        self._folder = path.parent / SEGMENTS
+        #: Tasks whose calls have some there.
+        self._large: set[int] = set()
+        #: Files that are not needed once the present transaction is through.
+        self._spare: set[str] = set()
+        #: Files that no row referred to when `sweep` looked last.
+        self._suspects: set[str] = set()
         #: Whether tasks have gone since functions were last looked through.
         self._tasks_gone = True
         self._clock_set = False
@@ -343,6 +360,7 @@ class Store:
             self.name = self._meta("name")
             self._top = self.last_seq()
             self._load_functions()
+            self._large = {seq for (seq,) in self._all(_WITH_FILES)}
         except BaseException:
             self._db.close()
             raise
@@ -479,7 +497,7 @@ class Store:
             return
         turn = Turn(saves)
         try:
-            with self._transaction("save"):
+            with self._unlinking(), self._transaction("save"):
                 self._write(turn, now)
         except BaseException:
             self._load_functions()  # keys may have been given by what was taken back
@@ -492,6 +510,8 @@ class Store:
 
     def _write(self, turn: Turn, now: Now) -> None:
         self._set_clock(now)
+        if self._large:
+            self._let_go_of_arguments(turn)
         if turn.definitions:
             self._write_definitions(turn.definitions, now)
         if turn.calls:
@@ -503,8 +523,7 @@ class Store:
         if turn.events:
             self._write_events(turn.events)
         if turn.emptied:
-            emptied = [(seq,) for seq in turn.emptied]
-            self._put("DELETE FROM payloads WHERE seq = ? AND n = 0", emptied)
+            self._empty(turn.emptied)
         if turn.forgotten:
             self._delete(turn.forgotten)
         for task_id, kept in turn.revoked.items():
@@ -568,9 +587,8 @@ class Store:
                 payloads.extend(call_payloads(save))
         self._put(_PUT_USUAL_CALL, usual)
         self._put(_PUT_ANY_CALL, special)
-        known = [(seq,) for seq in saves if seq <= self._top]
-        self._put("DELETE FROM payloads WHERE seq = ? AND n = 0", known)
-        self._put(_PUT_PAYLOAD, payloads)
+        self._empty(seq for seq in saves if seq <= self._top)
+        self._put_payloads(payloads)
 
     def _write_usual_ends(self, turn: Turn) -> list[int]:
         """Write the tasks that end with their first event, event and all; return which."""
@@ -645,7 +663,15 @@ class Store:
             if save.buffers
             for part in parts(save.buffers)
         ]
-        self._put(_PUT_PAYLOAD, payloads)
+        self._put_payloads(payloads)
+
+    def _put_payloads(self, rows: list[tuple[Any, ...]]) -> None:
+        self._put(_PUT_PAYLOAD, rows)
+        for seq, n, _, _, data in rows:
+            if name := segments.name_in(data):
+                self._spare.discard(name)  # it may have been that of the call before
+                if n == 0:
+                    self._large.add(seq)
 
     def _put(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
         if rows:
@@ -653,8 +679,52 @@ class Store:
 
     def _delete(self, seqs: Iterable[int]) -> None:
         values = [(seq,) for seq in seqs]
+        for value in values:
+            self._let_go(f"{_FILES} AND seq = ?", value)
         for table in ("payloads", "events", "tasks"):
             self._db.executemany(f"DELETE FROM {table} WHERE seq = ?", values)
+        self._large.difference_update(seq for (seq,) in values)
+
+    def _empty(self, seqs: Iterable[int]) -> None:
+        """Drop what calls carry."""
+        for seq in seqs:
+            self._let_go(_FILES_OF_CALL, (seq,))
+            self._db.execute("DELETE FROM payloads WHERE seq = ? AND n = 0", (seq,))
+
+    # ------------------------------------------------------------------------------ large pieces
+
+    @contextlib.contextmanager
+    def _unlinking(self) -> Iterator[None]:
+        """Unlink the files that are not needed any more when the block is through, if it is."""
+        self._spare.clear()
+        yield
+        segments.remove(self._folder, self._spare)
+
+    def _let_go(self, query: str, values: Sequence[Any] = ()) -> None:
+        """Note the files of rows that go."""
+        for (data,) in self._db.execute(query, values):
+            if name := segments.name_in(data):
+                self._spare.add(name)
+
+    def _let_go_of_arguments(self, turn: Turn) -> None:
+        """Note the files of calls that will never be run again: they have not failed."""
+        for seq in self._large.intersection(turn.tasks):
+            task = turn.tasks[seq]
+            if task.phase == DONE and task.state not in PROPAGATE_STATES:
+                self._let_go(_FILES_OF_CALL, (seq,))
+                self._large.discard(seq)
+
+    def sweep(self) -> None:
+        """Unlink the files that no row has referred to at two sweeps in a row.
+
+        Whoever wrote them has died before the broker heard of them. At the first sweep they might
+        be on their way, so call it with some minutes in between.
+        """
+        there = segments.there(self._folder)
+        if there:
+            there.difference_update(segments.name_in(data) for (data,) in self._all(_FILES))
+        segments.remove(self._folder, there & self._suspects)
+        self._suspects = there - self._suspects
 
     # --------------------------------------------------------------------------------- reading
 
@@ -908,7 +978,7 @@ class Store:
         query = "SELECT seq FROM tasks WHERE ended_at < ? ORDER BY ended_at, seq LIMIT ?"
         seqs = [seq for (seq,) in self._all(query, (before, limit))]
         if seqs:
-            with self._transaction("drop what has expired"):
+            with self._unlinking(), self._transaction("drop what has expired"):
                 self._delete(seqs)
             self._tasks_gone = True
         if len(seqs) < limit and self._tasks_gone:
@@ -953,12 +1023,14 @@ class Store:
     def clear(self) -> None:
         """Forget everything; the store gets another name."""
         name = secrets.token_hex(16)
-        with self._transaction("be emptied"):
+        with self._unlinking(), self._transaction("be emptied"):
+            self._let_go(_FILES)
             for table in TABLES:
                 self._db.execute(f"DELETE FROM {table}")
             self._set_meta("name", name)
         self.name, self._top = name, 0
         self._in_use.clear()
+        self._large.clear()
         self._load_functions()
         self._vacuum(0)  # all
         self.checkpoint()
@@ -969,11 +1041,12 @@ class Store:
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def size(self) -> int:
-        """Return the bytes that the store takes, its log included."""
+        """Return the bytes that the store takes, its log and large pieces included."""
+        large = segments.size(self._folder)
         if self.durability == "none":
-            return int(self._value("PRAGMA page_count") * self._value("PRAGMA page_size"))
+            return large + int(self._value("PRAGMA page_count") * self._value("PRAGMA page_size"))
         files = (self.path, _log_of(self.path))
-        return sum(file.stat().st_size for file in files if file.exists())
+        return large + sum(file.stat().st_size for file in files if file.exists())
 
     def close(self) -> None:
         """Let go of the file."""

@@ -120,7 +120,7 @@ def send(
         return _send_with_options(task, args, kwargs, given, known, frame, root, parent, priority)
     plain = models.dumped(args, kwargs) if prepared.dump_models else (args, kwargs)
     body, buffers = payloads.dumps_arguments(
-        *plain, prepared.serializer, prepared.compression, task
+        *plain, prepared.serializer, prepared.compression, task, clients.keep
     )
     define = definitions.current(task) if known else None
     call = Call(
@@ -178,7 +178,7 @@ def _send_with_options(
     if task.pydantic and serializer != "pickle":
         plain = models.dumped(args, kwargs)
     body, buffers = payloads.dumps_arguments(
-        *plain, serializer, given.get("compression", prepared.compression), task
+        *plain, serializer, given.get("compression", prepared.compression), task, clients.keep
     )
     define = definitions.current(task) if known else None
     call = Call(

@@ -69,7 +69,7 @@ from nbtasks.core.messages import (
     take,
 )
 from nbtasks.exceptions import BrokerUnavailable, ClusterError, ForkedError, OperationalError
-from nbtasks.wire import locks, sockets
+from nbtasks.wire import locks, segments, sockets
 from nbtasks.wire.connection import SUPERVISOR_LOCK, read_connection
 from nbtasks.wire.frames import Buffer, ProtocolError, pack_to_broker, unpack_from_broker
 
@@ -77,6 +77,7 @@ __all__ = [
     "Client",
     "Record",
     "current",
+    "keep",
     "load_value",
     "new_id",
     "open_clients",
@@ -194,6 +195,8 @@ class Client:
     ) -> None:
         self.runtime = Path(runtime)
         self.name = name or f"{os.getpid()}@{platform.node()}"
+        #: Where large arguments are put, and large results are found.
+        self.segments = segments.of_cluster(self.runtime)
         self._revive = revive
         self._link = _Link()
         self._forked = False
@@ -976,6 +979,17 @@ def current() -> Client:
             # By name: the door to clusters is built upon this module, not the other way round.
             _current = importlib.import_module("nbtasks.cluster").default_client()
         return _current
+
+
+def keep(view: memoryview) -> Buffer:
+    """Return what is to travel for a piece of an argument (`segments.Segments.keep`).
+
+    Raises
+    ------
+    OperationalError
+        When no cluster can be started or found.
+    """
+    return current().segments.keep(view)
 
 
 def _after_fork() -> None:

@@ -29,12 +29,9 @@ class Facts(NamedTuple):
 
     def arguments(self) -> tuple[Any, Any]:
         """Return `(args, kwargs)`."""
-        body, buffers = self.body, list(self.buffers)
-        if not body and buffers:
-            body = buffers.pop(0)
-        if not body:
+        if not self.body and not self.buffers:
             return None, None
-        args, kwargs = payloads.loads(body, buffers)
+        args, kwargs = payloads.loads(self.body, self.buffers)
         return args, kwargs
 
 

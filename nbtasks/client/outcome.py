@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from nbtasks import exceptions
 from nbtasks.core import states
 from nbtasks.core.messages import Event
-from nbtasks.wire import payloads
+from nbtasks.wire import payloads, segments
 
 if TYPE_CHECKING:
     from nbtasks.client.client import Record
@@ -103,16 +103,19 @@ def load(record: Record, event: Event) -> Any:
     DecodeError
         When the bytes mean nothing to this process.
     """
-    body, buffers = event.body, _frames(record, event)
-    if not body and buffers:
-        body = buffers.pop(0)  # too large to lie in the message: it travelled as a frame
-    if body:
-        return payloads.loads(body, buffers, ours=True)
+    buffers = _frames(record, event)
+    if event.body or buffers:
+        return payloads.loads(event.body, buffers, ours=True)
     if event.text:
         return _named(event.text)
     if event.state == states.STARTED:
         return {"pid": event.pid, "hostname": event.worker}
     return None
+
+
+def size_of(record: Record, event: Event) -> int:
+    """Return the bytes of what an event carries, wherever they are."""
+    return len(event.body) + sum(map(segments.length, record.buffers.get(event.n, ())))
 
 
 def _frames(record: Record, event: Event) -> list[Any]:

@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 #: Goes up whenever a message changes shape; processes of unlike versions refuse each other.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 #: The largest body, in bytes, that travels inside a message rather than as a frame of its own.
 INLINE_LIMIT = 32 * 1024

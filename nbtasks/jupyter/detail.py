@@ -230,8 +230,7 @@ def _result(record: client.Record) -> str:
     event = outcome.deciding(record)
     if event is None or event.state != states.SUCCESS:
         return ""
-    frames = record.buffers.get(event.n, ())
-    size = len(event.body) + sum(memoryview(frame).nbytes for frame in frames)
+    size = outcome.size_of(record, event)
     if size > LOADED:
         return f"<{size / 1e6:,.0f} MB: result.get() loads it>"
     try:

@@ -1,4 +1,4 @@
-"""Where a cluster's processes find each other: the runtime directory and its two files.
+"""Where a cluster's processes find each other: the runtime directory and the files there.
 
 RUNTIME/settings.json     what the cluster was started with (written by whoever starts it)
 RUNTIME/connection.json   who is serving now (written by the broker once it is bound)
@@ -6,6 +6,9 @@ RUNTIME/failed.txt        why the broker will not serve, when no restart can men
 RUNTIME/broker.sock       the broker's socket
 RUNTIME/cells/NAME        what worker NAME is doing (`nbtasks.wire.cell`)
 RUNTIME/logs/*.log        what the processes print
+
+DATA/store.sqlite         what must not be forgotten
+DATA/segments/NAME        large pieces of arguments and results (`nbtasks.wire.segments`)
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ CONNECTION_FILE = "connection.json"
 FAILED_FILE = "failed.txt"
 SOCKET_FILE = "broker.sock"
 STORE_FILE = "store.sqlite"
+SEGMENTS = "segments"
 SUPERVISOR_LOCK = "supervisor.lock"
 
 #: What lies in a cluster's directory, and of what kind it must be.
@@ -37,7 +41,7 @@ OUR_FILES: dict[str, Callable[[int], bool]] = {
     **dict.fromkeys((SETTINGS_FILE, CONNECTION_FILE, FAILED_FILE, STORE_FILE), stat.S_ISREG),
     **dict.fromkeys((f"{STORE_FILE}-wal", f"{STORE_FILE}-shm", SUPERVISOR_LOCK), stat.S_ISREG),
     **dict.fromkeys(("start.lock", "broker.lock", "trouble.txt"), stat.S_ISREG),
-    **dict.fromkeys(("logs", "cells"), stat.S_ISDIR),
+    **dict.fromkeys(("logs", "cells", SEGMENTS), stat.S_ISDIR),
     SOCKET_FILE: stat.S_ISSOCK,
 }
 

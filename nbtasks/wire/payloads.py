@@ -6,8 +6,9 @@
     load_definition                             that body → task, in a worker
 
 A payload is a body and further buffers, which are pickle's out-of-band buffers (arrays, mostly). A
-body of over `INLINE_LIMIT` bytes becomes the first buffer, and the body is then empty. The body
-of a plain pickle is just that (its first byte is 0x80); any other begins with a header:
+body of over `INLINE_LIMIT` bytes becomes the first buffer, and the body is then empty. The sender
+may have large buffers put into files (`keep`; see `segments`). The body of a plain pickle is just
+that (its first byte is 0x80); any other begins with a header:
 
     0x01, length of the head (2 bytes), head: content type, encoding, compression
     0x02, then body and buffers in one piece, each after its length (8 bytes): see `join`
@@ -45,7 +46,7 @@ from nbtasks.exceptions import (
     SerializerNotInstalled,
     UnpickleableExceptionWrapper,
 )
-from nbtasks.wire import codecs, culprits, modules
+from nbtasks.wire import codecs, culprits, modules, segments
 from nbtasks.wire.codecs import (
     Codec,
     accept,
@@ -73,6 +74,8 @@ __all__ = [
 ]
 
 Buffer = bytes | bytearray | memoryview
+#: What makes of a piece of memory something that does not change when the memory does.
+Keep = Callable[[memoryview], Buffer]
 
 #: Buffers of fewer bytes stay inside the pickle: a frame of their own would cost more.
 OUT_OF_BAND: Final = 16 * 1024
@@ -106,7 +109,7 @@ def dumps_arguments(
     serializer: str = "pickle",
     compression: str | None = None,
     function: Callable[..., Any] | None = None,
-    copy: bool = True,
+    keep: Keep = bytes,
 ) -> Payload:
     """Return the arguments of a call as bytes; `loads` gives `(args, kwargs)` back.
 
@@ -118,7 +121,7 @@ def dumps_arguments(
         As in `dumps`.
     function
         What they are for: an error message then names the parameter.
-    copy
+    keep
         As in `dumps`.
 
     Raises
@@ -136,12 +139,12 @@ def dumps_arguments(
                 body = _plain_dumps((args, kwargs), 5)
                 if len(body) <= INLINE_LIMIT:
                     return _new(Payload, (body, []))
-                return Payload(b"", [body])
+                return _sized(body, [], keep)
 
     def parts(_: Any) -> list[culprits.Part]:
         return culprits.arguments(args, kwargs, function)
 
-    return _dumps((args, kwargs), serializer, compression, copy, parts)
+    return _dumps((args, kwargs), serializer, compression, keep, parts)
 
 
 def dumps(
@@ -149,7 +152,7 @@ def dumps(
     serializer: str = "pickle",
     compression: str | None = None,
     *,
-    copy: bool = True,
+    keep: Keep = bytes,
 ) -> Payload:
     """Return a value as bytes.
 
@@ -161,9 +164,9 @@ def dumps(
         pickle, json, msgpack, yaml, raw, or one that was registered.
     compression
         gzip, bzip2, lzma, zstd, brotli, or one that was registered; None: none.
-    copy
-        Whether the buffers are copies, so that it does not matter what becomes of the arrays
-        afterwards. Without, the caller must have sent them before anybody changes them.
+    keep
+        What makes of the memory of an array what is to be sent, so that it does not matter what
+        becomes of the array afterwards: a copy, or a reference to a file (`segments`).
 
     Raises
     ------
@@ -173,22 +176,22 @@ def dumps(
         When there is no serializer or compression of that name.
     """
     if serializer == "pickle" and not compression and type(value) in _ATOMS:
-        return _sized(pickle.dumps(value, 5), [])
-    return _dumps(value, serializer, compression, copy, None)
+        return _sized(pickle.dumps(value, 5), [], keep)
+    return _dumps(value, serializer, compression, keep, None)
 
 
 def _dumps(
     value: Any,
     serializer: str,
     compression: str | None,
-    copy: bool,
+    keep: Keep,
     parts: culprits.Parts | None,
 ) -> Payload:
     packer = find_compression(compression) if compression else None
     if serializer == "pickle":
         if packer is None:
-            pickled = _pickle_or_explain(value, parts, out_of_band=True, copy=copy)
-            return _sized(pickled.body, pickled.buffers)
+            pickled = _pickle_or_explain(value, parts, keep)
+            return _sized(pickled.body, pickled.buffers, keep)
         data = _pickle_or_explain(value, parts).body
         content_type, encoding = _PICKLE, "binary"
     else:
@@ -198,13 +201,15 @@ def _dumps(
     if packer is not None:
         data = packer.encode(data)
     head = "\n".join((content_type, encoding, packer.content_type if packer else "")).encode()
-    return _sized(b"".join((bytes((_HEADED,)), len(head).to_bytes(2, "big"), head, data)), [])
+    body = b"".join((bytes((_HEADED,)), len(head).to_bytes(2, "big"), head, data))
+    return _sized(body, [], keep)
 
 
-def _sized(body: bytes, buffers: list[Buffer]) -> Payload:
-    if len(body) > INLINE_LIMIT:
-        return Payload(b"", [body, *buffers])
-    return Payload(body, buffers)
+def _sized(body: bytes, buffers: list[Buffer], keep: Keep = bytes) -> Payload:
+    if len(body) <= INLINE_LIMIT:
+        return Payload(body, buffers)
+    first = body if keep is bytes else keep(memoryview(body))
+    return Payload(b"", [first, *buffers])
 
 
 def _encode(codec: Codec, value: Any, parts: culprits.Parts | None) -> bytes:
@@ -280,8 +285,10 @@ def join(body: Buffer, buffers: Sequence[Buffer]) -> bytes:
 
 def _opened(body: Buffer, buffers: Sequence[Buffer]) -> tuple[Buffer, Sequence[Buffer]]:
     """Return body and buffers, wherever the body was."""
-    if not body and buffers:
-        body, buffers = buffers[0], buffers[1:]
+    if buffers:
+        buffers = [segments.opened(buffer) for buffer in buffers]
+        if not body:
+            body, buffers = buffers[0], buffers[1:]
     if not body:
         raise DecodeError("There is nothing to read: the payload is empty.")
     return _part(body) if body[0] == _JOINED else (body, buffers)
@@ -544,36 +551,34 @@ def _take_behind(module: str, qualname: str) -> Any:
     return _unwrap(found)
 
 
-def _pickle(value: Any, *, out_of_band: bool = False, copy: bool = True) -> Pickled:
-    """Pickle by cloudpickle."""
-    buffers: list[Buffer] = []
+def _pickle(value: Any, keep: Keep | None = None) -> Pickled:
+    """Pickle by cloudpickle, with buffers of their own when it is said how to keep them."""
+    views: list[memoryview] = []
 
-    def keep(buffer: pickle.PickleBuffer) -> bool:
+    def stays_inside(buffer: pickle.PickleBuffer) -> bool:
         """Say whether the buffer shall stay inside the pickle."""
         try:
             view = buffer.raw()
         except BufferError:  # not contiguous
             return True
-        if view.nbytes < OUT_OF_BAND or len(buffers) >= MOST_BUFFERS:
+        if view.nbytes < OUT_OF_BAND or len(views) >= MOST_BUFFERS:
             return True
-        buffers.append(bytes(view) if copy else view)
+        views.append(view)
         return False
 
     file = io.BytesIO()
-    pickler = _Pickler(file, keep if out_of_band else None)
+    pickler = _Pickler(file, stays_inside if keep else None)
     pickler.dump(value)
+    # Only now: when the rest cannot be pickled, nothing has been put anywhere.
+    buffers = [keep(view) for view in views] if keep else []
     return Pickled(file.getvalue(), buffers, frozenset(pickler.modules), tuple(pickler.codes))
 
 
 def _pickle_or_explain(
-    value: Any,
-    parts: culprits.Parts | None,
-    *,
-    out_of_band: bool = False,
-    copy: bool = True,
+    value: Any, parts: culprits.Parts | None, keep: Keep | None = None
 ) -> Pickled:
     try:
-        return _pickle(value, out_of_band=out_of_band, copy=copy)
+        return _pickle(value, keep)
     except Exception as error:
         text = culprits.explain(value, error, _can_be_pickled, parts or culprits.of_object)
         raise EncodeError(text) from error
@@ -874,13 +879,17 @@ def pickle_task(task: Any) -> Pickled:
         When something that its function refers to cannot be pickled; it says what.
     """
     value = (task, codecs.registered())
-    return _pickle_or_explain(value, lambda _: culprits.of_task(task), out_of_band=True)
+    return _pickle_or_explain(value, lambda _: culprits.of_task(task), bytes)
+
+
+def _as_it_is(view: memoryview) -> memoryview:
+    return view
 
 
 def size_of(value: Any) -> int:
     """Return the bytes that a value takes in a pickle; 0 when it cannot be pickled."""
     try:
-        pickled = _pickle(value, out_of_band=True, copy=False)
+        pickled = _pickle(value, _as_it_is)
     except Exception:
         return 0
     return len(pickled.body) + sum(memoryview(buffer).nbytes for buffer in pickled.buffers)

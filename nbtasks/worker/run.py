@@ -100,6 +100,8 @@ class Runner:
         To the I/O thread.
     cell
         Where begun and finished calls are noted for the supervisor.
+    keep
+        What is to travel for a large piece of a result (`nbtasks.wire.segments`).
     """
 
     def __init__(
@@ -110,12 +112,14 @@ class Runner:
         functions: Functions,
         capture: Capture,
         limit: SoftLimit,
+        keep: payloads.Keep = bytes,
     ) -> None:
         self._handover = handover
         self._cell = cell
         self._functions = functions
         self._capture = capture
         self._limit = limit
+        self._keep_piece = keep
         # The one that runs:
         self._assignment: Assignment
         self._request: Request = Request()
@@ -272,7 +276,9 @@ class Runner:
         buffers: list[Buffer] = []
         if state == states.SUCCESS:
             if not request.ignore_result:
-                body, buffers = payloads.dumps(outcome.value, *self._result_codecs)
+                body, buffers = payloads.dumps(
+                    outcome.value, *self._result_codecs, keep=self._keep_piece
+                )
         elif state == states.RETRY:
             assert outcome.plan is not None
             return self._again(outcome.plan, outcome.value, einfo, outcome.runtime)
@@ -328,6 +334,7 @@ class Runner:
                 self._request.kwargs if plan.kwargs is None else plan.kwargs,
                 options.get("serializer") or self._task.serializer,
                 options.get("compression") or self._task.compression,
+                keep=self._keep_piece,
             )
             buffers = list(fresh)
         due, eta = _start_of(plan)
@@ -374,7 +381,7 @@ class Runner:
         if isinstance(meta, BaseException):
             body, buffers = payloads.dumps_exception(meta)
         else:
-            body, buffers = payloads.dumps(meta)
+            body, buffers = payloads.dumps(meta, keep=self._keep_piece)
         while len(self._handover.outbox) > BACKLOG:
             time.sleep(0.005)
         ticket = self._assignment.run.ticket

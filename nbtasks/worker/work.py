@@ -12,7 +12,8 @@ from pathlib import Path
 from types import FrameType, ModuleType
 
 from nbtasks.wire.cell import Cell
-from nbtasks.wire.connection import Settings
+from nbtasks.wire.connection import SEGMENTS, Settings
+from nbtasks.wire.segments import Segments
 from nbtasks.worker.limits import resident
 from nbtasks.worker.process import Link
 
@@ -46,7 +47,8 @@ class Work:
         limit.install()
         capture.install()
         link.attend(capture, limit)
-        self._runner = Runner(name, handover, cell, Functions(handover), capture, limit)
+        keep = Segments(Path(settings.data) / SEGMENTS, settings.durability == "full").keep
+        self._runner = Runner(name, handover, cell, Functions(handover), capture, limit, keep)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._let_child_be)
 

@@ -1,0 +1,236 @@
+"""Large pieces of values: files of the cluster that receivers map, instead of bytes on the wire.
+
+    sender    keep(view) ──▶ DATA/segments/3f9c...    written once, then linked
+                   │
+                   └─▶ reference (32 bytes), which travels and is stored in place of the piece
+                                       │
+    receiver                 opened(reference) ──▶ the file, mapped
+
+* The mapping is copied on write: what a receiver does to its array is its own affair.
+* Each reference has a file name of its own. The same bytes sent again get a second name for the
+  same file (a hard link), so it is the file system that counts who needs them, and to free is to
+  unlink.
+* The broker never opens a file. It unlinks a name together with the row that held it, and now and
+  then what no row has ever held: whoever wrote that died before the broker heard of it.
+* Where a file cannot be made (a full disk, for one), the piece travels as any small one does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import mmap
+import os
+import re
+import secrets
+import struct
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from nbtasks.exceptions import ClusterError, DecodeError
+from nbtasks.wire.connection import SEGMENTS, Settings, prepare_directory, read_settings
+
+log = logging.getLogger("nbtasks")
+
+Buffer = bytes | bytearray | memoryview
+
+#: Pieces from this size on (bytes) go into files.
+LARGE: Final = 1024 * 1024
+#: Files that this process has written and may link to.
+REMEMBERED: Final = 64
+#: Bytes of a piece by which it is recognised before it is compared.
+SAMPLES: Final = 256
+#: Bytes that are compared at once: few enough to stay near the processor.
+COMPARED: Final = 1024 * 1024
+#: Mapped files of a process: each holds a descriptor. Further ones are read.
+MOST_MAPPED: Final = 256
+
+#: No other payload frame is as short as a reference.
+_REFERENCE: Final = struct.Struct(">8sQ16s")
+_MAGIC: Final = b"\0segment"
+_NAME: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+#: Where this process looks for what a reference names.
+_folders: dict[Path, None] = {}
+_mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
+class Segments:
+    """The folder of a cluster, for a process that sends.
+
+    Parameters
+    ----------
+    folder
+        It is made when there is something to put into it.
+    durable
+        Whether what `keep` has written survives a loss of power.
+    """
+
+    def __init__(self, folder: Path, durable: bool) -> None:
+        self._folder, self._durable = folder, durable
+        #: What a piece looks like at a glance → name of the last file that was written for such.
+        self._known: dict[tuple[int, bytes], str] = {}
+        _folders[folder] = None
+
+    def keep(self, view: memoryview) -> Buffer:
+        """Return what is to travel for a piece: a reference, or a copy of what is not large."""
+        if view.nbytes < LARGE:
+            return bytes(view)
+        try:
+            name = self._put(view)
+        except (OSError, ClusterError) as error:
+            log.warning("cannot put %d bytes into %s: %s", view.nbytes, self._folder, error)
+            return bytes(view)
+        return _REFERENCE.pack(_MAGIC, view.nbytes, bytes.fromhex(name))
+
+    def _put(self, view: memoryview) -> str:
+        look = (view.nbytes, view[:: view.nbytes // SAMPLES].tobytes())
+        known = self._known.pop(look, None)
+        name = secrets.token_hex(16)
+        if known is None or not self._link(known, name, view):
+            self._write(name, view)
+        if self._durable:
+            _sync(self._folder)
+        self._known[look] = name
+        while len(self._known) > REMEMBERED:
+            del self._known[next(iter(self._known))]
+        return name
+
+    def _link(self, known: str, name: str, view: memoryview) -> bool:
+        """Give a file a second name if it (still) holds these bytes; return whether it does."""
+        path = self._folder / name
+        try:
+            path.hardlink_to(self._folder / known)
+        except OSError:  # freed meanwhile, or a file system without links
+            return False
+        with contextlib.suppress(OSError):
+            if _is_same(path, view):
+                return True
+        path.unlink()
+        return False
+
+    def _write(self, name: str, view: memoryview) -> None:
+        prepare_directory(self._folder)
+        path = self._folder / name
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        with open(os.open(path, flags, 0o600), "wb", buffering=0) as file:
+            try:
+                written = 0
+                while written < view.nbytes:
+                    written += file.write(view[written:])
+                if self._durable:
+                    os.fsync(file.fileno())
+            except BaseException:  # an interrupt, too
+                path.unlink()
+                raise
+
+
+def of_cluster(runtime: Path) -> Segments:
+    """Return the segments of the cluster whose runtime directory that is."""
+    try:
+        settings = read_settings(runtime)
+    except FileNotFoundError:
+        settings = Settings(data=str(runtime), workers=1)
+    return Segments(Path(settings.data) / SEGMENTS, settings.durability == "full")
+
+
+def _is_same(path: Path, view: memoryview) -> bool:
+    # A bytearray is compared by memcmp, a memoryview item by item.
+    piece = bytearray(COMPARED)
+    with path.open("rb", buffering=0) as file:
+        for start in range(0, view.nbytes, COMPARED):
+            read = file.readinto(piece)
+            if (piece if read == COMPARED else piece[:read]) != view[start : start + COMPARED]:
+                return False
+        return not file.read(1)
+
+
+def _sync(folder: Path) -> None:
+    """Let the names in a folder survive a loss of power, where the system can say so."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# -------------------------------------------------------------------------------------- receiving
+
+
+def name_in(frame: Buffer) -> str | None:
+    """Return the name of the file that a payload frame refers to; None where it is no reference."""
+    if len(frame) != _REFERENCE.size or bytes(frame[: len(_MAGIC)]) != _MAGIC:
+        return None
+    return bytes(frame[-16:]).hex()
+
+
+def length(frame: Buffer) -> int:
+    """Return the bytes of a payload frame, wherever they are."""
+    if name_in(frame) is None:
+        return memoryview(frame).nbytes
+    return int(_REFERENCE.unpack(frame)[1])
+
+
+def opened(frame: Buffer) -> Buffer:
+    """Return the bytes that a payload frame stands for.
+
+    Raises
+    ------
+    DecodeError
+        When they lie in a file that is not there any more, or damaged.
+    """
+    name = name_in(frame)
+    if name is None:
+        return frame
+    size = length(frame)
+    for folder in list(_folders):
+        with contextlib.suppress(FileNotFoundError), (folder / name).open("rb") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                raise DecodeError(
+                    f"A part of the value cannot be read: {folder / name} has not the {size} bytes "
+                    f"that were written. The file is damaged. Send the task again."
+                )
+            if len(_mapped) >= MOST_MAPPED:
+                return bytearray(file.read())
+            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+            _mapped.add(mapped)
+            return memoryview(mapped)
+    raise DecodeError(
+        f"A part of the value is gone: its {size} bytes lay in a file of the cluster ({name}). "
+        f"Arguments are kept until their task has succeeded, results until they are forgotten or "
+        f"expire (result_expires), and both until the cluster is purged. Send the task again."
+    )
+
+
+# ---------------------------------------------------------------------------------- for the broker
+
+
+def there(folder: Path) -> set[str]:
+    """Return the names of the files in a folder; none where there is no folder, or no way in."""
+    try:
+        return {name for name in os.listdir(folder) if _NAME.fullmatch(name)}
+    except OSError:
+        return set()
+
+
+def remove(folder: Path, names: Iterable[str]) -> None:
+    """Unlink files; what nobody else has linked or mapped gives its room back."""
+    for name in names:
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("cannot remove %s: %s", folder / name, error)
+
+
+def size(folder: Path) -> int:
+    """Return the bytes that the files of a folder take."""
+    found: dict[tuple[int, int], int] = {}
+    for name in there(folder):
+        with contextlib.suppress(OSError):
+            status = (folder / name).stat()
+            found[status.st_dev, status.st_ino] = status.st_size
+    return sum(found.values())
