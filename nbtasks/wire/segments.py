@@ -37,7 +37,7 @@ log = logging.getLogger("nbtasks")
 Buffer = bytes | bytearray | memoryview
 
 #: Pieces from this size on (bytes) go into files.
-LARGE: Final = 1024 * 1024
+LARGE: Final = 256 * 1024
 #: Files that this process has written and may link to.
 REMEMBERED: Final = 64
 #: Bytes of a piece by which it is recognised before it is compared.

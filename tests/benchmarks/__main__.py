@@ -68,7 +68,7 @@ class System:
             self.left_out = f"needs the program {missing[0]}"
             return
         wanted = [part.format(root=ROOT) for part in self.facts["requirements"]]
-        wanted = " ".join(["psutil", *wanted]).split()
+        wanted = " ".join(["psutil", "numpy", *wanted]).split()
         stamp = self.folder / "stamp"
         digest = hashlib.sha256(f"{sys.version} {wanted}".encode()).hexdigest()
         if stamp.exists() and stamp.read_text() == digest:

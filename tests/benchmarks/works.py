@@ -6,6 +6,8 @@ import os
 import signal
 import time
 
+import numpy
+
 
 def noop() -> None:
     """Do nothing, which is all overhead."""
@@ -15,18 +17,19 @@ def double(number: int) -> int:
     return number * 2
 
 
-def nap(seconds: float) -> None:
+def nap(seconds: float) -> float:
     time.sleep(seconds)
+    return seconds  # huey keeps no result that is None
 
 
-def weigh(data: bytes) -> int:
-    """Take something large and give something small."""
-    return len(data)
+def weigh(data: numpy.ndarray) -> int:
+    """Take something large, look at all its pages, and give something small."""
+    return data.nbytes + int(data[::4096].sum() & 0)
 
 
-def make(size: int) -> bytes:
-    """Give something large."""
-    return bytes(size)
+def make(size: int) -> numpy.ndarray:
+    """Give something large that nobody has given before."""
+    return numpy.full(size // 8, time.time_ns())
 
 
 def stamp() -> float:
@@ -34,10 +37,11 @@ def stamp() -> float:
     return time.time()
 
 
-def wait_for(path: str) -> None:
+def wait_for(path: str) -> bool:
     """Keep a worker busy until the file exists."""
     while not os.path.exists(path):
         time.sleep(0.02)
+    return True
 
 
 def die_once(path: str) -> float:

@@ -292,7 +292,7 @@ def test_damaged_file_says_so(segments, folder):
     frame = segments.keep(memoryview(piece()))
     os.truncate(files(folder)[0], 17)
 
-    with pytest.raises(DecodeError, match=r"has not the 1048576 bytes.*damaged"):
+    with pytest.raises(DecodeError, match=r"has not the 262144 bytes.*damaged"):
         opened(frame)
 
 

@@ -38,6 +38,8 @@ class Driver:
     requirements: ClassVar[tuple[str, ...]] = ()
     #: Programs that must be on the path.
     programs: ClassVar[tuple[str, ...]] = ()
+    #: By how much fewer tasks it is given where there are very many: they would take minutes.
+    slow: ClassVar[int] = 1
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

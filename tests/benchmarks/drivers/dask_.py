@@ -11,6 +11,7 @@ import drivers
 class Driver(drivers.Driver):
     name = "dask.distributed"
     requirements = ("distributed",)
+    slow = 10
 
     def start(self) -> None:
         from distributed import Client, LocalCluster

@@ -37,6 +37,7 @@ TASKS = connect(os.environ[ADDRESS]) if ADDRESS in os.environ else {}
 class Driver(drivers.Driver):
     name = "dramatiq + redis"
     requirements = ("dramatiq[redis]", "redis")
+    slow = 10
     programs = ("redis-server",)
 
     def start(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,12 @@ import drivers
 class Driver(drivers.Driver):
     name = "ipyparallel"
     requirements = ("ipyparallel",)
+    slow = 10
 
     def start(self) -> None:
         import ipyparallel
 
+        os.environ.update(drivers.environment())  # where the engines find `works`
         self.cluster = ipyparallel.Cluster(n=drivers.WORKERS, log_level=40)
         self.client = self.cluster.start_and_connect_sync(activate=False)
         self.view = self.client.load_balanced_view()

@@ -11,6 +11,7 @@ import drivers
 class Driver(drivers.Driver):
     name = "ray"
     requirements = ("ray",)
+    slow = 10
 
     def start(self) -> None:
         import ray
