@@ -24,6 +24,7 @@ _HOMES = {
     "AsyncResult": "nbtasks.client.result",
     "Cluster": "nbtasks.cluster",
     "EagerResult": "nbtasks.client.eager_result",
+    "Executor": "nbtasks.client.executor",
     "GroupResult": "nbtasks.client.result_set",
     "ResultSet": "nbtasks.client.result_set",
     "Task": "nbtasks.client.task",
@@ -47,6 +48,7 @@ __all__ = [
     "AsyncResult",
     "Cluster",
     "EagerResult",
+    "Executor",
     "GroupResult",
     "ResultSet",
     "Task",
@@ -72,6 +74,7 @@ __all__ = [
 if TYPE_CHECKING:
     from nbtasks import exceptions, result, states
     from nbtasks.client.eager_result import EagerResult
+    from nbtasks.client.executor import Executor
     from nbtasks.client.result import AsyncResult
     from nbtasks.client.result_set import GroupResult, ResultSet
     from nbtasks.client.task import Task, register_task, send_task, shared_task, task

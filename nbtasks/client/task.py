@@ -151,6 +151,11 @@ def send_task(name: str, args: Any = None, kwargs: Any = None, **options: Any) -
 
 
 def _make(function: Callable[..., Any], options: dict[str, Any]) -> Task:
+    return _register(make(function, options))
+
+
+def make(function: Callable[..., Any], options: dict[str, Any]) -> Task:
+    """Return a task as `task` makes it, which cannot be found by its name."""
     if not callable(function):
         raise TypeError(f"@task got {function!r}, which cannot be called. Put it above a function.")
     given = dict(options)
@@ -169,7 +174,7 @@ def _make(function: Callable[..., Any], options: dict[str, Any]) -> Task:
     instance: Task = made()
     instance.__dict__.update(looks_of(function), _given=set())
     instance._validate()
-    return _register(instance)
+    return instance
 
 
 def _register(task: Task) -> Task:

@@ -38,6 +38,12 @@ class Driver(drivers.Driver):
     def send(self, work: Callable[..., Any], *args: Any) -> Any:
         return self.tasks[work].delay(*args)
 
+    def map(self, work: Callable[..., Any], items: list[Any]) -> list[Any]:
+        import nbtasks
+
+        with nbtasks.Executor() as executor:
+            return list(executor.map(work, items))
+
     def fetch(self, sent: Any) -> Any:
         return sent.get(timeout=PATIENCE)
 
