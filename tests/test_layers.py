@@ -76,7 +76,7 @@ HOMES: dict[str, set[str]] = {
     "msgspec": {"core/", "wire/", "broker/", "config.py", "simulation.py"},
     # Where the system cannot be told to end a child with its parent, the child has to look.
     # `nbtasks top` shows the memory and the processor that each worker takes.
-    "psutil": {"supervisor/", "wire/parent.py", "top.py"},
+    "psutil": {"supervisor/", "wire/memory.py", "wire/parent.py", "top.py"},
     # Not required: used where it is installed.
     "rich": {"top.py", "jupyter/text.py"},
     "fcntl": {"wire/locks.py"},

@@ -85,16 +85,6 @@ def end_descendants(pid: int, spare: frozenset[int] = frozenset()) -> None:
                     child.kill()
 
 
-def resident(pid: int) -> int:
-    """Return the resident memory of a process, bytes; 0 when it is gone."""
-    import psutil
-
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
-
-
 def end_leftover(pid: int, runtime: str, name: str) -> bool:
     """End the worker `name` of a supervisor that is gone; return whether it is no more.
 

@@ -49,6 +49,7 @@ from nbtasks.wire.connection import (
     read_connection,
     write_private,
 )
+from nbtasks.wire.memory import resident
 
 #: Why workers cannot start, for whoever asks; gone when one can.
 TROUBLE_FILE = "trouble.txt"
@@ -496,7 +497,7 @@ class Supervisor:
             run = self._limited_run(worker)
             if run is None:
                 self._limited.discard(worker)
-            elif (taken := limits.resident(worker.pid) - run.base) > run.limit:
+            elif (taken := resident(worker.pid) - run.base) > run.limit:
                 with self._frozen_if_it_runs(worker, run.running) as still_runs:
                     if still_runs:
                         self._taken[worker.pid] = taken

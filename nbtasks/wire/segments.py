@@ -24,6 +24,7 @@ import os
 import re
 import secrets
 import struct
+import threading
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -72,6 +73,7 @@ class Segments:
         self._folder, self._durable = folder, durable
         #: What a piece looks like at a glance → name of the last file that was written for such.
         self._known: dict[tuple[int, bytes], str] = {}
+        self._lock = threading.Lock()
         _folders[folder] = None
 
     def keep(self, view: memoryview) -> Buffer:
@@ -87,15 +89,17 @@ class Segments:
 
     def _put(self, view: memoryview) -> str:
         look = (view.nbytes, view[:: view.nbytes // SAMPLES].tobytes())
-        known = self._known.pop(look, None)
+        with self._lock:
+            known = self._known.pop(look, None)
         name = secrets.token_hex(16)
         if known is None or not self._link(known, name, view):
             self._write(name, view)
         if self._durable:
             _sync(self._folder)
-        self._known[look] = name
-        while len(self._known) > REMEMBERED:
-            del self._known[next(iter(self._known))]
+        with self._lock:
+            self._known[look] = name
+            if len(self._known) > REMEMBERED:
+                del self._known[next(iter(self._known))]
         return name
 
     def _link(self, known: str, name: str, view: memoryview) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,18 +22,6 @@ from nbtasks.exceptions import SoftTimeLimitExceeded
 _SIGNAL = getattr(signal, "SIGUSR1", None)
 #: By which the supervisor is asked to look at the cells; nobody else minds it.
 _LOOK = getattr(signal, "SIGURG", None)
-
-
-def resident() -> int:
-    """Return the resident memory of this process, bytes (its peak where the present is unknown)."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except OSError:
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def call_supervisor() -> None:

@@ -25,10 +25,11 @@ from nbtasks.exceptions import NotRegistered, TaskRevokedError
 from nbtasks.wire import payloads
 from nbtasks.wire.cell import Cell
 from nbtasks.wire.connection import now
+from nbtasks.wire.memory import resident
 from nbtasks.worker.capture import Capture, clean
 from nbtasks.worker.functions import Function, Functions
 from nbtasks.worker.handover import Assignment, Buffer, Handover, Loaded
-from nbtasks.worker.limits import SoftLimit, call_supervisor, resident
+from nbtasks.worker.limits import SoftLimit, call_supervisor
 
 #: Seconds to wait until the broker has saved an outcome, before handlers run.
 NOTED_WAIT = 5.0
@@ -228,7 +229,7 @@ class Runner:
         own = None if call.options is None else call.options.memory_limit
         limit = policy.memory_limit if own is None else own
         if limit is not None:
-            self._cell.limit(self._assignment.run.ticket, resident(), limit)
+            self._cell.limit(self._assignment.run.ticket, resident(os.getpid()), limit)
             call_supervisor()
 
     def _load_function(self, call: Call) -> Function:

@@ -13,8 +13,8 @@ from types import FrameType, ModuleType
 
 from nbtasks.wire.cell import Cell
 from nbtasks.wire.connection import SEGMENTS, Settings
+from nbtasks.wire.memory import resident
 from nbtasks.wire.segments import Segments
-from nbtasks.worker.limits import resident
 from nbtasks.worker.process import Link
 
 #: Seconds that a running thread may keep the interpreter to itself while the other one waits.
@@ -85,7 +85,7 @@ class Work:
         if instant - self._memory_at < MEMORY_LOOK:
             return False
         self._memory_at = instant
-        return resident() > (self._memory_limit or 0)
+        return resident(os.getpid()) > (self._memory_limit or 0)
 
 
 def serve(runtime: Path, name: str, queues: tuple[str, ...], settings: Settings) -> int:

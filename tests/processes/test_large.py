@@ -95,6 +95,15 @@ def sends_on(array):
     return total.delay(array * 2).id
 
 
+@nbtasks.task(memory_limit="100MB")
+def looks_or_writes(array, write):
+    if write:
+        for start in range(0, len(array), 100_000):
+            array[start : start + 100_000] += 1
+            time.sleep(0.001)
+    return float(array.sum())
+
+
 @nbtasks.task(bind=True)
 def reports(self, array):
     self.update_state(state="PROGRESS", meta={"partial": array})
@@ -144,6 +153,14 @@ def test_columns_of_an_arrow_table_are_mapped(cluster):
 
     assert "/segments/" in path
     assert last == SIZE - 1
+
+
+def test_memory_limit_counts_what_a_task_writes_and_not_what_it_is_given(cluster):
+    large = numpy.ones(40_000_000)
+
+    assert looks_or_writes.delay(large, False).get(timeout=SOON) == 40_000_000
+    with pytest.raises(nbtasks.exceptions.MemoryLimitExceeded):
+        looks_or_writes.delay(large, True).get(timeout=SOON)
 
 
 def test_text_and_lists_come_back_as_they_were(cluster):

@@ -6,6 +6,7 @@ import mmap
 import os
 import resource
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,18 @@ def test_file_system_without_links_gets_a_file_each(segments, folder, monkeypatc
 
     assert links(folder) == [1, 1]
     assert all(bytes(opened(frame)) == piece() for frame in frames)
+
+
+def test_threads_may_send_at_the_same_time(segments, monkeypatch):
+    monkeypatch.setattr(segments_module, "REMEMBERED", 2)
+    pieces = [piece(seed=seed) for seed in range(4)]
+
+    def send(place: int) -> bool:
+        data = pieces[place % 4]
+        return bytes(opened(segments.keep(memoryview(data)))) == data
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(send, range(400)))
 
 
 def test_memory_of_what_was_written_is_bounded(segments, monkeypatch):
