@@ -71,8 +71,8 @@ class Driver:
         """Make something large ready for many tasks; return what to give to them."""
         return data
 
-    def send_at(self, seconds: float, work: Callable[..., Any]) -> Any:
-        """Send one call that starts at the earliest in so many seconds."""
+    def send_at(self, due: float, work: Callable[..., Any]) -> Any:
+        """Send one call that starts at a time on the wall clock, and not before."""
         raise NotOffered
 
     def progress(self, number: int) -> int:

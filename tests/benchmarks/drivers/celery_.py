@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import drivers
@@ -62,8 +63,8 @@ class Driver(drivers.Driver):
     def fetch(self, sent: Any) -> Any:
         return sent.get(timeout=600, interval=0.001)
 
-    def send_at(self, seconds: float, work: Callable[..., Any]) -> Any:
-        return TASKS[work].apply_async(countdown=seconds)
+    def send_at(self, due: float, work: Callable[..., Any]) -> Any:
+        return TASKS[work].apply_async(eta=datetime.fromtimestamp(due, UTC))
 
     def survivor(self, work: Callable[..., Any], *args: Any) -> Any:
         return LATE.delay(*args)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import dramatiq
 import drivers
+import redis
 import works
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.encoder import PickleEncoder
@@ -23,7 +25,9 @@ def connect(address: str) -> dict[Callable[..., Any], Any]:
     """Make the broker and the actors; return work → actor."""
     dramatiq.set_encoder(PickleEncoder())
     broker = RedisBroker(url=address)
-    broker.add_middleware(Results(backend=RedisBackend(url=address)))
+    # A result is waited for as long as it takes, not as long as redis-py thinks by itself.
+    patient = redis.Redis.from_url(address, socket_timeout=None)
+    broker.add_middleware(Results(backend=RedisBackend(client=patient)))
     dramatiq.set_broker(broker)
     return {
         work: dramatiq.actor(work, actor_name=work.__name__, store_results=True, broker=broker)
@@ -57,5 +61,5 @@ class Driver(drivers.Driver):
     def fetch(self, sent: Any) -> Any:
         return sent.get_result(block=True, timeout=600_000)
 
-    def send_at(self, seconds: float, work: Callable[..., Any]) -> Any:
-        return self.tasks[work].send_with_options(delay=int(seconds * 1000))
+    def send_at(self, due: float, work: Callable[..., Any]) -> Any:
+        return self.tasks[work].send_with_options(delay=int((due - time.time()) * 1000))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import drivers
@@ -48,5 +49,5 @@ class Driver(drivers.Driver):
     def fetch(self, sent: Any) -> Any:
         return sent.get(blocking=True, timeout=600, backoff=1, max_delay=0.001)
 
-    def send_at(self, seconds: float, work: Callable[..., Any]) -> Any:
-        return self.tasks[work].schedule(delay=seconds)
+    def send_at(self, due: float, work: Callable[..., Any]) -> Any:
+        return self.tasks[work].schedule(eta=datetime.fromtimestamp(due))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import drivers
@@ -47,8 +48,8 @@ class Driver(drivers.Driver):
     def fetch(self, sent: Any) -> Any:
         return sent.get(timeout=PATIENCE)
 
-    def send_at(self, seconds: float, work: Callable[..., Any]) -> Any:
-        return self.tasks[work].apply_async(countdown=seconds)
+    def send_at(self, due: float, work: Callable[..., Any]) -> Any:
+        return self.tasks[work].apply_async(eta=datetime.fromtimestamp(due, UTC))
 
     def survivor(self, work: Callable[..., Any], *args: Any) -> Any:
         return self.late.delay(*args)
