@@ -472,6 +472,8 @@ def _look_at_places(place: Place) -> Iterable[Finding]:
 
 
 def _look_at_disk(place: Place) -> Iterable[Finding]:
+    from nbtasks import cluster
+
     path = next(p for p in (place.data, *place.data.parents) if p.exists())
     free = shutil.disk_usage(path).free
     if free < LITTLE_DISK:
@@ -482,6 +484,11 @@ def _look_at_disk(place: Place) -> Iterable[Finding]:
         )
     else:
         yield Finding("ok", f"{free / 1e9:.1f} GB are free for the store")
+    store, large = cluster.bytes_kept(place)
+    yield Finding(
+        "ok",
+        f"The store takes {store / 1e6:.1f} MB, large arguments and results {large / 1e6:.1f} MB",
+    )
 
 
 def _look_at_files(place: Place, running: bool) -> Iterable[Finding]:

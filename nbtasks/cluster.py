@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nbtasks import config
 from nbtasks.exceptions import BrokerUnavailable, ClusterError, ImproperlyConfigured, NotPermitted
-from nbtasks.wire import locks
+from nbtasks.wire import locks, segments
 from nbtasks.wire.connection import (
     FAILED_FILE,
+    SEGMENTS,
     SETTINGS_FILE,
     STORE_FILE,
     SUPERVISOR_LOCK,
@@ -79,6 +80,12 @@ class Place(NamedTuple):
     runtime: Path
     #: The store.
     data: Path
+
+
+def bytes_kept(place: Place) -> tuple[int, int]:
+    """Return the bytes of the store on the disk, and of the large arguments and results beside."""
+    files = (path for path in place.data.glob(f"{STORE_FILE}*") if path.is_file())
+    return sum(path.stat().st_size for path in files), segments.size(place.data / SEGMENTS)
 
 
 class Options(NamedTuple):

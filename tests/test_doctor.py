@@ -54,6 +54,17 @@ def test_a_healthy_cluster_has_no_findings(
     assert {line[:3].strip() for line in out.splitlines()} == {"ok"}
 
 
+def test_it_tells_what_is_kept(there: nbtasks.Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(read_settings(there.dir).data) / "segments"
+    folder.mkdir(mode=0o700)
+    (folder / ("a" * 32)).write_bytes(bytes(2_500_000))
+
+    cli.main(["doctor", "--dir", str(there.dir)])
+
+    said = r"The store takes \d+\.\d MB, large arguments and results 2\.5 MB"
+    assert re.search(said, capsys.readouterr().out)
+
+
 def test_no_cluster_is_no_fault(doctor: Doctor, short_path: Path) -> None:
     assert doctor(short_path / "new") == ""
 
