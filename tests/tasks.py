@@ -29,5 +29,10 @@ def wait_for(gate):
 
 
 @nbtasks.task
+def echo(value):
+    return value
+
+
+@nbtasks.task
 def length(blob):
     return len(blob)

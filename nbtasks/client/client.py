@@ -87,8 +87,8 @@ __all__ = [
 
 log = logging.getLogger("nbtasks.client")
 
-#: Calls that may wait for acceptance, and bytes of arguments, before a further one makes its caller
-#: wait until half of them are accepted.
+#: Calls that may wait for acceptance, and bytes of arguments (in memory or in files), before a
+#: further one makes its caller wait until half of them are accepted.
 UNACCEPTED = 50_000
 UNACCEPTED_BYTES = 64 * 1024**2
 #: Calls in one Submit.
@@ -159,7 +159,7 @@ class _Batch:
             self.size += len(call.body)
             if buffers:
                 self.buffers.extend(buffers)
-                self.size += sum(map(len, buffers))
+                self.size += sum(map(segments.length, buffers))
             if define is not None and call.definition not in self.defines:
                 self.defines[call.definition] = define
 
@@ -515,7 +515,7 @@ class Client:
         """
         calls, size = len(self._calls) + self._in_flight, self._bytes_in_flight
         if large:
-            size += sum(sum(map(len, entry[1])) for entry in list(self._calls))
+            size += sum(sum(map(segments.length, entry[1])) for entry in list(self._calls))
         return calls > UNACCEPTED * share or size > UNACCEPTED_BYTES * share
 
     def _await_room(self, retry: bool, policy: dict[str, Any] | None) -> None:

@@ -27,6 +27,7 @@ from nbtasks.client.client import Client, new_id
 from nbtasks.core.actions import SaveCall, SaveDefinition, SaveEvent, SaveTask
 from nbtasks.core.messages import Call, Event, Hasten
 from nbtasks.exceptions import ClusterError, StoreError
+from nbtasks.wire import segments
 from nbtasks.wire.connection import STORE_FILE
 from tests.broker.test_store import CLIENT, NOW, call_for, copy_of, define, task_for
 from tests.core.test_crashes import Dying, check, story
@@ -34,7 +35,7 @@ from tests.living import SOON, entries, eventually, kill, run, said
 from tests.promises.figures import best_of
 from tests.promises.peers import DEFINE, DIGEST, Broker
 from tests.promises.stores import make
-from tests.tasks import add, enter, length, wait_for
+from tests.tasks import add, echo, enter, length, wait_for
 
 MakeCluster = Callable[..., nbtasks.Cluster]
 Measure = Callable[..., None]
@@ -522,32 +523,35 @@ def test_durable_throughput(short_path: Path, full: bool, measure: Measure):
 
 
 def size_of(cluster: nbtasks.Cluster) -> int:
-    return sum(file.stat().st_size for file in stores_in(cluster))
+    large = segments.size(cluster.dir / "segments")
+    return large + sum(file.stat().st_size for file in stores_in(cluster))
 
 
+@pytest.mark.parametrize("size", [200_000, 300_000], ids=["in the store", "in files"])
 def test_purge_and_expiry_give_disk_space_back(
-    make_cluster: MakeCluster, short_path: Path, measure: Measure
+    make_cluster: MakeCluster, short_path: Path, size: int, measure: Measure
 ):
     nbtasks.configure(result_expires=4.0)
     try:
         expiring = make_cluster(dir=short_path / "e")
     finally:
         nbtasks.configure(result_expires=86_400.0)
-    for result in [length.delay(BLOB) for _ in range(100)]:
+    for result in [echo.delay(os.urandom(size)) for _ in range(100)]:
         result.get(timeout=SOON)
     expired = size_of(expiring)
 
     purged = make_cluster(dir=short_path / "p")
     for _ in range(100):
-        length.apply_async((BLOB,), countdown=3_600)
+        length.apply_async((os.urandom(size),), countdown=3_600)
     assert purged.client.flush(SOON)
     before = size_of(purged)
     assert purged.client.ask("purge") == 100
 
-    assert min(expired, before) > 100 * len(BLOB)
+    assert min(expired, before) > 100 * size
     eventually(lambda: size_of(purged) < before / 10 and size_of(expiring) < expired / 10)
-    measure("P21", "of 30 MB of calls, after purge", size_of(purged), most=before / 10, unit="B")
-    measure("P21", "of 30 MB of calls, expired", size_of(expiring), most=expired / 10, unit="B")
+    what = f"of {100 * size / 1e6:.0f} MB"
+    measure("P21", f"{what} of calls, purged", size_of(purged), most=before / 10, unit="B")
+    measure("P21", f"{what} of results, expired", size_of(expiring), most=expired / 10, unit="B")
 
 
 # -------------------------------------------------------------------------------- revoked too early
