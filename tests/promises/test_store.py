@@ -527,7 +527,7 @@ def size_of(cluster: nbtasks.Cluster) -> int:
     return large + sum(file.stat().st_size for file in stores_in(cluster))
 
 
-@pytest.mark.parametrize("size", [200_000, 300_000], ids=["in the store", "in files"])
+@pytest.mark.parametrize("size", [200_000, 1_000_000], ids=["in the store", "in files"])
 def test_purge_and_expiry_give_disk_space_back(
     make_cluster: MakeCluster, short_path: Path, size: int, measure: Measure
 ):
