@@ -419,6 +419,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._reduce_function(obj)
         if kind is types.CodeType:
             self.codes.append(obj)
+            return self._reduce_code(obj)
         elif kind is types.ModuleType:
             self.modules.add(obj.__name__)
         elif issubclass(kind, type):
@@ -426,6 +427,14 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
             return _NAMED[kind](obj)
         return super().reducer_override(obj)
+
+    def _reduce_code(self, code: types.CodeType) -> Any:
+        """Let code keep the name of its file, by which a traceback finds its lines.
+
+        From 3.1.3 on cloudpickle drops it.
+        """
+        _, parts = self.dispatch_table[types.CodeType](code)
+        return _make_code, (sys.intern(code.co_filename), *parts)
 
     def _reduce_function(self, function: types.FunctionType) -> Any:
         """Take what a decorator hides in its module by reference too.
@@ -456,6 +465,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             *others, state, _, _, set_state = reduced
             return (*others, (set_state, state), None, None, _set_class_state)
         return reduced
+
+
+def _make_code(filename: str, *parts: Any) -> types.CodeType:
+    return types.CodeType(*parts).replace(co_filename=filename)
 
 
 def _reduce_cached(cached: Any) -> tuple[Any, ...]:
