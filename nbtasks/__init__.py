@@ -37,6 +37,7 @@ _HOMES = {
     "progress": "nbtasks.context",
     "register_task": "nbtasks.client.task",
     "send_task": "nbtasks.client.task",
+    "share": "nbtasks.client.sharing",
     "shared_task": "nbtasks.client.task",
     "shutdown": "nbtasks.cluster",
     "start": "nbtasks.cluster",
@@ -63,6 +64,7 @@ __all__ = [
     "register_task",
     "result",
     "send_task",
+    "share",
     "shared_task",
     "shutdown",
     "start",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from nbtasks.client.executor import Executor
     from nbtasks.client.result import AsyncResult
     from nbtasks.client.result_set import GroupResult, ResultSet
+    from nbtasks.client.sharing import share
     from nbtasks.client.task import Task, register_task, send_task, shared_task, task
     from nbtasks.cluster import Cluster, connect, current_cluster, shutdown, start
     from nbtasks.config import configure

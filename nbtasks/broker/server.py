@@ -15,6 +15,7 @@ taken in meanwhile: whoever sent them sends them again until they are accepted.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import logging
@@ -31,11 +32,13 @@ from typing import Any
 import msgspec
 import zmq
 
+from nbtasks.broker.disk import Disk
 from nbtasks.broker.questions import Questions
 from nbtasks.broker.store import Store
 from nbtasks.core.actions import Action, Row, Send
 from nbtasks.core.messages import (
     STRANGER,
+    Accepted,
     Ask,
     Call,
     Define,
@@ -51,8 +54,9 @@ from nbtasks.core.messages import (
 )
 from nbtasks.core.scheduler import Scheduler
 from nbtasks.exceptions import ClusterError, StoreCorrupt
-from nbtasks.wire import locks, sockets
+from nbtasks.wire import locks, segments, sockets
 from nbtasks.wire.connection import (
+    SEGMENTS,
     STORE_FILE,
     Connection,
     Settings,
@@ -144,6 +148,15 @@ class Server:
         self.running = True
         self._waker, self._wake_up = socket.socketpair()
         self._waker.setblocking(False)
+        self._wake_up.setblocking(False)
+        #: Has large pieces reach the disk; None where that is not promised.
+        self._disk: Disk | None = None
+        if settings.durability == "full":
+            self._disk = Disk(Path(settings.data) / SEGMENTS, self._ring)
+        #: (client, batch) → the wish to the disk that must be fulfilled before it is accepted.
+        self._unkept: dict[tuple[bytes, int], int] = {}
+        #: The same of those that are accepted but for that.
+        self._awaits_disk: dict[tuple[bytes, int], int] = {}
         self._saves: list[Any] = []
         self._sends: list[Send] = []
         self._for_supervisor: list[Send] = []
@@ -197,6 +210,8 @@ class Server:
             poller.register(self.parent, zmq.POLLIN)
         while self.running:
             ready = dict(poller.poll(self._patience()))
+            if self._wake_up.fileno() in ready:
+                self._wake_up.recv(4096)
             if self.parent in ready and not os.read(self.parent or 0, 1):
                 log.info("the supervisor is gone")
                 self.running = False  # but what it said last still counts
@@ -212,6 +227,11 @@ class Server:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # A signal does not end a poll, but this does.
         signal.set_wakeup_fd(self._waker.fileno())
+
+    def _ring(self) -> None:
+        """End a poll, from another thread."""
+        with contextlib.suppress(BlockingIOError):  # full: it rings already
+            self._waker.send(b"\0")
 
     def _patience(self) -> int:
         """Return the milliseconds until something is to be done without a message."""
@@ -236,6 +256,7 @@ class Server:
             actions += self._look_around(instant)
         actions += self.scheduler.tick(instant)
         self.carry_out(actions, instant)
+        self._accept_what_is_kept()
         self._send_held_back(instant)
         for peer, question in questions:
             self._post([Send(peer, self.questions.answer(question, instant))])
@@ -256,6 +277,8 @@ class Server:
         if instance != self.instance and not isinstance(messages[0] if messages else None, Hello):
             actions += self._refuse(peer, STRANGER)
             return
+        if self._disk is not None and buffers:
+            self._keep(self._disk, peer, messages, buffers)
         frames = iter(buffers)
         for message in messages:
             if type(message) is Ask and self.scheduler.role_of(peer) == "client":
@@ -274,6 +297,35 @@ class Server:
                 if type(message) is Hello and message.role == "supervisor":
                     actions += [Send(peer, waiting.message) for waiting in self._for_supervisor]
                     self._for_supervisor.clear()
+
+    def _keep(
+        self, disk: Disk, peer: bytes, messages: list[Any], buffers: Iterable[Buffer]
+    ) -> None:
+        """Have the files reach the disk that a batch refers to."""
+        names = [name for buffer in buffers if (name := segments.name_in(buffer))]
+        if names:
+            wish = disk.keep(names)
+            for message in messages:
+                if type(message) is Submit:
+                    self._unkept[peer, message.batch] = wish
+
+    def _accept_what_is_kept(self) -> None:
+        """Confirm the batches whose large pieces have reached the disk meanwhile."""
+        if self._awaits_disk and self._disk is not None:
+            through = self._disk.through
+            for key in [key for key, wish in self._awaits_disk.items() if wish <= through]:
+                del self._awaits_disk[key]
+                self._send(key[0], [Accepted((key[1],))], [])
+
+    def _without_unkept(self, peer: bytes, accepted: Accepted) -> Accepted:
+        """Put those batches aside that are saved, but whose large pieces are not yet."""
+        for batch in accepted.batches:
+            wish = self._unkept.pop((peer, batch), 0)
+            if self._disk is not None and wish > self._disk.through:
+                self._awaits_disk[peer, batch] = wish
+        return Accepted(
+            tuple(batch for batch in accepted.batches if (peer, batch) not in self._awaits_disk)
+        )
 
     def _refuse(self, peer: bytes, why: str) -> list[Action]:
         """Say no to a peer, a few times."""
@@ -350,6 +402,11 @@ class Server:
             if not send.peer:
                 self._for_supervisor.append(send)
                 continue
+            if self._unkept and type(send.message) is Accepted:
+                accepted = self._without_unkept(send.peer, send.message)
+                if not accepted.batches:
+                    continue
+                send = msgspec.structs.replace(send, message=accepted)
             if send.lazy:
                 self._hold_back(send)
                 continue
@@ -425,9 +482,11 @@ class Server:
         self._next_look = instant.boot + HOUSEKEEPING
         self._refusals.clear()
         actions: list[Action] = []
-        for peer, hello in list(self.scheduler.clients.items()):
+        clients = self.scheduler.clients
+        for peer, hello in list(clients.items()):
             if not alive(hello.pid):
                 actions += self.scheduler.gone(peer, instant)
+        self._unkept = {key: wish for key, wish in self._unkept.items() if key[0] in clients}
         self._tidy(instant)
         if self.scheduler.clients or self.scheduler.tasks:
             self._busy_at = instant.boot
@@ -454,6 +513,8 @@ class Server:
 
     def close(self) -> None:
         """Let go of socket and store."""
+        if self._disk is not None:
+            self._disk.close()
         self.socket.close()
         if self._gatekeeper is not None:
             self._gatekeeper.stop()

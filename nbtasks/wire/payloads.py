@@ -68,12 +68,15 @@ __all__ = [
     "join",
     "load_definition",
     "loads",
+    "out_of_band",
     "register",
     "register_compression",
     "unregister",
 ]
 
 Buffer = bytes | bytearray | memoryview
+#: Marks memory that is to travel beside the pickle.
+out_of_band: Final = pickle.PickleBuffer
 #: What makes of a piece of memory something that does not change when the memory does.
 Keep = Callable[[memoryview], Buffer]
 

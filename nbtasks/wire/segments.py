@@ -10,8 +10,9 @@
 * Each reference has a file name of its own. The same bytes sent again get a second name for the
   same file (a hard link), so it is the file system that counts who needs them, and to free is to
   unlink.
-* The broker never opens a file. It unlinks a name together with the row that held it, and now and
-  then what no row has ever held: whoever wrote that died before the broker heard of it.
+* The broker never reads a file. It has the disk keep it before it accepts the call that refers to
+  it (`broker.disk`). It unlinks a name together with the row that held it, and now and then what no
+  row has ever held: whoever wrote that died before the broker heard of it.
 * Where a file cannot be made (a full disk, for one), the piece travels as any small one does.
 """
 
@@ -65,14 +66,14 @@ class Segments:
     ----------
     folder
         It is made when there is something to put into it.
-    durable
-        Whether what `keep` has written survives a loss of power.
     """
 
-    def __init__(self, folder: Path, durable: bool) -> None:
-        self._folder, self._durable = folder, durable
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         #: What a piece looks like at a glance → name of the last file that was written for such.
         self._known: dict[tuple[int, bytes], str] = {}
+        #: What `hold` has written, mapped read-only → name of a file that still holds it.
+        self._held: weakref.WeakKeyDictionary[mmap.mmap, str] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         _folders[folder] = None
 
@@ -81,11 +82,45 @@ class Segments:
         if view.nbytes < LARGE:
             return bytes(view)
         try:
-            name = self._put(view)
+            name = self._put_held(view) or self._put(view)
         except (OSError, ClusterError) as error:
             log.warning("cannot put %d bytes into %s: %s", view.nbytes, self._folder, error)
             return bytes(view)
         return _REFERENCE.pack(_MAGIC, view.nbytes, bytes.fromhex(name))
+
+    def hold(self, view: memoryview) -> Buffer:
+        """Return a piece as it is now, for `keep` to send again and again without a look at it.
+
+        The file's name is ours for as long as somebody has what is returned.
+        """
+        if view.nbytes < LARGE:
+            return bytes(view)
+        name = secrets.token_hex(16)
+        path = self._folder / name
+        try:
+            self._write(name, view)
+            with path.open("rb") as file:
+                held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ClusterError) as error:
+            log.warning("cannot put %d bytes into %s: %s", view.nbytes, self._folder, error)
+            return bytes(view)
+        self._held[held] = name
+        weakref.finalize(held, _remove_own, path, os.getpid())
+        return memoryview(held)
+
+    def _put_held(self, view: memoryview) -> str | None:
+        """Give a piece that `hold` has written one more name; None when it is no such."""
+        mapping = mapping_of(view)
+        known = None if mapping is None else self._held.get(mapping)
+        if mapping is None or known is None:
+            return None
+        name = secrets.token_hex(16)
+        try:
+            (self._folder / name).hardlink_to(self._folder / known)
+        except OSError:  # swept away, or a file system without links
+            self._write(name, view)
+            self._held[mapping] = name
+        return name
 
     def _put(self, view: memoryview) -> str:
         look = (view.nbytes, view[:: view.nbytes // SAMPLES].tobytes())
@@ -94,8 +129,6 @@ class Segments:
         name = secrets.token_hex(16)
         if known is None or not self._link(known, name, view):
             self._write(name, view)
-        if self._durable:
-            _sync(self._folder)
         with self._lock:
             self._known[look] = name
             if len(self._known) > REMEMBERED:
@@ -124,11 +157,17 @@ class Segments:
                 written = 0
                 while written < view.nbytes:
                     written += file.write(view[written:])
-                if self._durable:
-                    os.fsync(file.fileno())
             except BaseException:  # an interrupt, too
                 path.unlink()
                 raise
+
+
+def mapping_of(view: memoryview) -> mmap.mmap | None:
+    """Return the mapped file that a view shows, or None."""
+    source = view.obj
+    while isinstance(source, memoryview):
+        source = source.obj
+    return source if isinstance(source, mmap.mmap) else None
 
 
 def of_cluster(runtime: Path) -> Segments:
@@ -137,7 +176,14 @@ def of_cluster(runtime: Path) -> Segments:
         settings = read_settings(runtime)
     except FileNotFoundError:
         settings = Settings(data=str(runtime), workers=1)
-    return Segments(Path(settings.data) / SEGMENTS, settings.durability == "full")
+    return Segments(Path(settings.data) / SEGMENTS)
+
+
+def _remove_own(path: Path, pid: int) -> None:
+    """Remove a file that this process, and none that it was forked from, has written."""
+    if os.getpid() == pid:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _is_same(path: Path, view: memoryview) -> bool:
@@ -149,17 +195,6 @@ def _is_same(path: Path, view: memoryview) -> bool:
             if (piece if read == COMPARED else piece[:read]) != view[start : start + COMPARED]:
                 return False
         return not file.read(1)
-
-
-def _sync(folder: Path) -> None:
-    """Let the names in a folder survive a loss of power, where the system can say so."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # -------------------------------------------------------------------------------------- receiving

@@ -47,7 +47,7 @@ class Work:
         limit.install()
         capture.install()
         link.attend(capture, limit)
-        keep = Segments(Path(settings.data) / SEGMENTS, settings.durability == "full").keep
+        keep = Segments(Path(settings.data) / SEGMENTS).keep
         self._runner = Runner(name, handover, cell, Functions(handover), capture, limit, keep)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._let_child_be)

@@ -56,7 +56,7 @@ def store(path: Path, opened: Callable[[Path], Store]) -> Store:
 @pytest.fixture
 def keep(path: Path) -> Callable[[], bytes]:
     """Put a large piece into a file and return the reference to it."""
-    segments = Segments(path.parent / SEGMENTS, durable=False)
+    segments = Segments(path.parent / SEGMENTS)
     return lambda: bytes(segments.keep(memoryview(bytes(LARGE))))
 
 
@@ -279,7 +279,7 @@ class Files(RuleBasedStateMachine):
         super().__init__()
         self.stack = contextlib.ExitStack()
         self.path = self.stack.enter_context(short_directory()) / "store.sqlite"
-        self.segments = Segments(self.path.parent / SEGMENTS, durable=False)
+        self.segments = Segments(self.path.parent / SEGMENTS)
         self.store = Store(self.path, "none")
         self.tasks: dict[int, Task] = {}
         #: Task → files that it needs: of its call, of its result.

@@ -228,6 +228,33 @@ def test_what_one_task_writes_no_other_sees(cluster):
     assert ARRAY[-1] == SIZE - 1
 
 
+def test_shared_value_reaches_each_task_and_goes_with_the_last(cluster):
+    gate = cluster.dir / "gate"
+    shared = nbtasks.share({"array": ARRAY})
+
+    results = [first_of.delay(shared, gate) for _ in range(10)]
+
+    assert len({path.stat().st_ino for path in files(cluster)}) == 1
+    gate.touch()
+    assert [result.get(timeout=SOON) for result in results] == [ARRAY.sum()] * 10
+    del shared
+    no_files(cluster)
+
+
+def test_shared_value_outlives_the_broker(cluster):
+    shared = nbtasks.share(ARRAY)
+    assert total.delay(shared).get(timeout=SOON) == ARRAY.sum()
+
+    kill(cluster.broker_pid)
+
+    assert total.delay(shared).get(timeout=SOON) == ARRAY.sum()
+
+
+@nbtasks.task
+def first_of(shared, gate):
+    return total.run(shared["array"], gate)
+
+
 # ------------------------------------------------------------------------------------- kept as long
 
 
@@ -247,7 +274,8 @@ def test_purge_gives_the_room_back(cluster):
     gate = cluster.dir / "gate"
     running = [total.delay(ARRAY, gate) for _ in range(2)]
     waiting = [total.apply_async((ARRAY,), countdown=3600) for _ in range(5)]
-    eventually(lambda: all(result.accepted for result in [*running, *waiting]))
+    eventually(lambda: all(result.accepted for result in waiting))
+    eventually(lambda: cluster.status()["phases"].get("running") == 2)
 
     cluster.client.ask("purge")
 

@@ -108,7 +108,7 @@ _TRACED = "trace=recvfrom,recvmsg,read,sendto,sendmsg,write,fdatasync,fsync"
 def traced(pid: int, file: Path) -> Iterator[None]:
     """Write down the system calls of a process, in order over all its threads."""
     strace = subprocess.Popen(
-        ["strace", "-f", "-s", "4096", "-e", _TRACED, "-o", file, "-p", str(pid)],
+        ["strace", "-f", "-y", "-s", "4096", "-e", _TRACED, "-o", file, "-p", str(pid)],
         stderr=subprocess.PIPE,
     )
     assert strace.stderr is not None
@@ -126,7 +126,9 @@ def syncs_before_acceptance(trace: str, task_id: str) -> int:
     after_receipt = trace.partition(task_id)[2]
     until_acceptance, found, _ = after_receipt.partition("Accepted")
     assert found, "the acceptance was not seen"
-    return len(re.findall(r"(?:fdatasync|fsync)(?:\(\d+\)| resumed>\)) += 0", until_acceptance))
+    return len(
+        re.findall(r"(?:fdatasync|fsync)(?:\(\d+<[^>]*>\)| resumed>\)) += 0", until_acceptance)
+    )
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
@@ -145,6 +147,23 @@ def test_accepted_means_on_the_disk(make_cluster: MakeCluster, measure: Measure,
             measure("P4", "fdatasync between receipt and acceptance (full)", min(counts), least=1)
         else:
             measure("P4", "fdatasync in the way of acceptance (normal)", max(counts), most=0)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_accepted_means_large_arguments_are_on_the_disk(
+    make_cluster: MakeCluster, measure: Measure, short_path: Path
+):
+    cluster = make_cluster(workers=1)
+    add.delay(1, 2).get(timeout=SOON)
+    with traced(cluster.broker_pid, short_path / "trace"):
+        add.apply_async((b"x" * 300_000, 2), task_id="traced", countdown=60, confirm=True)
+
+    trace = (short_path / "trace").read_text()
+    until_acceptance = trace.partition("traced")[2].partition("Accepted")[0]
+    synced = re.findall(r"fsync\(\d+<[^>]*/segments/[0-9a-f]{32}>", until_acceptance)
+    measure("P4", "fsync of a large argument before acceptance (full)", len(synced), least=1)
+    count = syncs_before_acceptance(trace, "traced")
+    measure("P4", "fdatasync and fsync, large argument (full)", count, least=2)
 
 
 def test_without_durability_there_is_no_file_and_the_client_is_told(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import mmap
 import os
 import resource
@@ -32,7 +34,7 @@ def folder(short_path: Path) -> Path:
 
 @pytest.fixture
 def segments(folder: Path) -> Segments:
-    return Segments(folder, durable=False)
+    return Segments(folder)
 
 
 def piece(size: int = LARGE, seed: int = 1) -> bytearray:
@@ -180,7 +182,7 @@ def test_equal_arrays_share_a_file(segments, folder):
 @given(place=st.integers(0, 2 * LARGE + 4), bit=st.integers(0, 7))
 def test_change_of_any_bit_is_noticed(place, bit):
     with short_directory() as folder:
-        segments, data = Segments(folder, durable=False), piece(2 * LARGE + 5)
+        segments, data = Segments(folder), piece(2 * LARGE + 5)
         first = segments.keep(memoryview(data))
         before = bytes(data)
 
@@ -258,11 +260,13 @@ def test_memory_of_what_was_written_is_bounded(segments, monkeypatch):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_failed_or_interrupted_write_leaves_no_file(segments, folder, monkeypatch, error):
-    def fail(*_: object) -> None:
-        raise error
+    class Failing(io.FileIO):
+        def write(self, _: Any) -> int:
+            raise error
 
-    monkeypatch.setattr(os, "fsync", fail)
-    segments = Segments(folder, durable=True)
+    monkeypatch.setattr(
+        segments_module, "open", lambda fd, *_, **__: Failing(fd, "wb"), raising=False
+    )
 
     if isinstance(error, OSError):
         assert segments.keep(memoryview(piece())) == piece()
@@ -276,7 +280,7 @@ def test_failed_or_interrupted_write_leaves_no_file(segments, folder, monkeypatc
 def test_place_that_cannot_be_used_does_not_matter(folder):
     folder.write_text("somebody's notes")
 
-    frame = Segments(folder, durable=True).keep(memoryview(piece()))
+    frame = Segments(folder).keep(memoryview(piece()))
 
     assert frame == piece()
     assert folder.read_text() == "somebody's notes"
@@ -287,7 +291,7 @@ def test_link_that_leads_elsewhere_is_not_followed(folder, short_path):
     elsewhere.mkdir()
     folder.symlink_to(elsewhere)
 
-    frame = Segments(folder, durable=False).keep(memoryview(piece()))
+    frame = Segments(folder).keep(memoryview(piece()))
 
     assert frame == piece()
     assert files(elsewhere) == []
@@ -329,30 +333,6 @@ def test_files_are_ours_alone_whatever_the_umask(segments, folder):
     assert stat.S_IMODE(files(folder)[0].stat().st_mode) == 0o600
 
 
-def test_file_and_its_name_are_on_the_disk_before_it_is_told(folder, monkeypatch):
-    synced = []
-    sync = os.fsync
-
-    def note(descriptor: int) -> None:
-        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
-        sync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", note)
-    durable = Segments(folder, durable=True)
-
-    first = durable.keep(memoryview(piece()))
-    second = durable.keep(memoryview(piece()))
-
-    assert synced == [folder / str(name_in(first)), folder, folder]
-    assert name_in(second) in segments_module.there(folder)
-
-
-def test_no_sync_where_a_loss_of_power_is_not_promised_to_be_survived(segments, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("synced"))
-
-    segments.keep(memoryview(piece()))
-
-
 def test_descriptors_do_not_grow_with_pieces_in_use(segments, monkeypatch):
     monkeypatch.setattr(segments_module, "MOST_MAPPED", 5)
     frame = segments.keep(memoryview(piece()))
@@ -381,11 +361,49 @@ def test_only_files_of_ours_are_seen(folder):
     assert segments_module.there(folder) == {"a" * 32}
 
 
-@pytest.mark.parametrize("durability", ["full", "normal"])
-def test_cluster_tells_where_and_how_safely(short_path, durability):
+def test_cluster_tells_where(short_path):
     data = short_path / "data"
-    write_settings(short_path, Settings(data=str(data), workers=1, durability=durability))
+    write_settings(short_path, Settings(data=str(data), workers=1))
 
-    found = segments_module.of_cluster(short_path)
+    assert segments_module.of_cluster(short_path)._folder == data / "segments"
 
-    assert (found._folder, found._durable) == (data / "segments", durability == "full")
+
+# ------------------------------------------------------------------------------------- held pieces
+
+
+def test_held_piece_is_written_once_and_never_compared(segments, folder, monkeypatch):
+    monkeypatch.setattr(segments_module, "_is_same", lambda *_: pytest.fail("compared"))
+    held = segments.hold(memoryview(piece()))
+
+    frames = [segments.keep(memoryview(held)) for _ in range(3)]
+
+    assert len({path.stat().st_ino for path in files(folder)}) == 1
+    assert len({name_in(frame) for frame in frames}) == 3
+    assert all(bytes(opened(frame)) == piece() for frame in frames)
+
+
+def test_held_piece_outlives_its_own_name(segments, folder):
+    held = segments.hold(memoryview(piece()))
+    segments_module.remove(folder, segments_module.there(folder))
+
+    frames = [segments.keep(memoryview(held)) for _ in range(3)]
+
+    assert all(bytes(opened(frame)) == piece() for frame in frames)
+    assert len({path.stat().st_ino for path in files(folder)}) == 1
+
+
+def test_name_of_a_held_piece_goes_with_it(segments, folder):
+    held = segments.hold(memoryview(piece()))
+    frame = segments.keep(memoryview(held))
+    assert len(files(folder)) == 2
+
+    del held
+    gc.collect()
+
+    assert [path.name for path in files(folder)] == [name_in(frame)]
+
+
+def test_small_piece_and_one_without_a_place_are_held_as_bytes(folder, segments):
+    assert segments.hold(memoryview(b"small")) == b"small"
+    folder.write_text("in the way")
+    assert segments.hold(memoryview(piece())) == piece()

@@ -48,6 +48,11 @@ class Driver(drivers.Driver):
     def fetch(self, sent: Any) -> Any:
         return sent.get(timeout=PATIENCE)
 
+    def share(self, data: Any) -> Any:
+        import nbtasks
+
+        return nbtasks.share(data)
+
     def send_at(self, due: float, work: Callable[..., Any]) -> Any:
         return self.tasks[work].apply_async(eta=datetime.fromtimestamp(due, UTC))
 

@@ -1,0 +1,95 @@
+"""Let large pieces reach the disk, in a thread of its own: that takes as long as writing them did.
+
+    server ── names ──▶ Disk: fsync each file, then their folder ── ring ──▶ server says Accepted
+
+Whoever writes a piece does not wait for the disk, and neither does the worker that is to read it:
+what can be lost with the power until then has not been accepted yet. A result is told at once, since
+whoever waits for it dies with the same power; it reaches the disk a moment later.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from queue import SimpleQueue
+
+log = logging.getLogger("nbtasks.broker")
+
+#: Seconds between two attempts where the disk would not.
+RETRY = 0.2
+#: Seconds that the end of the broker waits for what is being written.
+LAST_ORDERS = 1.0
+
+
+class Disk:
+    """Makes files survive a loss of power.
+
+    Parameters
+    ----------
+    folder
+        Where the files lie.
+    ring
+        Called, in the thread, whenever more of what was asked for is done.
+    """
+
+    def __init__(self, folder: Path, ring: Callable[[], None]) -> None:
+        self._folder, self._ring = folder, ring
+        #: (number of the wish, names of files); None: the end.
+        self._wishes: SimpleQueue[tuple[int, tuple[str, ...]] | None] = SimpleQueue()
+        self._last = 0
+        #: All wishes up to this number are fulfilled.
+        self.through = 0
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def keep(self, names: Iterable[str]) -> int:
+        """Have files reach the disk; return the number of this wish."""
+        self._last += 1
+        self._wishes.put((self._last, tuple(names)))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="nbtasks-disk", daemon=True)
+            self._thread.start()
+        return self._last
+
+    def close(self) -> None:
+        """End the thread, if it is not held up by the disk."""
+        self._closing.set()
+        self._wishes.put(None)
+        if self._thread is not None:
+            self._thread.join(LAST_ORDERS)
+
+    def _run(self) -> None:
+        while (wish := self._wishes.get()) is not None:
+            number, names = wish
+            if not all(map(self._sync, [*names, "", ".."])):
+                return
+            self.through = number
+            self._ring()
+
+    def _sync(self, name: str) -> bool:
+        """Make the disk keep a file; one that is gone is not needed any more."""
+        while not self._closing.is_set():
+            try:
+                sync(self._folder / name)
+                return True
+            except FileNotFoundError:
+                return True
+            except OSError as error:
+                log.error("the disk does not keep %s: %s", self._folder / name, error)
+            self._closing.wait(RETRY)
+        return False
+
+
+def sync(path: Path) -> None:
+    """Make the disk keep a file, or the names in a folder where the system can say so."""
+    if os.name == "nt" and path.is_dir():
+        return
+    # Windows flushes only what may be written to.
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,169 @@
+"""Large pieces are on the disk before the call that refers to them is accepted."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nbtasks.broker import disk
+from nbtasks.broker.disk import Disk
+from nbtasks.broker.server import Server
+from nbtasks.core.messages import Accepted, Hello, Submit
+from nbtasks.wire.connection import Settings, now, prepare_directory
+from nbtasks.wire.frames import pack_to_broker
+from nbtasks.wire.segments import LARGE, Segments
+from tests.living import eventually
+from tests.promises.peers import DEFINE, a_call
+
+
+@pytest.fixture
+def folder(short_path: Path) -> Path:
+    (short_path / "segments").mkdir()
+    return short_path / "segments"
+
+
+@pytest.fixture
+def rung() -> threading.Event:
+    return threading.Event()
+
+
+@pytest.fixture
+def kept(folder: Path, rung: threading.Event) -> Iterator[Disk]:
+    kept = Disk(folder, rung.set)
+    yield kept
+    kept.close()
+
+
+def test_files_and_their_names_are_synced_and_then_told(kept, folder, rung, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    (folder / "a").write_text("a")
+    (folder / "b").write_text("b")
+
+    wish = kept.keep(["a", "b"])
+
+    assert rung.wait(10)
+    assert kept.through == wish
+    assert synced == [str(folder / "a"), str(folder / "b"), str(folder), str(folder.parent)]
+
+
+def test_file_that_is_gone_holds_nobody_up(kept, rung):
+    wish = kept.keep(["gone"])
+
+    assert rung.wait(10)
+    assert kept.through == wish
+
+
+def test_disk_that_fails_is_tried_again(kept, folder, rung, monkeypatch, caplog):
+    monkeypatch.setattr(disk, "RETRY", 0.001)
+    answers = iter([OSError(5, "Input/output error"), None, None, None])
+
+    def sync(_: Path) -> None:
+        if (answer := next(answers)) is not None:
+            assert kept.through == 0
+            raise answer
+
+    monkeypatch.setattr(disk, "sync", sync)
+
+    wish = kept.keep(["a"])
+
+    assert rung.wait(10)
+    assert kept.through == wish
+    assert "Input/output error" in caplog.text
+
+
+def test_end_does_not_wait_for_a_disk_that_fails(kept, monkeypatch):
+    def fail(_: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(disk, "sync", fail)
+    kept.keep(["a"])
+
+    kept.close()
+
+    assert kept.through == 0
+    assert kept._thread is not None
+    assert not kept._thread.is_alive()
+
+
+# ------------------------------------------------------------------------------------- the broker
+
+
+class Slow(Disk):
+    """A disk that is done when the test says so."""
+
+    def keep(self, names: Any) -> int:
+        self._last += 1
+        return self._last
+
+
+@pytest.fixture
+def server(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    runtime = prepare_directory(short_path / "c")
+    server = Server(runtime, Settings(data=str(runtime), workers=1))
+    server._disk = Slow(runtime / "segments", server._ring)
+    told: list[Any] = []
+    monkeypatch.setattr(server, "_send", lambda peer, messages, _: told.extend(messages))
+    server.told = told  # type: ignore[attr-defined]
+    say(server, Hello("client", "c", os.getpid(), "3.11"), DEFINE[0], instance=b"")
+    yield server
+    server.close()
+
+
+def say(server: Any, *messages: Any, frames: Any = (), instance: bytes | None = None) -> None:
+    """Let a client say something, and the broker do what follows."""
+    actions: list[Any] = []
+    parts = pack_to_broker(server.instance if instance is None else instance, messages, frames)
+    server._take_in(b"client", parts, now(), actions, [])
+    server.carry_out(actions + server.scheduler.tick(now()), now())
+
+
+def accepted(server: Any) -> list[int]:
+    return [n for message in server.told if type(message) is Accepted for n in message.batches]
+
+
+def a_reference(server: Server) -> Any:
+    return Segments(Path(server.settings.data) / "segments").keep(memoryview(bytes(LARGE)))
+
+
+def test_call_is_accepted_when_its_pieces_are_on_the_disk(server):
+    say(server, Submit(1, (a_call(frames=1),), urgent=True), frames=[a_reference(server)])
+    say(server, Submit(2, (a_call(),), urgent=True))
+    server._accept_what_is_kept()
+    assert accepted(server) == [2]
+
+    server._disk.through = 1
+    server._accept_what_is_kept()
+
+    assert accepted(server) == [2, 1]
+
+
+def test_batch_that_is_said_again_meanwhile_is_accepted_once_it_is_safe(server):
+    call, frame = a_call(frames=1), a_reference(server)
+    for _ in range(2):
+        say(server, Submit(1, (call,), again=True, urgent=True), frames=[frame])
+    server._disk.through = 1
+    server._accept_what_is_kept()
+    assert accepted(server) == []
+
+    server._disk.through = 2
+    server._accept_what_is_kept()
+
+    assert accepted(server) == [1]
+    assert len(server.scheduler.tasks) == 1
+
+
+def test_real_disk_ends_the_wait_of_the_loop(server):
+    server._disk = Disk(Path(server.settings.data) / "segments", server._ring)
+    say(server, Submit(1, (a_call(frames=1),), urgent=True), frames=[a_reference(server)])
+
+    eventually(lambda: server._disk.through == 1)
+
+    assert server._wake_up.recv(1) == b"\0"
+    server._accept_what_is_kept()
+    assert accepted(server) == [1]
