@@ -3,7 +3,7 @@
     server ── names ──▶ Disk: fsync each file, then their folder ── ring ──▶ server says Accepted
 
 Whoever writes a piece does not wait for the disk, and neither does the worker that is to read it:
-what can be lost with the power until then has not been accepted yet. A result is told at once, since
+what can be lost with the power until then has not been accepted yet. A result is told at once, as
 whoever waits for it dies with the same power; it reaches the disk a moment later.
 """
 

@@ -38,6 +38,9 @@ PART: Final = 64 * 1024 * 1024
 class TaskRow(Row, gc=False):
     """A task as the store knows it."""
 
+    #: Id of the task that sent it, and of the first one of its tree; empty: none, and itself.
+    parent: str = ""
+    root: str = ""
     #: Wall clock.
     accepted_at: float = 0.0
     #: The arguments as short text.
@@ -142,7 +145,7 @@ def task_for(save: SaveCall) -> Task:
     call = save.call
     return Task(
         save.seq, call.id, call.definition, call.name, save.client, call.priority, call.queue,
-        QUEUED, call.parent, call.root, state=PENDING, retries=call.retries, due=call.due,
+        QUEUED, state=PENDING, retries=call.retries, due=call.due,
         eta=call.eta, expires=call.expires,
     )  # fmt: skip
 

@@ -93,8 +93,8 @@ _MAGIC: Final = b"SQLite format 3\0"
 # ------------------------------------------------------------------------------------------ SQL
 
 _COLUMNS = (
-    "seq, function, id, client, priority, queue, phase, parent, root, state, n, retries, deaths, "
-    "due, eta, expires, worker, ticket, ended_at, wish, limit_at, accepted_at, call"
+    "seq, function, id, client, priority, queue, phase, state, n, retries, deaths, due, eta, "
+    "expires, worker, ticket, ended_at, wish, limit_at, parent, root, accepted_at, call"
 )
 
 #: A new call, or the same task's next one; what cannot change is left as it was.
@@ -579,10 +579,10 @@ class Store:
                 task.n, task.worker, task.ticket, end_of(task, now),
                 encode(without_known(save.call, task)),
             )  # fmt: skip
-            if is_usual(task) and not task.parent and not task.root:
+            if is_usual(task) and not save.call.parent and not save.call.root:
                 usual.append(row)
             else:
-                special.append((*row, task.parent, task.root, *rest_of(task, now)))
+                special.append((*row, save.call.parent, save.call.root, *rest_of(task, now)))
             if save.buffers or len(save.call.body) > SHORT_BODY:
                 payloads.extend(call_payloads(save))
         self._put(_PUT_USUAL_CALL, usual)
@@ -770,11 +770,11 @@ class Store:
         return found
 
     def _row(self, columns: Sequence[Any]) -> TaskRow:
-        seq, function, task_id, *middle, accepted_at, call = columns
+        seq, function, task_id, *middle, parent, root, accepted_at, call = columns
         digest, name = self._names_of(function)
         read = self._call(call)
         lasting: list[Any] = [seq, task_id, digest, name, *middle, read.options]
-        return TaskRow(*[*lasting, accepted_at, read.summary])
+        return TaskRow(*[*lasting, parent, root, accepted_at, read.summary])
 
     def calls(self, seqs: Iterable[int]) -> dict[int, tuple[Call, tuple[bytes, ...]]]:
         """Return the calls of these tasks with their payload frames."""

@@ -22,8 +22,6 @@ class Row(msgspec.Struct, gc=False):
     priority: int
     queue: str
     phase: str
-    parent: str
-    root: str
     state: str = states.PENDING
     #: Number of its last event.
     n: int = 0
@@ -44,13 +42,13 @@ class Row(msgspec.Struct, gc=False):
 
 
 class Task(Row, gc=False, eq=False):
-    """One submitted call, as far as the scheduler needs to know it."""
+    """One submitted call, as far as the scheduler needs to know it.
+
+    There may be a million of them: each field costs as many times 8 bytes.
+    """
 
     #: The call itself and its payload frames, while they are kept in memory.
-    call: Call | None = None
-    buffers: tuple[Any, ...] = ()
-    #: What is known of its function (`workers.Definition`), once somebody has asked.
-    function: Any = None
+    kept: tuple[Call, tuple[Any, ...]] | None = None
 
 
 class Archive(Protocol):

@@ -295,12 +295,12 @@ class Scheduler:
         size = size_of(call, buffers)
         if self._kept + size <= KEPT_BYTES:
             self._kept += size
-            task.call, task.buffers = call, buffers
+            task.kept = call, buffers
 
     def _release(self, task: Task) -> None:
-        if task.call is not None:
-            self._kept -= size_of(task.call, task.buffers)
-            task.call, task.buffers = None, ()
+        if task.kept is not None:
+            self._kept -= size_of(*task.kept)
+            task.kept = None
 
     # --------------------------------------------------------------------------- peers come, go
 
@@ -399,9 +399,9 @@ class Scheduler:
         assert definition is not None
         task = Task(
             self._seq, call.id, definition.digest, definition.name if digest else call.name, peer,
-            call.priority, self._queues.setdefault(call.queue, call.queue), WAITING, call.parent,
-            call.root, retries=call.retries, due=call.due, eta=call.eta,
-            expires=call.expires, options=call.options, function=definition,
+            call.priority, self._queues.setdefault(call.queue, call.queue), WAITING,
+            retries=call.retries, due=call.due, eta=call.eta, expires=call.expires,
+            options=call.options,
         )  # fmt: skip
         self.tasks[call.id] = task
         self._out.append(SaveCall(task.seq, call, peer, now.wall, buffers))
@@ -677,7 +677,7 @@ class Scheduler:
         worker.hold(self._ticket, task, self.pool.of(task), now)
         self._out.append(SaveGiven(task.seq, worker.name, self._ticket))
         sender = self.clients.get(task.client)
-        call, buffers = task.call, task.buffers
+        call, buffers = task.kept or (None, ())
         if call is not None and call.retries != task.retries:
             call = msgspec.structs.replace(call, retries=task.retries)
         run = Run(self._ticket, call, task.deaths, sender.name if sender else "")

@@ -200,9 +200,9 @@ class Workers:
 
     def of(self, task: Task) -> Definition:
         """Return the function of an accepted task."""
-        known: Definition | None = task.function
+        known = self._definitions.get(task.definition)
         if known is None:
-            known = task.function = self.definition(task.definition, task.name)
+            known = self.definition(task.definition, task.name)
             assert known is not None  # it was there when the task was accepted
         return known
 

@@ -80,7 +80,6 @@ def call_for(seq: int, **fields: Any) -> Call:
 def task_for(seq: int, call: Call) -> Task:
     return Task(
         *(seq, call.id, call.definition, call.name, CLIENT, call.priority, call.queue, "queued"),
-        *(call.parent, call.root),
         retries=call.retries,
         due=call.due,
         eta=call.eta,
@@ -110,17 +109,13 @@ def define(digest: bytes = DIGEST, name: str = "add", body: bytes = b"code") -> 
 
 def columns(task: Task) -> dict[str, Any]:
     """Return what a row must say of a task."""
-    kept = [
-        name
-        for name in Task.__struct_fields__
-        if name not in ("call", "buffers", "options", "function")
-    ]
-    return {name: getattr(task, name) for name in kept}
+    lasting = [name for name in Task.__struct_fields__ if name not in ("kept", "options")]
+    return {name: getattr(task, name) for name in lasting}
 
 
 def says(row: TaskRow | None) -> dict[str, Any]:
     assert row is not None
-    unlike = ("accepted_at", "summary", "options")
+    unlike = ("accepted_at", "summary", "options", "parent", "root")
     return {name: getattr(row, name) for name in TaskRow.__struct_fields__ if name not in unlike}
 
 
@@ -137,6 +132,7 @@ def test_accepted_task_is_found_with_all_that_was_said_of_it(store):
 
     assert says(row) == columns(task)
     assert (row.summary, row.accepted_at, row.options) == ("(1, 2)", NOW.wall, Options(group="g"))
+    assert (row.parent, row.root) == ("p", "r")
 
 
 def test_unknown_id_is_not_found(store):

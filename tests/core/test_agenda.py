@@ -30,7 +30,7 @@ SERVED = st.lists(st.sampled_from((*QUEUES, "none")), unique=True).map(tuple)
 
 
 def queued(seq: int, client: bytes = b"a", queue: str = "default", priority: int = 5) -> Task:
-    return Task(seq, f"t{seq}", b"", "f", client, priority, queue, "queued", "", "")
+    return Task(seq, f"t{seq}", b"", "f", client, priority, queue, "queued")
 
 
 @given(ARRIVALS, SERVED)

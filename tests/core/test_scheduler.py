@@ -560,7 +560,7 @@ def test_many_queued_calls_are_not_kept_in_memory() -> None:
 
     world.say(CLIENT, Submit(1, calls))
 
-    kept = sum(task.call is not None for task in world.scheduler.tasks.values())
+    kept = sum(task.kept is not None for task in world.scheduler.tasks.values())
     assert kept < 5_000
 
 
