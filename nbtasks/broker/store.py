@@ -100,9 +100,9 @@ _COLUMNS = (
 #: A new call, or the same task's next one; what cannot change is left as it was.
 _PUT_CALL = """
 INSERT INTO tasks (
-    seq, id, function, client, accepted_at, phase, state, n, worker, ticket, ended_at, call,
+    seq, id, function, client, accepted_at, phase, state, n, worker, ticket, call, ended_at,
     parent, root, priority, queue, retries, deaths, due, due_at, eta, expires, wish, limit_at
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {rest})
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {rest})
 ON CONFLICT (seq) DO UPDATE SET
     client = excluded.client, phase = excluded.phase, state = excluded.state, n = excluded.n,
     worker = excluded.worker, ticket = excluded.ticket, ended_at = excluded.ended_at,
@@ -122,10 +122,12 @@ WHERE seq = ?
 """
 
 # Most tasks have nothing special: to name that in the statement costs a third less than to bind it.
+# What Python's sqlite3 binds dearly are None and bytes: for each it raises and drops an error on its
+# way. So None stands in the statement as well, and where it counts a bytearray is bound.
 _USUAL = f"{DEFAULT_PRIORITY}, '{DEFAULT_QUEUE}', 0, 0, NULL, NULL, NULL, NULL, '', NULL"
-_PUT_USUAL_CALL = _PUT_CALL.format(rest=f"'', '', {_USUAL}")
+_PUT_USUAL_CALL = _PUT_CALL.format(rest=f"NULL, '', '', {_USUAL}")
 _PUT_USUAL_TASK = _PUT_TASK.format(rest=_USUAL)
-_PUT_ANY_CALL = _PUT_CALL.format(rest=", ".join("?" * 12))
+_PUT_ANY_CALL = _PUT_CALL.format(rest=", ".join("?" * 13))
 _PUT_ANY_TASK = _PUT_TASK.format(rest=", ".join("?" * 10))
 
 #: A task that ends with its first event and nothing special, as most do: one row instead of two.
@@ -574,16 +576,18 @@ class Store:
             function = functions.get((task.definition, task.name))
             if function is None:
                 function = self._new_function(task.definition, task.name, now)
+            call = save.call
             row = (
-                seq, task.id, function, task.client, save.accepted_at, task.phase, task.state,
-                task.n, task.worker, task.ticket, end_of(task, now),
-                encode(without_known(save.call, task)),
+                seq, task.id, function, bytearray(task.client), save.accepted_at, task.phase,
+                task.state, task.n, task.worker, task.ticket,
+                bytearray(encode(without_known(call, task))),
             )  # fmt: skip
-            if is_usual(task) and not save.call.parent and not save.call.root:
+            if task.phase != DONE and is_usual(task) and not call.parent and not call.root:
                 usual.append(row)
             else:
-                special.append((*row, save.call.parent, save.call.root, *rest_of(task, now)))
-            if save.buffers or len(save.call.body) > SHORT_BODY:
+                end = end_of(task, now)
+                special.append((*row, end, call.parent, call.root, *rest_of(task, now)))
+            if save.buffers or len(call.body) > SHORT_BODY:
                 payloads.extend(call_payloads(save))
         self._put(_PUT_USUAL_CALL, usual)
         self._put(_PUT_ANY_CALL, special)
@@ -607,7 +611,7 @@ class Store:
             ):
                 ends.append((
                     task.phase, task.state, 1, task.worker, task.ticket, task.ended_at,
-                    encode(event), save.seq,
+                    bytearray(encode(event)), save.seq,
                 ))  # fmt: skip
             else:
                 others.append(save)
@@ -656,7 +660,8 @@ class Store:
 
     def _write_events(self, saves: list[SaveEvent]) -> None:
         encode = self._encode
-        self._put(_PUT_EVENT, [(save.seq, save.event.n, encode(save.event)) for save in saves])
+        rows = [(save.seq, save.event.n, bytearray(encode(save.event))) for save in saves]
+        self._put(_PUT_EVENT, rows)
         payloads = [
             (save.seq, save.event.n, *part)
             for save in saves
