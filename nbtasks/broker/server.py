@@ -277,26 +277,33 @@ class Server:
         if instance != self.instance and not isinstance(messages[0] if messages else None, Hello):
             actions += self._refuse(peer, STRANGER)
             return
-        if self._disk is not None and buffers:
+        if self._disk is not None and buffers and self.scheduler.role_of(peer):
             self._keep(self._disk, peer, messages, buffers)
         frames = iter(buffers)
+        receive = self.scheduler.receive
         for message in messages:
-            if type(message) is Ask and self.scheduler.role_of(peer) == "client":
+            kind = type(message)
+            if kind is Hello:
+                if why := self._unlike(message):
+                    actions += self._refuse(peer, why)
+                    return
+                actions += self._greet(peer, message, instant)
+            elif kind is Ask and self.scheduler.role_of(peer) == "client":
                 questions.append((peer, message))
-            elif type(message) is Hello and (why := self._unlike(message)):
-                actions += self._refuse(peer, why)
-                return
-            elif type(message) in (Define, Submit) and self.store_failed_at is not None:
+            elif self.store_failed_at is not None and kind in (Define, Submit):
                 take(frames, frames_of(message))  # it will come again
             else:
-                heard = self.scheduler.receive(peer, message, instant, frames)
-                if type(message) is Hello and self.scheduler.role_of(peer) == message.role:
-                    welcome = Welcome(self.instance, self.store.name)
-                    actions.append(Send(peer, welcome, free=True))
-                actions += heard
-                if type(message) is Hello and message.role == "supervisor":
-                    actions += [Send(peer, waiting.message) for waiting in self._for_supervisor]
-                    self._for_supervisor.clear()
+                actions += receive(peer, message, instant, frames)
+
+    def _greet(self, peer: bytes, hello: Hello, instant: Now) -> list[Action]:
+        """Make a peer known, and welcome it before it hears anything else."""
+        heard = self.scheduler.receive(peer, hello, instant)
+        if self.scheduler.role_of(peer) == hello.role:
+            heard.insert(0, Send(peer, Welcome(self.instance, self.store.name), free=True))
+        if hello.role == "supervisor":
+            heard += [Send(peer, waiting.message) for waiting in self._for_supervisor]
+            self._for_supervisor.clear()
+        return heard
 
     def _keep(
         self, disk: Disk, peer: bytes, messages: list[Any], buffers: Iterable[Buffer]

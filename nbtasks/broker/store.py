@@ -122,8 +122,8 @@ WHERE seq = ?
 """
 
 # Most tasks have nothing special: to name that in the statement costs a third less than to bind it.
-# What Python's sqlite3 binds dearly are None and bytes: for each it raises and drops an error on its
-# way. So None stands in the statement as well, and where it counts a bytearray is bound.
+# Python's sqlite3 binds None and bytes dearly: for each it raises an error and drops it. So None
+# stands in the statement as well, and where it counts a bytearray is bound.
 _USUAL = f"{DEFAULT_PRIORITY}, '{DEFAULT_QUEUE}', 0, 0, NULL, NULL, NULL, NULL, '', NULL"
 _PUT_USUAL_CALL = _PUT_CALL.format(rest=f"NULL, '', '', {_USUAL}")
 _PUT_USUAL_TASK = _PUT_TASK.format(rest=_USUAL)
