@@ -19,8 +19,8 @@ OURS_ONLY = ("fsync",)
 START = 90
 
 #: Seconds for one workload.
-LIMIT = 180
-LIMITS = {"backlog": 300, "backlog_million": 900}
+LIMIT = 300
+LIMITS = {"backlog": 600, "backlog_million": 1800}
 
 
 def limit(workload: str) -> int:

@@ -28,6 +28,7 @@ import psutil
 import works
 
 Figures = dict[str, float]
+CPU = dict[int, float]
 MB = 1_000_000
 
 #: Large calls that are under way at once: 50 of 200 MB would be more than a machine's memory.
@@ -36,23 +37,23 @@ AFLOAT = 4 * drivers.WORKERS
 
 def one_by_one(driver: drivers.Driver, number: int = 10_000) -> Figures:
     """Send no-ops one by one and fetch all results."""
-    cpu, began = cpu_seconds(driver), time.perf_counter()
+    before, began = cpu(driver), time.perf_counter()
     for sent in [driver.send(works.noop) for _ in range(number)]:
         driver.fetch(sent)
     taken = time.perf_counter() - began
-    return {"rate": number / taken, "cpu": (cpu_seconds(driver) - cpu) / number * 1000}
+    return {"rate": number / taken, "cpu": spent(before, cpu(driver)) / number * 1000}
 
 
 def idle(driver: drivers.Driver, seconds: float = 20.0) -> Figures:
     """Give it nothing to do: what do its processes take, this one left out?"""
     time.sleep(1)
-    cpu = cpu_seconds(driver, caller=False)
+    before = cpu(driver, caller=False)
     time.sleep(seconds)
-    spent = cpu_seconds(driver, caller=False) - cpu
+    used = spent(before, cpu(driver, caller=False))
     return {
         "megabytes": shared_once(driver) / MB,
         "resident": memory(driver) / MB,
-        "percent": spent / seconds * 100,
+        "percent": used / seconds * 100,
     }
 
 
@@ -129,6 +130,7 @@ def one_to_many(driver: drivers.Driver, megabytes: int = 200, number: int = 50) 
 
 def backlog_thousand(driver: drivers.Driver, times: int = 20) -> Figures:
     """Queue 1,000, so often that their cost can be told from the clock's ticks."""
+    times = max(1, times // driver.slow)
     rounds = [backlog(driver, 1_000 * driver.slow, patient=False) for _ in range(times)]
     return {"cpu": statistics.fmean(found["cpu"] for found in rounds)}
 
@@ -142,8 +144,7 @@ def backlog(driver: drivers.Driver, number: int = 100_000, patient: bool = True)
     gate = driver.folder / f"gate-{time.time_ns()}"
     held = [driver.send(works.wait_for, str(gate)) for _ in range(drivers.WORKERS)]
     me = psutil.Process()
-    before, mine = memory(driver), me.memory_info().rss
-    cpu = cpu_seconds(driver)
+    before, mine, ran = memory(driver), me.memory_info().rss, cpu(driver)
     sent = [driver.send(works.noop) for _ in range(number)]
     if patient:
         settle(driver)
@@ -151,11 +152,10 @@ def backlog(driver: drivers.Driver, number: int = 100_000, patient: bool = True)
     gate.touch()
     for each in (*held, *sent):
         driver.fetch(each)
-    cpu = cpu_seconds(driver) - cpu
     return {
         "bytes": grown / number,
         "bytes_with_caller": (grown + caller) / number,
-        "cpu": cpu / number * 1000,
+        "cpu": spent(ran, cpu(driver)) / number * 1000,
         "number": number,
     }
 
@@ -210,8 +210,14 @@ WORKLOADS: dict[str, Callable[..., Figures]] = {
 }
 
 
-def cpu_seconds(driver: drivers.Driver, caller: bool = True) -> float:
-    return sum(sum(process.cpu_times()[:2]) for process in processes(driver, caller))
+def cpu(driver: drivers.Driver, caller: bool = True) -> CPU:
+    """Return the processor seconds of each process, so far."""
+    return {each.pid: sum(each.cpu_times()[:2]) for each in processes(driver, caller)}
+
+
+def spent(before: CPU, after: CPU) -> float:
+    """Return the seconds between; a process that has ended meanwhile takes nothing back."""
+    return sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
 
 
 def memory(driver: drivers.Driver) -> int:
