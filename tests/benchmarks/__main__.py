@@ -48,9 +48,10 @@ class Run:
         for system in self.systems if number % 2 == 0 else reversed(self.systems):
             say(f"round {number + 1}: {system.name}")
             is_ours = system.name == report.OURS
-            wanted = [each for each in self.workloads if number == 0 or each not in plan.ONCE]
-            wanted = [each for each in wanted if is_ours or each not in plan.OURS_ONLY]
-            self.note(system, system.turn(wanted))
+            wanted = [each for each in self.workloads if is_ours or each not in plan.OURS_ONLY]
+            self.note(system, system.turn(each for each in wanted if each not in plan.ONCE))
+            if number == 0:
+                self.note(system, system.turn(each for each in wanted if each in plan.ONCE))
             if is_ours and "round_trip" in wanted:
                 normal = system.turn(["round_trip"], BENCH_DURABILITY="normal")
                 self.note(system, (("round_trip_normal", found) for _, found in normal))

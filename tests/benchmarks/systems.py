@@ -76,6 +76,11 @@ class System:
                 return
         stamp.write_text(digest)
 
+    def command(self, folder: str, workloads: list[str]) -> list[str]:
+        """Return the command of a process that does these workloads."""
+        script = str(HERE / "turn.py")
+        return [str(self.python), script, self.module, folder, ",".join(workloads)]
+
     def versions(self) -> list[str]:
         """Return which versions are installed of what the system needs."""
         parts = [part.replace("-e {root}", "nbtasks") for part in self.facts["requirements"]]
@@ -112,10 +117,9 @@ class Process:
         self.last_words = ""
         self.folder = Path(tempfile.mkdtemp(prefix="nbt-"))
         self.errors = self.folder / "errors.txt"
-        command = [str(system.python), str(HERE / "turn.py"), system.module, str(self.folder)]
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [*command, ",".join(workloads)],
+                system.command(str(self.folder), workloads),
                 env={**clean(), **variables, MARK: str(self.folder)},
                 cwd=self.folder,  # and not where a pyproject.toml has settings
                 stdout=subprocess.PIPE,
