@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -110,6 +111,7 @@ def machine() -> dict[str, Any]:
 
 def main() -> int:
     given = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or what was started would stay
     about: dict[str, Any] = {"machine": machine(), "rounds": given.rounds}
     began = time.monotonic()
     systems = [System(name) for name in given.only]

@@ -23,6 +23,9 @@ app.conf.update(
     accept_content=["pickle"],
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
+    # By default it gives up on what is large: a value of 512 MB takes longer.
+    redis_socket_timeout=600,
+    broker_transport_options={"socket_timeout": 600},
 )
 TASKS = {work: app.task(work, name=work.__name__) for work in works.WORKS}
 LATE = app.task(

@@ -37,10 +37,6 @@ class Driver(drivers.Driver):
     def map(self, work: Callable[..., Any], items: list[Any], chunk: int) -> list[Any]:
         return list(self.view.map_sync(work, items, chunksize=chunk))
 
-    def survivor(self, work: Callable[..., Any], *args: Any) -> Any:
-        with self.view.temp_flags(retries=1):
-            return self.send(work, *args)
-
     def progress(self, number: int) -> int:
         telling = self.view.apply_async(tell, number)
         telling.get(600)
