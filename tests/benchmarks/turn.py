@@ -212,7 +212,9 @@ WORKLOADS: dict[str, Callable[..., Figures]] = {
 
 def cpu(driver: drivers.Driver, caller: bool = True) -> CPU:
     """Return the processor seconds of each process, so far."""
-    return {each.pid: sum(each.cpu_times()[:2]) for each in processes(driver, caller)}
+    return {
+        each.pid: sum(times[:2]) for each, times in ask(driver, caller, psutil.Process.cpu_times)
+    }
 
 
 def spent(before: CPU, after: CPU) -> float:
@@ -222,18 +224,23 @@ def spent(before: CPU, after: CPU) -> float:
 
 def memory(driver: drivers.Driver) -> int:
     """Return the resident bytes of all that works for the driver, this process left out."""
-    return sum(each.memory_info().rss for each in processes(driver, caller=False))
+    return sum(info.rss for _, info in ask(driver, False, psutil.Process.memory_info))
 
 
 def shared_once(driver: drivers.Driver) -> int:
     """Return the same, but pages that processes share are counted once, where the system tells."""
-    infos = [each.memory_full_info() for each in processes(driver, caller=False)]
-    return sum(getattr(info, "pss", info.rss) for info in infos)
+    infos = ask(driver, False, psutil.Process.memory_full_info)
+    return sum(getattr(info, "pss", info.rss) for _, info in infos)
 
 
-def processes(driver: drivers.Driver, caller: bool) -> list[psutil.Process]:
-    left_out = set() if caller else {os.getpid()}
-    return [psutil.Process(pid) for pid in {*driver.pids()} - left_out if psutil.pid_exists(pid)]
+def ask(
+    driver: drivers.Driver, caller: bool, what: Callable[[psutil.Process], Any]
+) -> Iterator[tuple[psutil.Process, Any]]:
+    """Ask the driver's processes; one that ends meanwhile has nothing to say."""
+    for pid in {*driver.pids()} - (set() if caller else {os.getpid()}):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            yield process, what(process)
 
 
 def settle(driver: drivers.Driver) -> None:
