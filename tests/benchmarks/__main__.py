@@ -111,7 +111,9 @@ def machine() -> dict[str, Any]:
 
 def main() -> int:
     given = arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or what was started would stay
+    # Also in the background, where the first is ignored: what was started ends, and is told so far.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
     about: dict[str, Any] = {"machine": machine(), "rounds": given.rounds}
     began = time.monotonic()
     systems = [System(name) for name in given.only]
