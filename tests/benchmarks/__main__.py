@@ -1,209 +1,154 @@
 """Measure nbtasks side by side with its peers: `./dev bench`.
 
-    ./dev bench                          all systems, all workloads (an hour; see --help for less)
+    ./dev bench                          all systems, all workloads; hours
+    ./dev bench --rounds 1               the same once; an hour or more
     ./dev bench --quick                  the standard library's pools and the raw relay only
     ./dev bench --only nbtasks_,dask_    these systems
 
 Each system runs in an environment of its own (.bench/NAME, made on demand) and takes its turn in
 every round; the median of the rounds counts, with the least and the most beside it. Absolute
-figures move from machine to machine, the ratios are what matters. The table is printed, the figures
-are written as JSON and drawn as a picture.
+figures move from machine to machine, the ratios are what matters. Tables and goals are printed;
+they are written to a folder as well, with the figures as JSON and a picture of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import hashlib
-import json
 import os
 import platform
-import shutil
-import subprocess
+import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import report
-from tests.benchmarks.drivers import drivers
+import psutil
 
-ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parent
-ENVIRONMENTS = ROOT / ".bench"
+from tests.benchmarks import goals, plan, report
+from tests.benchmarks.drivers import drivers
+from tests.benchmarks.systems import ENVIRONMENTS, Found, System, say
 
 QUICK = ("nbtasks_", "process_pool", "mp_pool", "relay")
 
-#: Seconds for one turn of one system.
-PATIENCE = 1200
 
-#: In the order in which a turn does them; those that may leave a system in a bad way come last.
-WORKLOADS = (
-    *("one_by_one", "map", "round_trip", "progress", "timers", "backlog"),
-    *("1_MB_in", "1_MB_out", "64_MB_in", "64_MB_out", "512_MB_in", "512_MB_out", "one_to_many"),
-    "recovery",
-)
+class Run:
+    """Some rounds of some systems, and what they have come to so far."""
 
+    def __init__(self, systems: list[System], workloads: list[str]) -> None:
+        self.systems = systems
+        self.workloads = workloads
+        self.figures: report.Figures = {system.name: {} for system in systems}
+        self.gaps: report.Gaps = {system.name: {} for system in systems}
 
-class System:
-    """One system in its own environment, or the reason why it is left out."""
+    def round(self, number: int) -> None:
+        """Let each system do all workloads: forwards, and the next time backwards.
 
-    def __init__(self, module: str) -> None:
-        self.module = module
-        self.facts = facts_of(module)
-        self.name = str(self.facts["name"])
-        self.folder = ENVIRONMENTS / module
-        self.left_out = ""
-
-    @property
-    def python(self) -> Path:
-        return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-    def set_up(self) -> None:
-        """Install what the system needs, once; note why when that cannot be."""
-        missing = [program for program in self.facts["programs"] if not shutil.which(program)]
-        if missing:
-            self.left_out = f"needs the program {missing[0]}"
-            return
-        wanted = [part.format(root=ROOT) for part in self.facts["requirements"]]
-        wanted = " ".join(["psutil", "numpy", *wanted]).split()
-        stamp = self.folder / "stamp"
-        digest = hashlib.sha256(f"{sys.version} {wanted}".encode()).hexdigest()
-        if stamp.exists() and stamp.read_text() == digest:
-            return
-        say(f"installing {self.name}")
-        make = [sys.executable, "-m", "venv", "--clear", "--without-pip", str(self.folder)]
-        install = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "-q"]
-        for command in (make, [*install, *wanted]):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                self.left_out = f"cannot be installed: {last_line(done.stderr)}"
-                return
-        stamp.write_text(digest)
-
-    def turn(self, workloads: Iterable[str], **variables: str) -> dict[str, Any]:
-        """Let the system do these workloads once; return workload → figures."""
-        folder = tempfile.mkdtemp(prefix="nbt-")
-        command = [str(self.python), str(HERE / "turn.py"), self.module, folder]
-        try:
-            done = subprocess.run(
-                [*command, ",".join(workloads)],
-                env={**clean(), **variables},
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return {"turn": {"wrong": f"took more than {PATIENCE} s"}}
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        try:
-            return json.loads(done.stdout.splitlines()[-1])
-        except (IndexError, ValueError):
-            return {"turn": {"wrong": last_line(done.stderr)}}
-
-
-def facts_of(module: str) -> dict[str, Any]:
-    """Read a driver's facts without importing its system, which is not installed here."""
-    tree = ast.parse((HERE / "drivers" / f"{module}.py").read_text(encoding="utf-8"))
-    body = next(
-        each.body for each in tree.body if isinstance(each, ast.ClassDef) and each.name == "Driver"
-    )
-    found: dict[str, Any] = {"requirements": (), "programs": ()}
-    for line in body:
-        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
-            found[line.targets[0].id] = ast.literal_eval(line.value)
-    return found
-
-
-def clean() -> dict[str, str]:
-    """Return our variables without those that would bend another environment's Python."""
-    bent = {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE"}
-    return {name: value for name, value in os.environ.items() if name not in bent}
-
-
-def last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1][:160] if lines else "said nothing"
-
-
-def say(text: str) -> None:
-    print(f"-- {text}", flush=True)
-
-
-# ------------------------------------------------------------------------------------- the rounds
-
-
-def measure(systems: list[System], workloads: list[str], rounds: int) -> report.Figures:
-    """Let the systems take turns; return system → workload → figure → the rounds' numbers."""
-    taken: report.Figures = {system.name: {} for system in systems}
-    for number in range(rounds):
-        # Forwards and backwards, so that nobody is always measured on a cold or a tired machine.
-        for system in systems if number % 2 == 0 else reversed(systems):
-            say(f"round {number + 1} of {rounds}: {system.name}")
-            note(taken[system.name], system.turn(workloads))
-            if system.module == "nbtasks_":
+        So nobody is always measured on a cold or a tired machine.
+        """
+        for system in self.systems if number % 2 == 0 else reversed(self.systems):
+            say(f"round {number + 1}: {system.name}")
+            is_ours = system.name == report.OURS
+            wanted = [each for each in self.workloads if is_ours or each not in plan.OURS_ONLY]
+            self.note(system, system.turn(each for each in wanted if each not in plan.ONCE))
+            if number == 0:
+                self.note(system, system.turn(each for each in wanted if each in plan.ONCE))
+            if is_ours and "round_trip" in wanted:
                 normal = system.turn(["round_trip"], BENCH_DURABILITY="normal")
-                note(taken[system.name], {"round_trip_normal": normal.get("round_trip", {})})
-    return taken
+                self.note(system, (("round_trip_normal", found) for _, found in normal))
+
+    def note(self, system: System, turn: Iterable[tuple[str, Found]]) -> None:
+        for workload, found in turn:
+            reason = report.NOT_OFFERED if "not_offered" in found else found.get("wrong")
+            if reason:
+                self.gaps[system.name].setdefault(workload, []).append(reason)
+                if reason != report.NOT_OFFERED:
+                    say(f"   {workload}: {reason}")
+                continue
+            kept = self.figures[system.name].setdefault(workload, {})
+            for figure, value in found.items():
+                kept.setdefault(figure, []).append(value)
 
 
-def note(taken: dict[str, dict[str, list[float]]], figures: dict[str, Any]) -> None:
-    for workload, found in figures.items():
-        if "wrong" in found:
-            say(f"   {workload}: {found['wrong']}")
-            continue
-        kept = taken.setdefault(workload, {})
-        for figure, value in found.items():
-            kept.setdefault(figure, []).append(value)
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="./dev bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each (default: 3)")
+    parser.add_argument("--only", help=f"systems, with commas: {','.join(drivers())}")
+    parser.add_argument("--quick", action="store_true", help="only what is quickly installed")
+    parser.add_argument("--workloads", help=f"workloads, with commas: {','.join(plan.WORKLOADS)}")
+    parser.add_argument("--folder", type=Path, default=ENVIRONMENTS / "latest")
+    parser.add_argument("--strict", action="store_true", help="exit 1 unless all goals are met")
+    given = parser.parse_args()
+    given.only = chosen(parser, given.only, QUICK if given.quick else drivers(), drivers())
+    given.workloads = chosen(parser, given.workloads, plan.WORKLOADS, plan.WORKLOADS)
+    return given
 
 
-def growth(system: System) -> dict[str, Any]:
-    """Queue a million, and measure what one costs then."""
-    say("1,000,000 queued")
-    return system.turn(["backlog_million"])
+def chosen(
+    parser: argparse.ArgumentParser, given: str | None, default: Iterable[str], known: Iterable[str]
+) -> list[str]:
+    names = given.split(",") if given else list(default)
+    strange = [name for name in names if name not in known]
+    if strange:
+        parser.error(f"there is no {strange[0]!r}. There are: {', '.join(known)}")
+    return names
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "memory_gigabytes": round(psutil.virtual_memory().total / 1e9, 1),
+        "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
+    }
 
 
 def main() -> int:
-    everybody = drivers()
-    parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each (default: 3)")
-    parser.add_argument("--only", default=",".join(everybody), help="systems, with commas")
-    parser.add_argument("--quick", action="store_true", help="only what is quickly installed")
-    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="workloads, with commas")
-    parser.add_argument("--million", action="store_true", help="also queue 1,000,000 tasks")
-    parser.add_argument("--folder", type=Path, default=ENVIRONMENTS / "latest")
-    parser.add_argument("--strict", action="store_true", help="exit 1 when a goal is missed")
-    arguments = parser.parse_args()
-
+    given = arguments()
+    # Also in the background, where the first is ignored: what was started ends, and is told so far.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
+    about: dict[str, Any] = {"machine": machine(), "rounds": given.rounds}
     began = time.monotonic()
-    names = QUICK if arguments.quick else arguments.only.split(",")
-    systems = [System(name) for name in names]
+    systems = [System(name) for name in given.only]
     for system in systems:
         system.set_up()
         if system.left_out:
             say(f"{system.name} is left out: it {system.left_out}")
     present = [system for system in systems if not system.left_out]
-    figures = measure(present, arguments.workloads.split(","), arguments.rounds)
-    if arguments.million:
-        ours = next(system for system in present if system.module == "nbtasks_")
-        note(figures[ours.name], growth(ours))
+    about["left_out"] = {system.name: system.left_out for system in systems if system.left_out}
+    about["versions"] = {system.name: system.versions() for system in present}
 
-    goals = report.goals(figures)
-    print("\n".join(["", *report.table(figures), "", *(goal.line() for goal in goals)]))
-    machine = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "seconds": round(time.monotonic() - began),
-    }
-    left_out = {system.name: system.left_out for system in systems if system.left_out}
-    report.write(arguments.folder, machine, figures, goals, left_out)
-    print(f"\nwritten to {arguments.folder}: figures.json, rates.svg")
-    return 1 if arguments.strict and not all(goal.met for goal in goals) else 0
+    run = Run(present, given.workloads)
+    try:
+        for number in range(given.rounds):
+            run.round(number)
+    except KeyboardInterrupt:
+        say("interrupted: this is what there is so far")
+    about["seconds"] = round(time.monotonic() - began)
+    return tell(run, about, given.folder, given.strict)
+
+
+def tell(run: Run, about: dict[str, Any], folder: Path, strict: bool) -> int:
+    reached = goals.goals(run.figures)
+    parts = (
+        [f"{name}: {', '.join(packages)}" for name, packages in about["versions"].items()],
+        report.medians(run.figures, run.gaps),
+        report.ratios(run.figures),
+        report.remarks(run.figures, run.gaps, about["left_out"]),
+        ["Goals", "", *(goal.line() for goal in reached)],
+    )
+    lines = [line for part in parts if part for line in ("", *part)]
+    print("\n".join(lines))
+    report.write(folder, about, run.figures, run.gaps, (goal.facts() for goal in reached), lines)
+    print(f"\nwritten to {folder}: report.txt, figures.json, picture.svg")
+    return 1 if strict and any(goal.verdict != "met" for goal in reached) else 0
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import psutil
 
 import nbtasks
 from tests.benchmarks import works
-from tests.benchmarks.__main__ import ENVIRONMENTS
+from tests.benchmarks.systems import ENVIRONMENTS
 
 #: Part by which a task may cost more than in the row to compare with.
 FLAT = 0.2

@@ -25,7 +25,7 @@ import psutil
 
 import nbtasks
 from tests.benchmarks import works
-from tests.benchmarks.__main__ import ENVIRONMENTS, last_line
+from tests.benchmarks.systems import ENVIRONMENTS, last_line
 
 #: Looks a second; tasks in a burst; functions shown of each process.
 RATE = 400

@@ -1,18 +1,19 @@
 """One turn of one system: `python turn.py DRIVER FOLDER WORKLOADS`, in that system's environment.
 
-Prints one JSON object: workload → figure → number. A workload that the system does not offer is
-left out; one that goes wrong is told as text.
+Prints one line of JSON for each workload: its name and its figures, or why there are none. After
+one that went wrong the process ends: what is still on its way would be measured with the next.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import importlib
 import json
+import os
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,30 +23,51 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import drivers
 import numpy
+import plan
 import psutil
 import works
 
 Figures = dict[str, float]
+CPU = dict[int, float]
 MB = 1_000_000
-#: Seconds for one workload; a system that takes longer is told so, and started anew.
-LIMIT = 150
+
+#: Large calls that are under way at once: 50 of 200 MB would be more than a machine's memory.
+AFLOAT = 4 * drivers.WORKERS
 
 
 def one_by_one(driver: drivers.Driver, number: int = 10_000) -> Figures:
     """Send no-ops one by one and fetch all results."""
-    cpu, began = cpu_seconds(driver), time.perf_counter()
+    before, began = cpu(driver), time.perf_counter()
     for sent in [driver.send(works.noop) for _ in range(number)]:
         driver.fetch(sent)
     taken = time.perf_counter() - began
-    return {"rate": number / taken, "cpu": (cpu_seconds(driver) - cpu) / number * 1000}
+    return {"rate": number / taken, "cpu": spent(before, cpu(driver)) / number * 1000}
+
+
+def idle(driver: drivers.Driver, seconds: float = 20.0) -> Figures:
+    """Give it nothing to do: what do its processes take, this one left out?"""
+    time.sleep(1)
+    before = cpu(driver, caller=False)
+    time.sleep(seconds)
+    used = spent(before, cpu(driver, caller=False))
+    return {
+        "megabytes": shared_once(driver) / MB,
+        "resident": memory(driver) / MB,
+        "percent": used / seconds * 100,
+    }
 
 
 def mapped(driver: drivers.Driver, number: int = 100_000) -> Figures:
-    """Do many small things, in the way that is meant for many."""
-    number //= driver.slow
-    began = time.perf_counter()
-    assert driver.map(works.double, list(range(number)))[-1] == 2 * number - 2
-    return {"rate": number / (time.perf_counter() - began)}
+    """Do many small things, in the way that is meant for many, with the best chunk size."""
+    if not driver.chunks:
+        number //= driver.slow
+    best: Figures = {"rate": 0.0}
+    for chunk in driver.chunks or (0,):
+        began = time.perf_counter()
+        assert driver.map(works.double, list(range(number)), chunk)[-1] == 2 * number - 2
+        rate = number / (time.perf_counter() - began)
+        best = max(best, {"rate": rate, "chunk": chunk}, key=lambda found: found["rate"])
+    return {**best, "number": number}
 
 
 def round_trip(driver: drivers.Driver, number: int = 300) -> Figures:
@@ -55,6 +77,18 @@ def round_trip(driver: drivers.Driver, number: int = 300) -> Figures:
         began = time.perf_counter()
         driver.fetch(driver.send(works.noop))
         times.append((time.perf_counter() - began) * 1000)
+    return {"median": statistics.median(times), "p99": sorted(times)[int(number * 0.99)]}
+
+
+def fsync(driver: drivers.Driver, number: int = 200) -> Figures:
+    """Put one page of a database on the disk that the system's files are on."""
+    times = []
+    with open(driver.folder / "fsync", "wb", buffering=0) as file:
+        for _ in range(number):
+            began = time.perf_counter()
+            file.write(bytes(4096))
+            os.fsync(file)
+            times.append((time.perf_counter() - began) * 1000)
     return {"median": statistics.median(times), "p99": sorted(times)[int(number * 0.99)]}
 
 
@@ -85,30 +119,50 @@ def one_to_many(driver: drivers.Driver, megabytes: int = 200, number: int = 50) 
     data = numpy.full(megabytes * MB // 8, time.time_ns())
     began = time.perf_counter()
     shared = driver.share(data)
-    for sent in [driver.send(works.weigh, shared) for _ in range(number)]:
-        assert driver.fetch(sent) == megabytes * MB
+    afloat: collections.deque[Any] = collections.deque()
+    for place in range(number + AFLOAT):
+        if place >= AFLOAT:
+            assert driver.fetch(afloat.popleft()) == megabytes * MB
+        if place < number:
+            afloat.append(driver.send(works.weigh, shared))
     return {"seconds": time.perf_counter() - began}
 
 
-def backlog(driver: drivers.Driver, number: int = 100_000) -> Figures:
-    """Queue many while all workers are busy: memory of all processes, cost of sending one."""
+def backlog_thousand(driver: drivers.Driver, times: int = 20) -> Figures:
+    """Queue 1,000, so often that their cost can be told from the clock's ticks."""
+    times = max(1, times // driver.slow)
+    rounds = [backlog(driver, 1_000 * driver.slow, patient=False) for _ in range(times)]
+    return {"cpu": statistics.fmean(found["cpu"] for found in rounds)}
+
+
+def backlog(driver: drivers.Driver, number: int = 100_000, patient: bool = True) -> Figures:
+    """Queue many while all workers are busy, then let them run.
+
+    Memory is what the queue takes, CPU what a task costs from `send` to `fetch`.
+    """
     number //= driver.slow
-    gate = driver.folder / f"gate-{number}"
+    gate = driver.folder / f"gate-{time.time_ns()}"
     held = [driver.send(works.wait_for, str(gate)) for _ in range(drivers.WORKERS)]
-    before, cpu, began = memory(driver), cpu_seconds(driver), time.perf_counter()
+    me = psutil.Process()
+    before, mine, ran = memory(driver), me.memory_info().rss, cpu(driver)
     sent = [driver.send(works.noop) for _ in range(number)]
-    settle(driver)
-    taken, grown = time.perf_counter() - began, memory(driver) - before
-    cpu = cpu_seconds(driver) - cpu
+    if patient:
+        settle(driver)
+    grown, caller = memory(driver) - before, me.memory_info().rss - mine
     gate.touch()
     for each in (*held, *sent):
         driver.fetch(each)
-    return {"bytes": grown / number, "rate": number / taken, "cpu": cpu / number * 1000}
+    return {
+        "bytes": grown / number,
+        "bytes_with_caller": (grown + caller) / number,
+        "cpu": spent(ran, cpu(driver)) / number * 1000,
+        "number": number,
+    }
 
 
 def timers(driver: drivers.Driver, number: int = 10_000, wait: float = 15.0) -> Figures:
     """Let many fall due at one instant: how late do they run?"""
-    number //= driver.slow
+    wait *= 3 if driver.slow > 1 else 1
     due = time.time() + wait
     sent = [driver.send_at(due, works.stamp) for _ in range(number)]
     if time.time() > due:
@@ -121,19 +175,25 @@ def progress(driver: drivers.Driver, number: int = 10_000) -> Figures:
     """Let one task tell often how far it is."""
     began = time.perf_counter()
     arrived = driver.progress(number)
-    return {"rate": arrived / (time.perf_counter() - began), "arrived": arrived}
+    return {"rate": arrived / (time.perf_counter() - began), "number": arrived}
 
 
-def recovery(driver: drivers.Driver) -> Figures:
+def recovery(driver: drivers.Driver, times: int = 3) -> Figures:
     """Kill a worker in the middle of a task: when does the task run again?"""
-    path = str(driver.folder / f"died-{time.time()}")
-    return {"seconds": driver.fetch(driver.survivor(works.die_once, path))}
+    taken = []
+    for number in range(times):
+        time.sleep(1)  # for what it keeps ready for such a case
+        path = str(driver.folder / f"died-{number}")
+        taken.append(driver.fetch(driver.survivor(works.die_once, path)))
+    return {"seconds": statistics.median(taken)}
 
 
 WORKLOADS: dict[str, Callable[..., Figures]] = {
+    "idle": idle,
     "one_by_one": one_by_one,
     "map": mapped,
     "round_trip": round_trip,
+    "fsync": fsync,
     "1_MB_in": lambda driver: data_in(driver, 1),
     "1_MB_out": lambda driver: data_out(driver, 1),
     "64_MB_in": lambda driver: data_in(driver, 64),
@@ -141,6 +201,7 @@ WORKLOADS: dict[str, Callable[..., Figures]] = {
     "512_MB_in": lambda driver: data_in(driver, 512),
     "512_MB_out": lambda driver: data_out(driver, 512),
     "one_to_many": one_to_many,
+    "backlog_1000": backlog_thousand,
     "backlog": backlog,
     "backlog_million": lambda driver: backlog(driver, 1_000_000),
     "timers": timers,
@@ -149,18 +210,37 @@ WORKLOADS: dict[str, Callable[..., Figures]] = {
 }
 
 
-def cpu_seconds(driver: drivers.Driver) -> float:
-    return sum(sum(process.cpu_times()[:2]) for process in processes(driver))
+def cpu(driver: drivers.Driver, caller: bool = True) -> CPU:
+    """Return the processor seconds of each process, so far."""
+    return {
+        each.pid: sum(times[:2]) for each, times in ask(driver, caller, psutil.Process.cpu_times)
+    }
+
+
+def spent(before: CPU, after: CPU) -> float:
+    """Return the seconds between; a process that has ended meanwhile takes nothing back."""
+    return sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
 
 
 def memory(driver: drivers.Driver) -> int:
     """Return the resident bytes of all that works for the driver, this process left out."""
-    me = psutil.Process().pid
-    return sum(each.memory_info().rss for each in processes(driver) if each.pid != me)
+    return sum(info.rss for _, info in ask(driver, False, psutil.Process.memory_info))
 
 
-def processes(driver: drivers.Driver) -> list[psutil.Process]:
-    return [psutil.Process(pid) for pid in driver.pids() if psutil.pid_exists(pid)]
+def shared_once(driver: drivers.Driver) -> int:
+    """Return the same, but pages that processes share are counted once, where the system tells."""
+    infos = ask(driver, False, psutil.Process.memory_full_info)
+    return sum(getattr(info, "pss", info.rss) for _, info in infos)
+
+
+def ask(
+    driver: drivers.Driver, caller: bool, what: Callable[[psutil.Process], Any]
+) -> Iterator[tuple[psutil.Process, Any]]:
+    """Ask the driver's processes; one that ends meanwhile has nothing to say."""
+    for pid in {*driver.pids()} - (set() if caller else {os.getpid()}):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            yield process, what(process)
 
 
 def settle(driver: drivers.Driver) -> None:
@@ -186,35 +266,49 @@ def limited(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def tell(workload: str, found: dict[str, Any]) -> None:
+    print(json.dumps([workload, found]), flush=True)
+
+
 def start(name: str, folder: str) -> drivers.Driver:
     """Start a system, and wait for its first result."""
-    driver = importlib.import_module(f"drivers.{name}").Driver(Path(folder))
+    driver: drivers.Driver = importlib.import_module(f"drivers.{name}").Driver(Path(folder))
     driver.start()
     driver.fetch(driver.send(works.double, 1))
     return driver
 
 
-def main(name: str, folder: str, wanted: str) -> None:
-    began = time.perf_counter()
-    driver = start(name, folder)
-    figures: dict[str, Any] = {"cold_start": {"seconds": time.perf_counter() - began}}
+def attempt(driver: drivers.Driver, workload: str) -> bool:
+    """Do one workload and tell what came of it; return whether the next can follow."""
     try:
+        with limited(plan.limit(workload)):
+            found: dict[str, Any] = dict(WORKLOADS[workload](driver))
+    except drivers.NotOffered:
+        found = {"not_offered": True}
+    except Exception as error:
+        found = {"wrong": f"{type(error).__name__}: {error}"[:200]}
+    tell(workload, found)
+    return "wrong" not in found
+
+
+def main(name: str, folder: str, wanted: str) -> None:
+    workloads = wanted.split(",")
+    began = time.perf_counter()
+    with limited(plan.START):
+        driver = start(name, folder)
+    taken = time.perf_counter() - began
+    try:
+        if "cold_start" in workloads:
+            workloads.remove("cold_start")
+            tell("cold_start", {"seconds": taken})
         for sent in [driver.send(works.nap, 0.2) for _ in range(drivers.WORKERS)]:
             driver.fetch(sent)
-        for workload in wanted.split(","):
-            try:
-                with limited(LIMIT):
-                    figures[workload] = WORKLOADS[workload](driver)
-            except drivers.NotOffered:
-                continue
-            except Exception as error:
-                figures[workload] = {"wrong": f"{type(error).__name__}: {error}"[:200]}
-                # What is still on its way there would be measured with what comes next.
-                driver.stop()
-                driver = start(name, tempfile.mkdtemp(dir=folder))
+        for workload in workloads:
+            if not attempt(driver, workload):
+                break
     finally:
-        print(json.dumps(figures), flush=True)
-        driver.stop()
+        with limited(plan.START):
+            driver.stop()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ app.conf.update(
     accept_content=["pickle"],
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
+    # By default it gives up on what is large: a value of 512 MB takes longer.
+    redis_socket_timeout=600,
+    broker_transport_options={"socket_timeout": 600},
 )
 TASKS = {work: app.task(work, name=work.__name__) for work in works.WORKS}
 LATE = app.task(
@@ -41,6 +44,7 @@ class Driver(drivers.Driver):
     name = "celery + redis"
     requirements = ("celery[redis]", "redis")
     slow = 10
+    chunks = (100, 1_000, 10_000)
     programs = ("redis-server",)
 
     def start(self) -> None:
@@ -62,6 +66,10 @@ class Driver(drivers.Driver):
 
     def fetch(self, sent: Any) -> Any:
         return sent.get(timeout=600, interval=0.001)
+
+    def map(self, work: Callable[..., Any], items: list[Any], chunk: int) -> list[Any]:
+        group = TASKS[work].chunks([(item,) for item in items], chunk).apply_async()
+        return [value for part in group.get(timeout=600, interval=0.001) for value in part]
 
     def send_at(self, due: float, work: Callable[..., Any]) -> Any:
         return TASKS[work].apply_async(eta=datetime.fromtimestamp(due, UTC))

@@ -24,9 +24,9 @@ ADDRESS = "BENCH_REDIS"
 def connect(address: str) -> dict[Callable[..., Any], Any]:
     """Make the broker and the actors; return work → actor."""
     dramatiq.set_encoder(PickleEncoder())
-    broker = RedisBroker(url=address)
-    # A result is waited for as long as it takes, not as long as redis-py thinks by itself.
+    # As long as it takes, for what is large as well, and not as long as redis-py thinks by itself.
     patient = redis.Redis.from_url(address, socket_timeout=None)
+    broker = RedisBroker(client=patient)
     broker.add_middleware(Results(backend=RedisBackend(client=patient)))
     dramatiq.set_broker(broker)
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ class Driver(drivers.Driver):
     name = "ipyparallel"
     requirements = ("ipyparallel",)
     slow = 10
+    chunks = (100, 1_000, 10_000)
 
     def start(self) -> None:
         import ipyparallel
@@ -32,5 +34,18 @@ class Driver(drivers.Driver):
     def fetch(self, sent: Any) -> Any:
         return sent.get(600)
 
-    def map(self, work: Callable[..., Any], items: list[Any]) -> list[Any]:
-        return self.view.map_sync(work, items, chunksize=1000)
+    def map(self, work: Callable[..., Any], items: list[Any], chunk: int) -> list[Any]:
+        return list(self.view.map_sync(work, items, chunksize=chunk))
+
+    def progress(self, number: int) -> int:
+        telling = self.view.apply_async(tell, number)
+        telling.get(600)
+        while len(lines := telling.stdout.splitlines()) < number:
+            time.sleep(0.001)
+        return len(lines)
+
+
+def tell(number: int) -> None:
+    """Print, which is what a client is shown while a task runs."""
+    for done in range(number):
+        print(done, "of", number, flush=True)

@@ -11,6 +11,7 @@ import drivers
 class Driver(drivers.Driver):
     name = "loky"
     requirements = ("loky",)
+    chunks = (100, 1_000, 10_000)
 
     def start(self) -> None:
         from loky import get_reusable_executor
@@ -23,5 +24,5 @@ class Driver(drivers.Driver):
     def send(self, work: Callable[..., Any], *args: Any) -> Any:
         return self.pool.submit(work, *args)
 
-    def map(self, work: Callable[..., Any], items: list[Any]) -> list[Any]:
-        return list(self.pool.map(work, items, chunksize=1000))
+    def map(self, work: Callable[..., Any], items: list[Any], chunk: int) -> list[Any]:
+        return list(self.pool.map(work, items, chunksize=chunk))

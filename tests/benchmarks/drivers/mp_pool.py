@@ -11,6 +11,7 @@ import drivers
 
 class Driver(drivers.Driver):
     name = "multiprocessing.Pool"
+    chunks = (100, 1_000, 10_000)
 
     def start(self) -> None:
         self.pool = multiprocessing.Pool(drivers.WORKERS)
@@ -25,5 +26,5 @@ class Driver(drivers.Driver):
     def fetch(self, sent: Any) -> Any:
         return sent.get(600)
 
-    def map(self, work: Callable[..., Any], items: list[Any]) -> list[Any]:
-        return self.pool.map(work, items)
+    def map(self, work: Callable[..., Any], items: list[Any], chunk: int) -> list[Any]:
+        return self.pool.map(work, items, chunk)

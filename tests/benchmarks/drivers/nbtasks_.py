@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import drivers
+import psutil
 
 PATIENCE = 600
 
@@ -33,13 +34,14 @@ class Driver(drivers.Driver):
         self.cluster.shutdown(purge=True)
 
     def pids(self) -> Iterable[int]:
-        cluster = self.cluster
-        return [os.getpid(), cluster.supervisor_pid, cluster.broker_pid, *cluster.worker_pids()]
+        supervisor = psutil.Process(self.cluster.supervisor_pid)
+        started = [child.pid for child in supervisor.children(recursive=True)]
+        return [os.getpid(), supervisor.pid, *started]
 
     def send(self, work: Callable[..., Any], *args: Any) -> Any:
         return self.tasks[work].delay(*args)
 
-    def map(self, work: Callable[..., Any], items: list[Any]) -> list[Any]:
+    def map(self, work: Callable[..., Any], items: list[Any], chunk: int) -> list[Any]:
         import nbtasks
 
         with nbtasks.Executor() as executor:

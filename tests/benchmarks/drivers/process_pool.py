@@ -11,6 +11,7 @@ import drivers
 
 class Driver(drivers.Driver):
     name = "ProcessPoolExecutor"
+    chunks = (100, 1_000, 10_000)
 
     def start(self) -> None:
         self.pool = ProcessPoolExecutor(drivers.WORKERS)
@@ -21,6 +22,5 @@ class Driver(drivers.Driver):
     def send(self, work: Callable[..., Any], *args: Any) -> Any:
         return self.pool.submit(work, *args)
 
-    def map(self, work: Callable[..., Any], items: list[Any]) -> list[Any]:
-        # The best chunk size of 1, 10, 100, 1,000 and 10,000 on this work.
-        return list(self.pool.map(work, items, chunksize=1000))
+    def map(self, work: Callable[..., Any], items: list[Any], chunk: int) -> list[Any]:
+        return list(self.pool.map(work, items, chunksize=chunk))
