@@ -28,10 +28,11 @@ from nbtasks.client.task import Task, make
 
 T = TypeVar("T")
 
-#: Seconds that a chunk shall take.
+#: Seconds that a chunk shall take, and what it shall take at least, which the journey is worth.
 WORTH: Final = 0.1
+LEAST: Final = 0.005
 #: How many times as many items as the last chunk the next one may hold: one quick item says little.
-GROWTH: Final = 10
+GROWTH: Final = 100
 #: Chunks for each worker on their way.
 AHEAD: Final = 2
 #: Functions whose tasks are kept.
@@ -223,6 +224,8 @@ class _Chunks:
         self._place, self._end = 0, min(map(len, self._columns), default=0)
         #: Items of the next chunk, and whether that may change.
         self._size, self._adapts = size or 1, size is None
+        #: So many items are worth a journey.
+        self._least = 1
         self._workers = max(1, int(waiting.client().ask("status")["wanted"]))
         #: Chunks in order, as far as nobody has fetched their values.
         self._sent: deque[AsyncResult] = deque()
@@ -246,7 +249,7 @@ class _Chunks:
         left = self._end - self._place
         size = min(self._size, left)
         if self._adapts:  # towards the end, something for each
-            size = max(1, min(size, left // (AHEAD * self._workers)))
+            size = min(size, max(self._least, left // (AHEAD * self._workers)))
         items = [column[self._place : self._place + size] for column in self._columns]
         began = time.monotonic()
         count = f"{size:,} items" if size > 1 else "1 item"
@@ -261,15 +264,17 @@ class _Chunks:
         with self._lock:
             flown = self._flying.pop(result.id, None)
             if flown is not None and self._adapts:
-                self._size = self._judged(result, *flown)
+                self._judge(result, *flown)
             self.feed()
 
-    def _judged(self, result: AsyncResult, items: int, sending: float) -> int:
-        """Return how many items the next chunk shall hold."""
+    def _judge(self, result: AsyncResult, items: int, sending: float) -> None:
+        """Learn from a chunk how many items the next one shall hold."""
         record = result._record
         final = None if record is None else record.final
         took = max(sending, final.runtime if final is not None else 0.0, 1e-9)
-        return max(1, min(int(WORTH * items / took), GROWTH * items))
+        most = GROWTH * items
+        self._size = max(1, min(int(WORTH * items / took), most))
+        self._least = max(1, min(int(LEAST * items / took), most))
 
     def values(self, end: float | None) -> Iterator[Any]:
         """Yield the values, in order."""
