@@ -522,6 +522,17 @@ def test_durable_throughput(short_path: Path, full: bool, measure: Measure):
 # ------------------------------------------------------------------------------- space comes back
 
 
+@contextlib.contextmanager
+def results_kept(seconds: float | None) -> Iterator[None]:
+    """Let clusters that are started meanwhile keep results for so long; None: for ever."""
+    before = nbtasks.config.settings().result_expires
+    nbtasks.configure(result_expires=seconds)
+    try:
+        yield
+    finally:
+        nbtasks.configure(result_expires=before)
+
+
 def size_of(cluster: nbtasks.Cluster) -> int:
     large = segments.size(cluster.dir / "segments")
     return large + sum(file.stat().st_size for file in stores_in(cluster))
@@ -531,11 +542,8 @@ def size_of(cluster: nbtasks.Cluster) -> int:
 def test_purge_and_expiry_give_disk_space_back(
     make_cluster: MakeCluster, short_path: Path, size: int, measure: Measure
 ):
-    nbtasks.configure(result_expires=4.0)
-    try:
+    with results_kept(4.0):
         expiring = make_cluster(dir=short_path / "e")
-    finally:
-        nbtasks.configure(result_expires=86_400.0)
     for result in [echo.delay(os.urandom(size)) for _ in range(100)]:
         result.get(timeout=SOON)
     expired = size_of(expiring)
@@ -581,7 +589,8 @@ def test_store_of_an_earlier_version_goes_on(
     place.mkdir(mode=0o700)
     (place / STORE_FILE).write_bytes(gzip.decompress(kept.read_bytes()))
 
-    cluster = make_cluster(dir=place, workers=3)
+    with results_kept(None):  # these are from long ago
+        cluster = make_cluster(dir=place, workers=3)
     cluster.client.tell(Hasten(("eta", "countdown", "retrying")))
     results = {name: nbtasks.AsyncResult(name) for name in (*make.ENDED, *make.OPEN)}
     for result in results.values():
