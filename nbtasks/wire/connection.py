@@ -144,6 +144,17 @@ def _make_directory(path: Path) -> None:
     path.mkdir(mode=0o700, exist_ok=True)
 
 
+def sync(folder: Path) -> None:
+    """Let the names in a folder survive a loss of power, where the system can say so."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def check_directory(path: Path) -> os.stat_result:
     """Return the status of a directory that is ours, with nothing in it that others have put there.
 

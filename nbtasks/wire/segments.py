@@ -23,15 +23,16 @@ import mmap
 import os
 import re
 import secrets
+import stat
 import struct
 import threading
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from nbtasks.exceptions import ClusterError, DecodeError
-from nbtasks.wire.connection import SEGMENTS, Settings, prepare_directory, read_settings
+from nbtasks.wire.connection import SEGMENTS, Settings, prepare_directory, read_settings, sync
 
 log = logging.getLogger("nbtasks")
 
@@ -74,6 +75,8 @@ class Segments:
         #: What a piece looks like at a glance → name of the last file that was written for such.
         self._known: dict[tuple[int, bytes], str] = {}
         self._lock = threading.Lock()
+        #: Whether the folder itself is known to survive a loss of power.
+        self._founded = False
         _folders[folder] = None
 
     def keep(self, view: memoryview) -> Buffer:
@@ -95,12 +98,18 @@ class Segments:
         if known is None or not self._link(known, name, view):
             self._write(name, view)
         if self._durable:
-            _sync(self._folder)
+            self._sync_folder()
         with self._lock:
             self._known[look] = name
             if len(self._known) > REMEMBERED:
                 del self._known[next(iter(self._known))]
         return name
+
+    def _sync_folder(self) -> None:
+        sync(self._folder)
+        if not self._founded:  # whoever made it may not have got so far
+            sync(self._folder.parent)
+            self._founded = True
 
     def _link(self, known: str, name: str, view: memoryview) -> bool:
         """Give a file a second name if it (still) holds these bytes; return whether it does."""
@@ -151,17 +160,6 @@ def _is_same(path: Path, view: memoryview) -> bool:
         return not file.read(1)
 
 
-def _sync(folder: Path) -> None:
-    """Let the names in a folder survive a loss of power, where the system can say so."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 # -------------------------------------------------------------------------------------- receiving
 
 
@@ -192,12 +190,9 @@ def opened(frame: Buffer) -> Buffer:
         return frame
     size = length(frame)
     for folder in list(_folders):
-        with contextlib.suppress(FileNotFoundError), (folder / name).open("rb") as file:
-            if os.fstat(file.fileno()).st_size != size:
-                raise DecodeError(
-                    f"A part of the value cannot be read: {folder / name} has not the {size} bytes "
-                    f"that were written. The file is damaged. Send the task again."
-                )
+        with contextlib.suppress(FileNotFoundError), _open(folder / name) as file:
+            if os.fstat(file.fileno()).st_size != size or not size:
+                raise _unreadable(folder / name, f"it has not the {size} bytes that were written")
             if len(_mapped) >= MOST_MAPPED:
                 return bytearray(file.read())
             mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
@@ -207,6 +202,32 @@ def opened(frame: Buffer) -> Buffer:
         f"A part of the value is gone: its {size} bytes lay in a file of the cluster ({name}). "
         f"Arguments are kept until their task has succeeded, results until they are forgotten or "
         f"expire (result_expires), and both until the cluster is purged. Send the task again."
+    )
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a file of ours to read: neither a link, nor what waits for a writer, nor another's."""
+    try:
+        file = open(path, "rb", buffering=0, opener=_without_following)  # noqa: SIM115
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and (os.name == "nt" or status.st_uid == os.getuid()):
+        return file
+    file.close()
+    raise _unreadable(path, "it is not a file of yours")
+
+
+def _without_following(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+
+def _unreadable(path: Path, why: str) -> DecodeError:
+    return DecodeError(
+        f"A part of the value cannot be read from {path}: {why}. The file is damaged, or something "
+        f"other than nbtasks has put it there. Send the task again."
     )
 
 
