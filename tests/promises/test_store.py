@@ -12,6 +12,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -145,6 +146,57 @@ def test_accepted_means_on_the_disk(make_cluster: MakeCluster, measure: Measure,
             measure("P4", "fdatasync between receipt and acceptance (full)", min(counts), least=1)
         else:
             measure("P4", "fdatasync in the way of acceptance (normal)", max(counts), most=0)
+
+
+#: Sends large values, each unlike the one before, so that each has a file to be written.
+SEND_LARGE = """
+import os, sys
+import nbtasks
+
+nbtasks.connect(sys.argv[1])
+
+@nbtasks.task
+def size(data):
+    return len(data)
+
+for number in range(3):
+    size.apply_async((os.urandom(300_000),), countdown=60, confirm=True)
+"""
+
+
+def synced_before(trace: str, name: str) -> set[str]:
+    """Return the paths that were on the disk before a file's name was told to anybody."""
+    plain = re.sub(r"\\x([0-9a-f]{2})", lambda byte: chr(int(byte[1], 16)), trace)
+    before, told, _ = plain.partition(bytes.fromhex(name).decode("latin-1"))
+    assert told, "the reference was not seen"
+    return set(re.findall(r"fsync\(\d+<([^>]+)>\) += 0", before))
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_large_value_is_on_the_disk_before_anybody_hears_of_it(
+    make_cluster: MakeCluster, measure: Measure, short_path: Path
+):
+    cluster = make_cluster(dir=short_path / "c", workers=1)
+    trace = short_path / "trace"
+    strace = ["strace", "-f", "-y", "-xx", "-s", "4096", "-e", "trace=fsync,sendto,sendmsg"]
+    client = subprocess.run(
+        [*strace, "-o", trace, sys.executable, "-c", SEND_LARGE, cluster.dir],
+        capture_output=True,
+        check=False,
+    )
+    if b"ptrace" in client.stderr:
+        pytest.skip("strace may not look at other processes here")
+    assert client.returncode == 0, client.stderr
+
+    folder = cluster.dir / "segments"
+    names = segments.there(folder)
+    lacking = 0
+    for name in names:
+        needed = {str(path) for path in (folder / name, folder, folder.parent)}
+        lacking += len(needed - synced_before(trace.read_text(), name))
+    assert len(names) == 3
+    what = "large values: file, folder or way not yet on the disk when told"
+    measure("P4", what, lacking, most=0)
 
 
 def test_without_durability_there_is_no_file_and_the_client_is_told(
