@@ -406,8 +406,16 @@ class Client:
             waiter.release()
 
     def tell(self, *messages: Any, buffers: Sequence[Buffer] = ()) -> None:
-        """Send messages that need no answer."""
+        """Send messages that need no answer.
+
+        Raises
+        ------
+        BrokerUnavailable
+            When there is no cluster any more.
+        """
         self._check_usable()
+        if self._link.gone is not None:
+            raise self._link.gone.with_traceback(None)
         self._outbox.append((messages, buffers))
         if self._sleeping:
             self._wake()

@@ -208,7 +208,7 @@ def opened(frame: Buffer) -> Buffer:
 def _open(path: Path) -> BinaryIO:
     """Open a file of ours to read: neither a link, nor what waits for a writer, nor another's."""
     try:
-        file = open(path, "rb", buffering=0, opener=_without_following)  # noqa: SIM115
+        file = open(path, "rb", buffering=0, opener=_without_following)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -99,6 +99,7 @@ def calls_with_timeouts(cluster: nbtasks.Cluster, open_one: AsyncResult, failed:
         "ask": lambda: cluster.client.ask("status", timeout=GIVEN),
         "status": lambda: cluster.status(timeout=GIVEN),
         "worker_pids": lambda: cluster.worker_pids(timeout=GIVEN),
+        "scale": lambda: cluster.scale(3, timeout=GIVEN),
         "flush": lambda: cluster.client.flush(timeout=GIVEN),
     }
 
@@ -148,6 +149,40 @@ def test_submission_without_a_broker_is_soon_a_clear_error(cluster, measure: Mea
         ]
 
     measure("P13", f"{fault.__name__}: error of a submission", max(times), most=2.0, unit="s")
+
+
+def test_all_that_needs_a_broker_says_when_there_is_none(cluster, gate, measure: Measure):
+    open_one, done = wait_for.delay(str(gate)), add.delay(1, 2)
+    done.get(timeout=SOON)
+    eventually(lambda: open_one.accepted)
+    unknown = map(AsyncResult, map(str, range(100)))
+
+    with removed(cluster):
+        began = time.monotonic()
+        eventually(lambda: not lives_on(cluster.client))
+        calls = [
+            *(partial(getattr, next(unknown), name) for name in ASKING),
+            *(getattr(next(unknown), name) for name in ("ready", "exists", "logs", "forget")),
+            *(open_one.get, open_one.exists, open_one.revoke, open_one.cancel, done.forget),
+            *(cluster.status, cluster.worker_pids, partial(cluster.scale, 3)),
+            nbtasks.ResultSet([open_one, next(unknown)]).get,
+        ]
+        with ThreadPoolExecutor(len(calls)) as pool:
+            list(pool.map(seconds_until_error, calls))
+        took = time.monotonic() - began
+
+    what = f"error of {len(calls)} kinds of calls when all is gone"
+    measure("P13", what, took, most=2.0, unit="s")
+
+
+#: What is known of a task only by asking.
+ASKING = ("state", "result", "traceback", "children", "args", "name", "worker", "history",
+          "progress", "accepted")  # fmt: skip
+
+
+def lives_on(client: clients.Client) -> bool:
+    """Whether a client has not yet found that there is no cluster."""
+    return client._link.gone is None
 
 
 def test_whoever_waits_for_a_broker_that_is_gone_hears_of_it(cluster, gate, measure: Measure):
