@@ -473,11 +473,16 @@ STORM = """
     signal.signal(signal.SIGINT, interrupt)
 
     @nbtasks.task
-    def enter(ledger, number):
+    def enter(ledger, number, data=b""):
+        assert not data or data == bytes([number % 256]) * 300_000
         descriptor = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(descriptor, f"{number}\\n".encode())
         os.close(descriptor)
         return number
+
+    def arguments(number):
+        large = (bytes([number % 256]) * 300_000,)  # which goes through a file
+        return (ledger, number, *(large if number % 4 == 0 else ()))
 
     enter.delay(ledger, 0).get(timeout=30)
     storming = True
@@ -501,7 +506,7 @@ STORM = """
         number += 1
         try:
             armed = True
-            result = enter.apply_async((ledger, number), confirm=number % 5 == 0)
+            result = enter.apply_async(arguments(number), confirm=number % 5 == 0)
             taken[number] = result
             if number % 3 == 0:
                 result.get(timeout=30)
