@@ -46,6 +46,8 @@ REMEMBERED: Final = 64
 SAMPLES: Final = 256
 #: Bytes that are compared at once: few enough to stay near the processor.
 COMPARED: Final = 1024 * 1024
+#: Bytes that are written (and synced) at once: an interrupt has to wait for no more.
+WRITTEN: Final = 32 * 1024 * 1024
 #: Mapped files of a process: each holds a descriptor. Further ones are read.
 MOST_MAPPED: Final = 256
 
@@ -132,9 +134,9 @@ class Segments:
             try:
                 written = 0
                 while written < view.nbytes:
-                    written += file.write(view[written:])
-                if self._durable:
-                    os.fsync(file.fileno())
+                    written += file.write(view[written : written + WRITTEN])
+                    if self._durable:
+                        os.fsync(file.fileno())
             except BaseException:  # an interrupt, too
                 path.unlink()
                 raise

@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +23,11 @@ import nbtasks
 from nbtasks.client import client as clients
 from nbtasks.exceptions import OperationalError
 from nbtasks.result import AsyncResult
+from nbtasks.wire import segments
+from nbtasks.wire.connection import SEGMENTS
 from tests.living import SOON, entries, eventually, family, kill, run, said
 from tests.promises.faults import changed, deaf, frozen, resident
+from tests.promises.figures import best_of
 from tests.tasks import add, enter, length, wait_for
 
 MakeCluster = Callable[..., nbtasks.Cluster]
@@ -540,6 +544,47 @@ def test_storm_of_interrupts_breaks_nothing(cluster, ledger, full: bool, measure
     lost = sum(runs[int(number)] == 0 for number in taken.split())
     measure("P12", f"{hits} interrupts in {sent} calls: lost or wrong", lost + wrong, most=0)
     measure("P12", f"{hits} interrupts in {sent} calls: doubled", doubled(runs), most=0)
+
+
+def interrupt_when(condition: Callable[[], object], sent: list[float]) -> threading.Thread:
+    """Interrupt this process once a condition holds; note when that was."""
+
+    def interrupt():
+        eventually(condition)
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    return thread
+
+
+def test_interrupt_while_a_very_large_argument_is_written(cluster, measure: Measure):
+    data, folder = bytes(400_000_000), cluster.dir / SEGMENTS
+    length.delay(b"x").get(timeout=SOON)
+    sent: list[float] = []
+
+    def interrupted() -> float:
+        """Return the seconds until an interrupt was heard while the file was written."""
+        thread = interrupt_when(lambda: segments.size(folder) > 50_000_000, sent)
+        ended = False
+        try:
+            length.apply_async((data,), countdown=3_600)
+            ended = True  # too soon for us
+            time.sleep(SOON)
+        except KeyboardInterrupt:
+            took = time.monotonic() - sent[-1]
+        thread.join()
+        if not ended:
+            left.append(segments.size(folder))
+        cluster.client.ask("purge")
+        return took if not ended else SOON
+
+    left: list[float] = []
+    took = best_of(5, 0.3, interrupted)
+
+    measure("P12", "control back while 400 MB are written", took, most=0.3, unit="s")
+    measure("P12", "bytes of an interrupted argument that are left", max(left), most=0, unit="B")
 
 
 # -------------------------------------------------------------------------------- P13: forks
