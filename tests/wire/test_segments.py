@@ -361,6 +361,14 @@ def test_reference_to_what_was_never_written_is_a_decode_error(size, name):
                 opened(forged)
 
 
+def test_reference_is_read_as_stores_of_version_3_have_it(segments, folder):
+    """What lies in stores must be understood by every later version."""
+    folder.mkdir()
+    (folder / ("ab" * 16)).write_bytes(piece())
+
+    assert opened(b"\0segment" + LARGE.to_bytes(8, "big") + b"\xab" * 16) == piece()
+
+
 @pytest.mark.parametrize("frame", [b"", b"\0segment", b"\0segment" * 5, b"x" * REFERENCE])
 def test_other_frames_are_no_references(frame):
     assert name_in(frame) is None
