@@ -726,18 +726,24 @@ class Store:
                 self._let_go(_FILES_OF_CALL, (seq,))
                 self._large.discard(seq)
 
-    def sweep(self) -> None:
+    def sweep(self, before: float = 0.0) -> None:
         """Unlink the files that no row has referred to at three sweeps in a row.
 
         Whoever wrote them has died before the broker heard of them. At the first sweep they might
         be on their way, and the second may come at once when all have stood still in between (a
         machine that slept), so call it with some minutes in between.
+
+        Parameters
+        ----------
+        before
+            Wall clock: what is older goes at the first sweep. Few brokers live for three.
         """
         there = segments.there(self._folder)
         if there:
             there.difference_update(segments.name_in(data) for (data,) in self._all(_FILES))
         seen = {name: self._suspects.get(name, 0) + 1 for name in there}
         gone = {name for name, times in seen.items() if times >= SWEEPS}
+        gone |= segments.older(self._folder, there, before)
         segments.remove(self._folder, gone)
         self._suspects = {name: times for name, times in seen.items() if name not in gone}
 

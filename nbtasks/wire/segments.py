@@ -244,6 +244,16 @@ def there(folder: Path) -> set[str]:
         return set()
 
 
+def older(folder: Path, names: Iterable[str], before: float) -> set[str]:
+    """Return those that were last written or linked before a time (wall clock)."""
+    found = set()
+    for name in names:
+        with contextlib.suppress(OSError):
+            if (folder / name).stat().st_ctime < before:
+                found.add(name)
+    return found
+
+
 def remove(folder: Path, names: Iterable[str]) -> None:
     """Unlink files; what nobody else has linked or mapped gives its room back."""
     for name in names:

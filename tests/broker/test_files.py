@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,17 @@ def test_sweep_takes_what_nobody_has_referred_to_for_three_looks(store, keep):
     assert there(store) == names(needed, lost)
 
     store.sweep()
+    assert there(store) == names(needed)
+
+
+def test_sweep_takes_old_ones_at_once(store, keep):
+    needed, lost = keep(), keep()
+    accept_with(store, 1, needed)
+
+    store.sweep(before=time.time() - 60)
+    assert there(store) == names(needed, lost)
+
+    store.sweep(before=time.time() + 60)
     assert there(store) == names(needed)
 
 
