@@ -598,7 +598,7 @@ class Client:
 
     def _wake(self) -> None:
         self._sleeping = False
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # it is full, or the thread has left meanwhile
             self._waker.send(b"\0")
 
     # -------------------------------------------------------------------------- in the I/O thread

@@ -210,6 +210,19 @@ def test_whoever_waits_for_a_broker_that_is_gone_hears_of_it(cluster, gate, meas
     measure("P13", "error for whoever waits when all is gone", seconds, most=2.0, unit="s")
 
 
+def test_client_whose_thread_has_left_can_still_be_closed(cluster):
+    """It may look at `_closing` before it is woken to do so."""
+    client = clients.Client(cluster.dir)
+    client._closing = True
+    client._thread.join(SOON)
+
+    client._wake()
+    client._closing = False
+    client.close(patience=0.0)
+
+    assert client not in clients.open_clients()
+
+
 LEAVING = """
     import os, shutil, signal, sys, time
     import psutil
@@ -449,7 +462,7 @@ def test_lost_acknowledgement_doubles_nothing(
             place = len(results) + 1
             call = partial(enter.apply_async, (ledger, place), task_id=f"id-{place}")
             results.append(stubborn(call))
-            eventually(lambda: results[-1].accepted)
+            eventually(lambda: results[-1].accepted, number * SOON)  # the first meets most deaths
         values = [result.get(timeout=SOON) for result in results]
 
     assert values == list(range(1, len(results) + 1))
