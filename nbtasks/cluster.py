@@ -315,25 +315,37 @@ class Cluster:
         answer: dict[str, Any] = self._client.ask("status", timeout=timeout)
         return answer
 
-    def scale(self, workers: int) -> None:
+    def scale(self, workers: int, timeout: float = 10.0) -> None:
         """Have so many workers. Surplus ones finish what they run first.
 
         Parameters
         ----------
         workers
             0 or more.
+        timeout
+            Seconds to wait for broker and supervisor.
+
+        Raises
+        ------
+        TimeoutError
+            When the broker does not answer in time.
+        BrokerUnavailable
+            When there is no cluster any more.
+        ClusterError
+            When the supervisor does not obey in time.
         """
         count = _count("workers", workers, least=0)
         assert count is not None
         from nbtasks.core.messages import Scale
 
+        end = time.monotonic() + timeout
+        self.status(timeout)  # or there is nobody to tell
         self._client.tell(Scale(count))
-        end = time.monotonic() + START_TIMEOUT
         while self.settings.workers != count:
             if time.monotonic() > end:
                 raise ClusterError(
                     f"The supervisor of {self.dir} has not scaled to {count} workers within "
-                    f"{START_TIMEOUT:g} s. Its log is {self.dir / 'logs' / 'supervisor.log'}."
+                    f"{timeout:g} s. Its log is {self.dir / 'logs' / 'supervisor.log'}."
                 )
             time.sleep(_PAUSE)
 

@@ -9,15 +9,19 @@ whoever waits for it dies with the same power; it reaches the disk a moment late
 
 from __future__ import annotations
 
+import errno
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from queue import SimpleQueue
 
+from nbtasks.wire.connection import sync
+
 log = logging.getLogger("nbtasks.broker")
 
+#: What a disk says that fails, or is full.
+FAILING = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
 #: Seconds between two attempts where the disk would not.
 RETRY = 0.2
 #: Seconds that the end of the broker waits for what is being written.
@@ -70,26 +74,14 @@ class Disk:
             self._ring()
 
     def _sync(self, name: str) -> bool:
-        """Make the disk keep a file; one that is gone is not needed any more."""
+        """Make the disk keep a file; one that is gone, or none of ours, is not needed."""
         while not self._closing.is_set():
             try:
                 sync(self._folder / name)
-                return True
-            except FileNotFoundError:
-                return True
             except OSError as error:
-                log.error("the disk does not keep %s: %s", self._folder / name, error)
-            self._closing.wait(RETRY)
+                if error.errno in FAILING:
+                    log.error("the disk does not keep %s: %s", self._folder / name, error)
+                    self._closing.wait(RETRY)
+                    continue
+            return True
         return False
-
-
-def sync(path: Path) -> None:
-    """Make the disk keep a file, or the names in a folder where the system can say so."""
-    if os.name == "nt" and path.is_dir():
-        return
-    # Windows flushes only what may be written to.
-    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -79,6 +79,8 @@ STORE_RETRY = 0.2
 LAZY = 0.005
 #: Seconds between two looks for files that nobody needs.
 SWEEP = 600.0
+#: Seconds after which such a file is certainly not on its way any more.
+LONG_AGO = 86_400.0
 #: Ended tasks that are dropped in one turn, so that nobody waits for it.
 EXPIRE = 1_000
 #: Seconds that a broker just killed may hold its lock.
@@ -512,7 +514,7 @@ class Server:
             # While nothing is taken in, files may be older than their calls.
             if instant.boot >= self._next_sweep and self.store_failed_at is None:
                 self._next_sweep = instant.boot + SWEEP
-                self.store.sweep()
+                self.store.sweep(instant.wall - LONG_AGO)
         except StoreCorrupt:
             raise
         except ClusterError as error:

@@ -51,7 +51,7 @@ from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Define,
 from nbtasks.core.states import ASSIGNED, DONE, PROPAGATE_STATES
 from nbtasks.exceptions import StoreCorrupt, StoreError, StoreTooNew
 from nbtasks.wire import segments
-from nbtasks.wire.connection import SEGMENTS
+from nbtasks.wire.connection import SEGMENTS, sync
 
 _T = TypeVar("_T")
 
@@ -82,6 +82,8 @@ LATELY: Final = 1_000
 #: Children that are told of one task, and of all tasks of one question.
 CHILDREN: Final = 1_000
 FAMILIES: Final = 5_000
+#: Times that a file without a row is seen before it goes.
+SWEEPS: Final = 3
 #: Pages that are given back to the file system at once.
 SHRINK: Final = 1_000
 
@@ -208,10 +210,18 @@ def _statements(script: str) -> Iterator[str]:
 # --------------------------------------------------------------------------------------- opening
 
 
-def _make_private(path: Path) -> None:
-    """Make the file, for us only, when it is not there; SQLite gives its log the same mode."""
+def _make_private(path: Path, durable: bool) -> None:
+    """Make the file, for us only, when it is not there; SQLite gives its log the same mode.
+
+    The way to it shall survive a loss of power, too: SQLite cares for its own directory only, and
+    that may be as new as the file.
+    """
     try:
+        is_new = not path.exists()
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        for folder in path.parents if is_new and durable else ():
+            with contextlib.suppress(PermissionError):  # made by others, so not just now
+                sync(folder)
     except OSError as error:
         raise StoreError(
             f"The store {path} cannot be written: {error.strerror or error}. nbtasks keeps what it "
@@ -349,8 +359,8 @@ class Store:
         self._large: set[int] = set()
         #: Files that are not needed once the present transaction is through.
         self._spare: set[str] = set()
-        #: Files that no row referred to when `sweep` looked last.
-        self._suspects: set[str] = set()
+        #: Files that no row referred to → how often in a row `sweep` has seen that.
+        self._suspects: dict[str, int] = {}
         #: Whether tasks have gone since functions were last looked through.
         self._tasks_gone = True
         self._clock_set = False
@@ -372,7 +382,7 @@ class Store:
     def _open(self) -> sqlite3.Connection:
         where = ":memory:"
         if self.durability != "none":
-            _make_private(self.path)
+            _make_private(self.path, self.durability == "full")
             _check_header(self.path)
             where = os.fspath(self.path)
         try:
@@ -502,7 +512,9 @@ class Store:
             with self._unlinking(), self._transaction("save"):
                 self._write(turn, now)
         except BaseException:
-            self._load_functions()  # keys may have been given by what was taken back
+            # Keys may have been given by what was taken back, and files let go of.
+            self._load_functions()
+            self._large = {seq for (seq,) in self._all(_WITH_FILES)}
             raise
         self._clock_set = True
         if turn.calls:
@@ -719,17 +731,26 @@ class Store:
                 self._let_go(_FILES_OF_CALL, (seq,))
                 self._large.discard(seq)
 
-    def sweep(self) -> None:
-        """Unlink the files that no row has referred to at two sweeps in a row.
+    def sweep(self, before: float = 0.0) -> None:
+        """Unlink the files that no row has referred to at three sweeps in a row.
 
         Whoever wrote them has died before the broker heard of them. At the first sweep they might
-        be on their way, so call it with some minutes in between.
+        be on their way, and the second may come at once when all have stood still in between (a
+        machine that slept), so call it with some minutes in between.
+
+        Parameters
+        ----------
+        before
+            Wall clock: what is older goes at the first sweep. Few brokers live for three.
         """
         there = segments.there(self._folder)
         if there:
             there.difference_update(segments.name_in(data) for (data,) in self._all(_FILES))
-        segments.remove(self._folder, there & self._suspects)
-        self._suspects = there - self._suspects
+        seen = {name: self._suspects.get(name, 0) + 1 for name in there}
+        gone = {name for name, times in seen.items() if times >= SWEEPS}
+        gone |= segments.older(self._folder, there, before)
+        segments.remove(self._folder, gone)
+        self._suspects = {name: times for name, times in seen.items() if name not in gone}
 
     # --------------------------------------------------------------------------------- reading
 

@@ -406,8 +406,16 @@ class Client:
             waiter.release()
 
     def tell(self, *messages: Any, buffers: Sequence[Buffer] = ()) -> None:
-        """Send messages that need no answer."""
+        """Send messages that need no answer.
+
+        Raises
+        ------
+        BrokerUnavailable
+            When there is no cluster any more.
+        """
         self._check_usable()
+        if self._link.gone is not None:
+            raise self._link.gone.with_traceback(None)
         self._outbox.append((messages, buffers))
         if self._sleeping:
             self._wake()
@@ -590,7 +598,7 @@ class Client:
 
     def _wake(self) -> None:
         self._sleeping = False
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # it is full, or the thread has left meanwhile
             self._waker.send(b"\0")
 
     # -------------------------------------------------------------------------- in the I/O thread

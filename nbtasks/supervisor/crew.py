@@ -64,7 +64,9 @@ class Crew:
         with open(path, "rb") as file:
             settings = json.load(file)
         settings["workers"] = self.wanted
-        with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+        # One that was killed here may have left a longer file.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with open(os.open(f"{path}.new", flags, 0o600), "w") as file:
             json.dump(settings, file)
         os.replace(f"{path}.new", path)
 

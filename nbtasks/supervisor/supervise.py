@@ -412,7 +412,10 @@ class Supervisor:
 
     def _scale(self, wanted: int) -> None:
         """Have `wanted` workers: start those lacking; the broker lets surplus ones go."""
-        self.crew.want(wanted)
+        try:
+            self.crew.want(wanted)
+        except OSError as error:
+            note(f"The number of workers cannot be written down: {error}. It holds until we end.")
         self._fill()
         self._tell_pool()
 

@@ -144,6 +144,21 @@ def _make_directory(path: Path) -> None:
     path.mkdir(mode=0o700, exist_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Let a file, or the names in a folder, survive a loss of power.
+
+    Links are not followed. What names a folder has cannot be synced on Windows.
+    """
+    if os.name == "nt" and path.is_dir():
+        return
+    flags = os.O_RDWR if os.name == "nt" else os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def check_directory(path: Path) -> os.stat_result:
     """Return the status of a directory that is ours, with nothing in it that others have put there.
 

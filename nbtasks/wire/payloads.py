@@ -408,6 +408,10 @@ class Pickled(NamedTuple):
     codes: tuple[types.CodeType, ...]
 
 
+#: Place of the file's name among the arguments of `types.CodeType`, in Python 3.11 and later.
+_CODE_FILENAME: Final = 10
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's, but for what is said at each method."""
 
@@ -432,12 +436,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(obj)
 
     def _reduce_code(self, code: types.CodeType) -> Any:
-        """Let code keep the name of its file, by which a traceback finds its lines.
+        """Keep the name of the file, by which tracebacks find the lines of a notebook's cells.
 
-        From 3.1.3 on cloudpickle drops it.
+        cloudpickle 3.1.3 puts "<dynamic-code>" in its place.
         """
-        _, parts = self.dispatch_table[types.CodeType](code)
-        return _make_code, (sys.intern(code.co_filename), *parts)
+        make, arguments = self.dispatch_table[types.CodeType](code)
+        filename = _CODE_FILENAME
+        return make, (*arguments[:filename], code.co_filename, *arguments[filename + 1 :])
 
     def _reduce_function(self, function: types.FunctionType) -> Any:
         """Take what a decorator hides in its module by reference too.
@@ -468,10 +473,6 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             *others, state, _, _, set_state = reduced
             return (*others, (set_state, state), None, None, _set_class_state)
         return reduced
-
-
-def _make_code(filename: str, *parts: Any) -> types.CodeType:
-    return types.CodeType(*parts).replace(co_filename=filename)
 
 
 def _reduce_cached(cached: Any) -> tuple[Any, ...]:

@@ -24,12 +24,13 @@ import mmap
 import os
 import re
 import secrets
+import stat
 import struct
 import threading
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from nbtasks.exceptions import ClusterError, DecodeError
 from nbtasks.wire.connection import SEGMENTS, Settings, prepare_directory, read_settings
@@ -46,6 +47,8 @@ REMEMBERED: Final = 64
 SAMPLES: Final = 256
 #: Bytes that are compared at once: few enough to stay near the processor.
 COMPARED: Final = 1024 * 1024
+#: Bytes that are written at once: an interrupt has to wait for no more.
+WRITTEN: Final = 32 * 1024 * 1024
 #: Mapped files of a process: each holds a descriptor. Further ones are read.
 MOST_MAPPED: Final = 256
 
@@ -156,7 +159,7 @@ class Segments:
             try:
                 written = 0
                 while written < view.nbytes:
-                    written += file.write(view[written:])
+                    written += file.write(view[written : written + WRITTEN])
             except BaseException:  # an interrupt, too
                 path.unlink()
                 raise
@@ -227,12 +230,9 @@ def opened(frame: Buffer) -> Buffer:
         return frame
     size = length(frame)
     for folder in list(_folders):
-        with contextlib.suppress(FileNotFoundError), (folder / name).open("rb") as file:
-            if os.fstat(file.fileno()).st_size != size:
-                raise DecodeError(
-                    f"A part of the value cannot be read: {folder / name} has not the {size} bytes "
-                    f"that were written. The file is damaged. Send the task again."
-                )
+        with contextlib.suppress(FileNotFoundError), _open(folder / name) as file:
+            if os.fstat(file.fileno()).st_size != size or not size:
+                raise _unreadable(folder / name, f"it has not the {size} bytes that were written")
             if len(_mapped) >= MOST_MAPPED:
                 return bytearray(file.read())
             mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
@@ -245,6 +245,32 @@ def opened(frame: Buffer) -> Buffer:
     )
 
 
+def _open(path: Path) -> BinaryIO:
+    """Open a file of ours to read: neither a link, nor what waits for a writer, nor another's."""
+    try:
+        file = open(path, "rb", buffering=0, opener=_without_following)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and (os.name == "nt" or status.st_uid == os.getuid()):
+        return file
+    file.close()
+    raise _unreadable(path, "it is not a file of yours")
+
+
+def _without_following(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+
+def _unreadable(path: Path, why: str) -> DecodeError:
+    return DecodeError(
+        f"A part of the value cannot be read from {path}: {why}. The file is damaged, or something "
+        f"other than nbtasks has put it there. Send the task again."
+    )
+
+
 # ---------------------------------------------------------------------------------- for the broker
 
 
@@ -254,6 +280,16 @@ def there(folder: Path) -> set[str]:
         return {name for name in os.listdir(folder) if _NAME.fullmatch(name)}
     except OSError:
         return set()
+
+
+def older(folder: Path, names: Iterable[str], before: float) -> set[str]:
+    """Return those that were last written or linked before a time (wall clock)."""
+    found = set()
+    for name in names:
+        with contextlib.suppress(OSError):
+            if (folder / name).stat().st_ctime < before:
+                found.add(name)
+    return found
 
 
 def remove(folder: Path, names: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nbtasks.broker.store import Store
+from nbtasks.broker.store import SWEEPS, Store
 from nbtasks.core.actions import (
     SaveCall,
     SaveEmptied,
@@ -227,10 +228,26 @@ def test_nothing_is_freed_by_what_could_not_be_saved(store, keep, monkeypatch):
     assert there(store) == names(frame)
 
 
-def test_sweep_takes_what_nobody_has_referred_to_for_two_looks(store, keep):
+def test_arguments_are_freed_by_a_turn_that_was_saved_at_the_second_try(store, keep, monkeypatch):
+    task = accept_with(store, 1, keep())
+
+    def fail(*_: object) -> None:
+        raise StoreError("The disk is full.")
+
+    monkeypatch.setattr(store, "_write_tasks", fail)
+    with pytest.raises(StoreError):
+        finish(store, task)
+    monkeypatch.undo()
+    finish(store, task)
+
+    assert there(store) == set()
+
+
+def test_sweep_takes_what_nobody_has_referred_to_for_three_looks(store, keep):
     needed, lost = keep(), keep()
     accept_with(store, 1, needed)
 
+    store.sweep()
     store.sweep()
     assert there(store) == names(needed, lost)
 
@@ -238,9 +255,21 @@ def test_sweep_takes_what_nobody_has_referred_to_for_two_looks(store, keep):
     assert there(store) == names(needed)
 
 
+def test_sweep_takes_old_ones_at_once(store, keep):
+    needed, lost = keep(), keep()
+    accept_with(store, 1, needed)
+
+    store.sweep(before=time.time() - 60)
+    assert there(store) == names(needed, lost)
+
+    store.sweep(before=time.time() + 60)
+    assert there(store) == names(needed)
+
+
 def test_sweep_leaves_what_was_accepted_between_two_looks(store, keep):
     frame = keep()
 
+    store.sweep()
     store.sweep()
     accept_with(store, 1, frame)
     store.sweep()
@@ -253,8 +282,8 @@ def test_result_is_no_orphan(store, keep):
     frame = keep()
     finish_with(store, accept_with(store, 1), frame)
 
-    store.sweep()
-    store.sweep()
+    for _ in range(5):
+        store.sweep()
 
     assert there(store) == names(frame)
 
@@ -351,9 +380,9 @@ class Files(RuleBasedStateMachine):
             del known[task.seq]
 
     @rule()
-    def sweep_twice(self) -> None:
-        self.store.sweep()
-        self.store.sweep()
+    def sweep_often_enough(self) -> None:
+        for _ in range(SWEEPS):
+            self.store.sweep()
         self.orphans.clear()
 
     @invariant()

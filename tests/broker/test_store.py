@@ -1018,6 +1018,21 @@ def test_nobody_else_may_read_the_files(path, opened, former):
     assert modes == {"store.sqlite": 0o600, "store.sqlite-wal": 0o600}
 
 
+@pytest.mark.parametrize("durability", ["full", "normal"])
+def test_way_to_a_new_store_is_on_the_disk_where_that_is_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: str
+):
+    synced: list[Path] = []
+    monkeypatch.setattr(store_module, "sync", synced.append)
+    path = tmp_path / "new" / "store.sqlite"
+    path.parent.mkdir()
+
+    for _ in range(2):
+        Store(path, durability).close()
+
+    assert synced == (list(path.parents) if durability == "full" else [])
+
+
 def test_second_broker_on_the_file_is_refused(store, path, monkeypatch):
     monkeypatch.setattr(store_module, "LOCK_TIMEOUT", 0.01)
     task = accept(store, 1)

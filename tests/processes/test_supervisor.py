@@ -248,6 +248,28 @@ def test_scaling_up_starts_workers_and_is_remembered(stage: Stage) -> None:
     assert json.loads((stage.runtime / "settings.json").read_text())["workers"] == 3
 
 
+def test_scaling_works_though_it_cannot_be_written_down(stage: Stage) -> None:
+    stage.start(workers=1)
+    (stage.runtime / "settings.json.new").mkdir()  # as good as a full disk
+
+    stage.say(Scale(2))
+
+    assert stage.hear_pool(2).wanted == 2
+    assert stage.process.poll() is None
+
+
+def test_number_of_workers_is_written_over_what_a_killed_one_has_left(short_path: Path) -> None:
+    settings = short_path / "settings.json"
+    settings.write_text('{"workers": 1}')
+    settings.with_name("settings.json.new").write_text("x" * 1_000)
+    crew = standins.StandIns(str(short_path), Children())
+
+    crew.want(3)
+
+    assert json.loads(settings.read_text()) == {"workers": 3}
+    crew.children.close()
+
+
 def test_scaling_down_leaves_it_to_the_broker_who_goes(stage: Stage) -> None:
     stage.start(workers=3)
 

@@ -16,6 +16,7 @@ It is a program rather than a module: so its functions travel by value, as a not
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import sys
@@ -29,6 +30,8 @@ from nbtasks.result import AsyncResult
 
 #: Tasks that one kernel has open at a time.
 MOST_OPEN = 40
+#: Bytes, about: such values travel through files.
+LARGE = 600_000
 #: Seconds within which everything ends, however often it is hit.
 PATIENCE = 60.0
 
@@ -41,6 +44,13 @@ def write(ledger, page, *words):
         os.write(descriptor, (" ".join(map(str, words)) + "\n").encode())
     finally:
         os.close(descriptor)
+
+
+def mark(value):
+    """Return a word by which a value is known."""
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    return repr(value).split()[0]
 
 
 def work(request, ledger, number):
@@ -67,6 +77,18 @@ def thrice(self, ledger, number):
     return value
 
 
+def large(number):
+    """Return bytes that travel through a file."""
+    return f"{number} ".encode() * (LARGE // 7)
+
+
+@nbtasks.task(bind=True, acks_late=True)
+def bulky(self, ledger, number, data):
+    work(self.request, ledger, number)
+    assert data == large(number)
+    return large(number * number)
+
+
 @nbtasks.task(bind=True, acks_late=True)
 def ancestor(self, ledger, number):
     """Send the next of kin; the same one again when this is run again."""
@@ -80,7 +102,7 @@ def ancestor(self, ledger, number):
     return value
 
 
-KINDS = {task.__name__: task for task in (early, late, thrice, ancestor)}
+KINDS = {task.__name__: task for task in (early, late, thrice, ancestor, bulky)}
 
 
 class Sender:
@@ -122,7 +144,8 @@ class Sender:
         countdown = self.rng.choice((None, None, self.rng.uniform(0, 1.5)))
         task_id = f"0-{self.name}-{self.count}"
         write(self.ledger, "sent", task_id, kind, number)
-        arguments = (self.ledger, number)
+        more = (large(number),) if kind == "bulky" else ()
+        arguments = (self.ledger, number, *more)
         try:
             KINDS[kind].apply_async(arguments, task_id=task_id, countdown=countdown, confirm=True)
         except OperationalError as error:
@@ -143,7 +166,7 @@ class Sender:
             self.complain(error)
             self.attach()
         else:
-            write(self.ledger, "seen", self.open.popleft(), result.state, repr(value).split()[0])
+            write(self.ledger, "seen", self.open.popleft(), result.state, mark(value))
 
 
 if __name__ == "__main__":

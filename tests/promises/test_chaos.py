@@ -27,6 +27,7 @@ from nbtasks.exceptions import WorkerLostError
 from nbtasks.result import AsyncResult
 from tests.living import SOON, eventually
 from tests.promises.faults import changed
+from tests.promises.sender import large, mark
 
 SENDER = Path(__file__).with_name("sender.py")
 READY = {"SUCCESS", "FAILURE", "REVOKED"}
@@ -243,7 +244,7 @@ class Judge:
         ]
         for task_id, state, value in self.storm.page("seen"):
             fate = self.fates.get(task_id)
-            if fate is None or (state, value) != (fate.state, repr(fate.value).split()[0]):
+            if fate is None or (state, value) != (fate.state, mark(fate.value)):
                 wrong.append(task_id)
         return wrong
 
@@ -252,7 +253,8 @@ class Judge:
         runs = self.runs[task_id]
         if fate.state == "SUCCESS":
             expected = range(3) if kind == "thrice" else range(1)
-            return fate.value == number * number and list(runs) == list(expected)
+            right = large(number * number) if kind == "bulky" else number * number
+            return fate.value == right and list(runs) == list(expected)
         lost = isinstance(fate.value, WorkerLostError)
         deaths = 1 + sum(moment.what == "AGAIN" for moment in fate.history)
         return lost and deaths == (1 if kind == "early" else MOST_DEATHS)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +23,11 @@ import nbtasks
 from nbtasks.client import client as clients
 from nbtasks.exceptions import OperationalError
 from nbtasks.result import AsyncResult
+from nbtasks.wire import segments
+from nbtasks.wire.connection import SEGMENTS
 from tests.living import SOON, entries, eventually, family, kill, run, said
 from tests.promises.faults import changed, deaf, frozen, resident
+from tests.promises.figures import best_of
 from tests.tasks import add, enter, length, wait_for
 
 MakeCluster = Callable[..., nbtasks.Cluster]
@@ -99,6 +103,7 @@ def calls_with_timeouts(cluster: nbtasks.Cluster, open_one: AsyncResult, failed:
         "ask": lambda: cluster.client.ask("status", timeout=GIVEN),
         "status": lambda: cluster.status(timeout=GIVEN),
         "worker_pids": lambda: cluster.worker_pids(timeout=GIVEN),
+        "scale": lambda: cluster.scale(3, timeout=GIVEN),
         "flush": lambda: cluster.client.flush(timeout=GIVEN),
     }
 
@@ -150,6 +155,40 @@ def test_submission_without_a_broker_is_soon_a_clear_error(cluster, measure: Mea
     measure("P13", f"{fault.__name__}: error of a submission", max(times), most=2.0, unit="s")
 
 
+def test_all_that_needs_a_broker_says_when_there_is_none(cluster, gate, measure: Measure):
+    open_one, done = wait_for.delay(str(gate)), add.delay(1, 2)
+    done.get(timeout=SOON)
+    eventually(lambda: open_one.accepted)
+    unknown = map(AsyncResult, map(str, range(100)))
+
+    with removed(cluster):
+        began = time.monotonic()
+        eventually(lambda: not lives_on(cluster.client))
+        calls = [
+            *(partial(getattr, next(unknown), name) for name in ASKING),
+            *(getattr(next(unknown), name) for name in ("ready", "exists", "logs", "forget")),
+            *(open_one.get, open_one.exists, open_one.revoke, open_one.cancel, done.forget),
+            *(cluster.status, cluster.worker_pids, partial(cluster.scale, 3)),
+            nbtasks.ResultSet([open_one, next(unknown)]).get,
+        ]
+        with ThreadPoolExecutor(len(calls)) as pool:
+            list(pool.map(seconds_until_error, calls))
+        took = time.monotonic() - began
+
+    what = f"error of {len(calls)} kinds of calls when all is gone"
+    measure("P13", what, took, most=2.0, unit="s")
+
+
+#: What is known of a task only by asking.
+ASKING = ("state", "result", "traceback", "children", "args", "name", "worker", "history",
+          "progress", "accepted")  # fmt: skip
+
+
+def lives_on(client: clients.Client) -> bool:
+    """Whether a client has not yet found that there is no cluster."""
+    return client._link.gone is None
+
+
 def test_whoever_waits_for_a_broker_that_is_gone_hears_of_it(cluster, gate, measure: Measure):
     result = wait_for.delay(str(gate))
     eventually(lambda: result.accepted)
@@ -169,6 +208,19 @@ def test_whoever_waits_for_a_broker_that_is_gone_hears_of_it(cluster, gate, meas
 
     seconds = time.monotonic() - began
     measure("P13", "error for whoever waits when all is gone", seconds, most=2.0, unit="s")
+
+
+def test_client_whose_thread_has_left_can_still_be_closed(cluster):
+    """It may look at `_closing` before it is woken to do so."""
+    client = clients.Client(cluster.dir)
+    client._closing = True
+    client._thread.join(SOON)
+
+    client._wake()
+    client._closing = False
+    client.close(patience=0.0)
+
+    assert client not in clients.open_clients()
 
 
 LEAVING = """
@@ -410,7 +462,7 @@ def test_lost_acknowledgement_doubles_nothing(
             place = len(results) + 1
             call = partial(enter.apply_async, (ledger, place), task_id=f"id-{place}")
             results.append(stubborn(call))
-            eventually(lambda: results[-1].accepted)
+            eventually(lambda: results[-1].accepted, number * SOON)  # the first meets most deaths
         values = [result.get(timeout=SOON) for result in results]
 
     assert values == list(range(1, len(results) + 1))
@@ -423,7 +475,7 @@ def test_lost_acknowledgement_doubles_nothing(
 # -------------------------------------------------------------------------------- P12: interrupts
 
 STORM = """
-    import os, signal, sys, threading, time
+    import contextlib, os, signal, sys, threading, time
     import nbtasks
     from nbtasks.exceptions import OperationalError
 
@@ -438,11 +490,16 @@ STORM = """
     signal.signal(signal.SIGINT, interrupt)
 
     @nbtasks.task
-    def enter(ledger, number):
+    def enter(ledger, number, data=b""):
+        assert not data or data == bytes([number % 256]) * 300_000
         descriptor = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(descriptor, f"{number}\\n".encode())
         os.close(descriptor)
         return number
+
+    def arguments(number):
+        large = (bytes([number % 256]) * 300_000,)  # which goes through a file
+        return (ledger, number, *(large if number % 4 == 0 else ()))
 
     enter.delay(ledger, 0).get(timeout=30)
     storming = True
@@ -457,7 +514,8 @@ STORM = """
             time.sleep(0.001 + random.random() / 250)
             if blows and time.monotonic() > blows[-1]:
                 blows.pop()
-                os.kill(cluster.broker_pid, 9)
+                with contextlib.suppress(ProcessLookupError):  # not yet back from the last one
+                    os.kill(cluster.broker_pid, 9)
         storming = False
 
     threading.Thread(target=storm).start()
@@ -466,7 +524,7 @@ STORM = """
         number += 1
         try:
             armed = True
-            result = enter.apply_async((ledger, number), confirm=number % 5 == 0)
+            result = enter.apply_async(arguments(number), confirm=number % 5 == 0)
             taken[number] = result
             if number % 3 == 0:
                 result.get(timeout=30)
@@ -499,6 +557,47 @@ def test_storm_of_interrupts_breaks_nothing(cluster, ledger, full: bool, measure
     lost = sum(runs[int(number)] == 0 for number in taken.split())
     measure("P12", f"{hits} interrupts in {sent} calls: lost or wrong", lost + wrong, most=0)
     measure("P12", f"{hits} interrupts in {sent} calls: doubled", doubled(runs), most=0)
+
+
+def interrupt_when(condition: Callable[[], object], sent: list[float]) -> threading.Thread:
+    """Interrupt this process once a condition holds; note when that was."""
+
+    def interrupt():
+        eventually(condition)
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    return thread
+
+
+def test_interrupt_while_a_very_large_argument_is_written(cluster, measure: Measure):
+    data, folder = bytes(400_000_000), cluster.dir / SEGMENTS
+    length.delay(b"x").get(timeout=SOON)
+    sent: list[float] = []
+
+    def interrupted() -> float:
+        """Return the seconds until an interrupt was heard while the file was written."""
+        thread = interrupt_when(lambda: segments.size(folder) > 50_000_000, sent)
+        ended = False
+        try:
+            length.apply_async((data,), countdown=3_600)
+            ended = True  # too soon for us
+            time.sleep(SOON)
+        except KeyboardInterrupt:
+            took = time.monotonic() - sent[-1]
+        thread.join()
+        if not ended:
+            left.append(segments.size(folder))
+        cluster.client.ask("purge")
+        return took if not ended else SOON
+
+    left: list[float] = []
+    took = best_of(5, 0.3, interrupted)
+
+    measure("P12", "control back while 400 MB are written", took, most=0.3, unit="s")
+    measure("P12", "bytes of an interrupted argument that are left", max(left), most=0, unit="B")
 
 
 # -------------------------------------------------------------------------------- P13: forks

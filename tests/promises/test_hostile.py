@@ -8,13 +8,16 @@ import random
 import resource
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+import nbtasks
+from nbtasks.client import client as clients
+from nbtasks.client import definitions
 from nbtasks.core.messages import (
     PROTOCOL_VERSION,
     STRANGER,
@@ -23,6 +26,7 @@ from nbtasks.core.messages import (
     Again,
     Answer,
     Ask,
+    Call,
     Done,
     Event,
     Follow,
@@ -39,8 +43,11 @@ from nbtasks.core.messages import (
     Submit,
     Welcome,
 )
+from nbtasks.exceptions import DecodeError
+from nbtasks.wire.connection import SEGMENTS, STORE_FILE
 from nbtasks.wire.frames import MAGIC, PIECE, pack
-from tests.living import eventually
+from nbtasks.wire.payloads import dumps_arguments
+from tests.living import SOON, eventually
 from tests.promises.conftest import Measure
 from tests.promises.peers import (
     DEFINE,
@@ -506,3 +513,60 @@ def test_workers_are_scaled_by_the_broker_in_reason(broker: Broker) -> None:
 
         assert "cannot be read" in client.hear_all(Refused).reason
         assert supervisor.hear(0.3) == []
+
+
+# ------------------------------------------------------------------ references to files, forged
+
+
+@nbtasks.task
+def weigh(data: bytes) -> int:
+    return len(data)
+
+
+LARGE = 300_000
+
+
+def forge(reference: bytes, how: str, runtime: Path) -> bytes:
+    """Return a reference to a large value that nobody has ever sent so."""
+    magic, length, name = reference[:8], reference[8:16], reference[16:]
+    match how:
+        case "another name":
+            name = bytes(16)
+        case "another length":
+            length = (LARGE + 100_000).to_bytes(8, "big")
+        case "the greatest length":
+            length = b"\xff" * 8
+        case "a link":
+            path = runtime / SEGMENTS / name.hex()
+            path.unlink()
+            path.symlink_to(runtime / STORE_FILE)
+        case "a pipe":
+            path = runtime / SEGMENTS / name.hex()
+            path.unlink()
+            os.mkfifo(path)
+    return magic + length + name
+
+
+FORGERIES = ("another name", "another length", "the greatest length", "a link", "a pipe")
+
+
+def test_forged_references_fail_their_own_task_and_no_other(
+    make_cluster: Callable[..., nbtasks.Cluster], measure: Measure
+) -> None:
+    cluster = make_cluster()
+    pids = sorted([cluster.broker_pid, *cluster.worker_pids()])
+    honest = weigh.apply_async((os.urandom(LARGE),), countdown=1.0)
+    define = definitions.current(weigh)
+    deceived = 0
+    for how in FORGERIES:
+        body, [reference] = dumps_arguments((os.urandom(LARGE),), {}, keep=clients.keep)
+        forged = forge(bytes(reference), how, cluster.dir)
+        call = Call(clients.new_id(), define[0].digest, weigh.name, body, 1)
+        cluster.client.submit(call, (forged,), define)
+        error = nbtasks.AsyncResult(call.id).get(timeout=SOON, propagate=False)
+        deceived += not isinstance(error, DecodeError)
+
+    assert honest.get(timeout=SOON) == LARGE
+    measure("P20", "forged references to large values believed", deceived, most=0)
+    died = set(pids) - {cluster.broker_pid, *cluster.worker_pids()}
+    measure("P20", "processes that died of forged references", len(died), most=0)

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 import nbtasks
+from nbtasks.wire.connection import SEGMENTS
 from tests.kernels import Kernel
 from tests.living import SOON, eventually, kill, lives
 from tests.promises.faults import changed
@@ -55,6 +56,10 @@ def holding(pid: int) -> Holding:
     return Holding(process.num_fds(), process.num_threads(), process.memory_info().rss / 1e6)
 
 
+def workers_hold(cluster: nbtasks.Cluster) -> Holdings:
+    return {f"worker {pid}": holding(pid) for pid in sorted(cluster.worker_pids())}
+
+
 def holdings(cluster: nbtasks.Cluster) -> Holdings:
     pids = {
         "client": os.getpid(),
@@ -65,11 +70,13 @@ def holdings(cluster: nbtasks.Cluster) -> Holdings:
 
 
 def run_tasks(number: int) -> None:
-    """Run tasks, in rounds, some with large results; read and drop all results."""
+    """Run tasks, in rounds, some with large results; read all results and forget the large ones."""
     for begun in range(0, number, ROUND):
         count = min(ROUND, number - begun)
         results = [work.delay(n, 1_000_000 * (n % 20 == 7)) for n in range(count)]
         assert [result.get(timeout=SOON)[0] for result in results] == list(range(count))
+        for result in results[7::20]:
+            result.forget()
 
 
 def kill_workers(cluster: nbtasks.Cluster, deaths: int) -> None:
@@ -120,7 +127,9 @@ def test_many_tasks_and_deaths_leave_nothing_behind(
     before = holdings(cluster)
     dead = zombies([os.getpid()])  # of earlier tests
 
+    living = workers_hold(cluster)
     run_tasks(tasks)
+    compare(measure, living, workers_hold(cluster), f"{tasks:,} tasks")
     kill_workers(cluster, deaths * 4 // 5)
     after = f"{tasks:,} tasks + {deaths * 4 // 5} dead workers"
     compare(measure, before, settled(cluster, before), after)
@@ -135,6 +144,9 @@ def test_many_tasks_and_deaths_leave_nothing_behind(
     eventually(lambda: files(cells) <= 4)
     measure("P21", "cells of 4 workers", files(cells), most=4)
     measure("P21", "logs", files(logs), most=LOGS)
+    large = cluster.dir / SEGMENTS
+    eventually(lambda: not files(large))
+    measure("P21", "files of large results that were forgotten", files(large), most=0)
     others = [path for path in cluster.dir.iterdir() if path.is_file()]
     measure("P21", "other files of the cluster", len(others), most=10)
 

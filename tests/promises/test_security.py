@@ -28,6 +28,7 @@ from nbtasks.exceptions import BrokerUnavailable, ClusterError
 from nbtasks.wire import sockets
 from nbtasks.wire.connection import (
     CONNECTION_FILE,
+    SEGMENTS,
     SOCKET_FILE,
     SUPERVISOR_LOCK,
     Settings,
@@ -98,11 +99,11 @@ def test_no_file_is_open_to_others_even_under_a_careless_umask(
         cluster = nbtasks.start(workers=2, dir=sys.argv[1])
 
         @nbtasks.task
-        def big(n):
+        def big(data):
             print("heard")
-            return bytes(n)
+            return data
 
-        assert len(big.delay(3_000_000).get(timeout=30)) == 3_000_000
+        assert len(big.delay(bytes(3_000_000)).get(timeout=30)) == 3_000_000
     """
     directory = short_path / "on" / "the" / "way" / "c"
     said(run(code, directory))
@@ -110,6 +111,7 @@ def test_no_file_is_open_to_others_even_under_a_careless_umask(
     with nbtasks.connect(directory):
         paths = [directory, *directory.rglob("*")]
         assert len(paths) > 8
+        assert any(path.parent.name == SEGMENTS for path in paths)
         open_ones = [path for path in paths if is_open(path, 0o077)]
         open_ones += [path for path in directory.parents[:3] if is_open(path, 0o022)]
     measure("P18", "files open to others, made under umask 000", len(open_ones), most=0)
@@ -185,10 +187,12 @@ def test_another_user_gets_nothing_though_all_doors_are_open(
     make_cluster: MakeCluster, measure: Measure
 ) -> None:
     cluster = make_cluster()
-    secret = add.delay(1, 2)
+    secret = size.delay(os.urandom(1_000_000))
     secret.get(timeout=SOON)
-    for folder in (*cluster.dir.parents[:1], cluster.dir, cluster.dir / "logs"):
+    folders = [cluster.dir / name for name in FOLDERS]
+    for folder in (*cluster.dir.parents[:1], cluster.dir, *folders):
         folder.chmod(0o777)
+    assert len(list(folders[-1].iterdir())) == 1
     (cluster.dir / SOCKET_FILE).chmod(0o777)
 
     def burgle(uid: int) -> list[int]:
@@ -258,19 +262,20 @@ def squat_as_another_user(path: Path) -> None:
     os.chown(path, STRANGER, STRANGER)
 
 
+FOLDERS = ("logs", "cells", SEGMENTS)
 FILES = ("settings.json", "connection.json", "store.sqlite", SUPERVISOR_LOCK, "broker.lock")
 
 
 @pytest.mark.parametrize(
     ("name", "squat"),
     [
-        *[(name, squat_with_a_link) for name in (*FILES, SOCKET_FILE, "logs", "cells")],
+        *[(name, squat_with_a_link) for name in (*FILES, SOCKET_FILE, *FOLDERS)],
         *[(name, squat_with_a_folder) for name in (*FILES, SOCKET_FILE)],
         *[(name, squat_with_a_socket) for name in FILES],
-        *[(name, squat_with_a_file) for name in (SOCKET_FILE, "logs", "cells")],
+        *[(name, squat_with_a_file) for name in (SOCKET_FILE, *FOLDERS)],
         *[
             pytest.param(name, squat_as_another_user, marks=needs_root)
-            for name in (*FILES, "failed.txt", "start.lock")
+            for name in (*FILES, *FOLDERS, "failed.txt", "start.lock")
         ],
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 import nbtasks
 from nbtasks.result import AsyncResult
 from nbtasks.wire.connection import boot
-from tests.living import SOON, entries, eventually, kill, note
+from tests.living import SOON, entries, eventually, family, kill, note
 from tests.promises.figures import best_of
 
 MakeCluster = Callable[..., nbtasks.Cluster]
@@ -41,11 +41,11 @@ def warm_up(workers: int = 2) -> None:
 
 
 @nbtasks.task(bind=True, max_retries=1)
-def begun_again(self):
+def begun_again(self, countdown=1.5):
     from nbtasks.wire.connection import boot
 
     if self.request.retries == 0:
-        raise self.retry(countdown=1.5)
+        raise self.retry(countdown=countdown)
     return boot()
 
 
@@ -198,6 +198,41 @@ def test_countdown_is_kept_through_deaths_of_the_broker(
         most=0.2,
         unit="s",
     )
+
+
+def test_retry_is_kept_through_deaths_of_the_broker(cluster: nbtasks.Cluster, measure: Measure):
+    warm_up()
+    countdown = 6.0  # time enough to come back twice
+    retrying = begun_again.delay(countdown)
+    eventually(lambda: retrying.state == "RETRY")
+    retried_at = boot()
+
+    for _ in range(2):
+        kill(cluster.broker_pid)
+        cluster.status(SOON)
+
+    late = retrying.get(timeout=SOON) - (retried_at + countdown)
+    # The retry was decided a moment before we could see it.
+    measure("P9", "retry late, broker killed twice", late, most=0.2, unit="s")
+    measure("P9", "runs of it", retrying.retries + 1, most=2)
+
+
+def test_what_expired_while_all_was_down_never_runs(
+    make_cluster: MakeCluster, short_path: Path, measure: Measure
+):
+    ledger = str(short_path / "ledger")
+    cluster = make_cluster(dir=short_path / "c", workers=0)
+    results = [enter.apply_async((ledger, n), expires=0.5, confirm=True) for n in range(50)]
+    kill(*family(cluster))
+    time.sleep(0.6)
+
+    make_cluster(dir=short_path / "c", workers=2)
+    revived = [AsyncResult(result.id) for result in results]
+    for result in revived:
+        with pytest.raises(nbtasks.exceptions.TaskRevokedError, match="expired"):
+            result.get(timeout=SOON)
+
+    measure("P9", "runs of 50 tasks that expired while all was down", len(entries(ledger)), most=0)
 
 
 def late_of(late: list[float]) -> float:

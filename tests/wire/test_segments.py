@@ -313,6 +313,66 @@ def test_damaged_file_says_so(segments, folder):
         opened(frame)
 
 
+def put_a_link(path: Path) -> None:
+    path.with_name("elsewhere").write_bytes(piece())
+    path.symlink_to("elsewhere")
+
+
+def put_a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def put_an_empty_file(path: Path) -> None:
+    path.touch()
+
+
+def put_a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def put_a_file_of_another_user(path: Path) -> None:
+    path.write_bytes(piece())
+    os.chown(path, 54_321, 54_321)
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        *(put_a_link, put_a_folder, put_an_empty_file, put_a_pipe),
+        pytest.param(
+            put_a_file_of_another_user,
+            marks=pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away"),
+        ),
+    ],
+)
+def test_what_others_have_put_in_its_place_is_no_value(segments, folder, put):
+    frame = segments.keep(memoryview(piece()))
+    [path] = files(folder)
+    path.unlink()
+    put(path)
+
+    with pytest.raises(DecodeError, match="cannot be read from"):
+        opened(frame)
+
+
+@given(st.integers(0, 2**64 - 1), st.binary(min_size=16, max_size=16))
+def test_reference_to_what_was_never_written_is_a_decode_error(size, name):
+    with short_directory() as place:
+        segments = Segments(place / "segments")
+        frame = bytes(segments.keep(memoryview(piece())))
+        for forged in (frame[:8] + size.to_bytes(8, "big") + frame[16:], frame[:16] + name):
+            with pytest.raises(DecodeError):
+                opened(forged)
+
+
+def test_reference_is_read_as_stores_of_version_3_have_it(segments, folder):
+    """What lies in stores must be understood by every later version."""
+    folder.mkdir()
+    (folder / ("ab" * 16)).write_bytes(piece())
+
+    assert opened(b"\0segment" + LARGE.to_bytes(8, "big") + b"\xab" * 16) == piece()
+
+
 @pytest.mark.parametrize("frame", [b"", b"\0segment", b"\0segment" * 5, b"x" * REFERENCE])
 def test_other_frames_are_no_references(frame):
     assert name_in(frame) is None

@@ -29,7 +29,7 @@ from nbtasks.core.messages import (
     frames_of,
     take,
 )
-from nbtasks.wire import payloads, sockets
+from nbtasks.wire import payloads, segments, sockets
 from nbtasks.wire.connection import Settings, write_settings
 from nbtasks.wire.frames import Buffer, pack, unpack_to_broker
 
@@ -55,6 +55,7 @@ class FakeBroker:
 
     def __init__(self, runtime: Path, instance: bytes = b"broker-1") -> None:
         self.instance = instance
+        segments.of_cluster(runtime)  # this process is told where large values are found
         self._context: zmq.Context[Any] = zmq.Context()
         self._socket = sockets.bind(self._context, runtime).socket
         self._peer = b""
