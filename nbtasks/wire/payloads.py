@@ -405,6 +405,10 @@ class Pickled(NamedTuple):
     codes: tuple[types.CodeType, ...]
 
 
+#: Place of the file's name among the arguments of `types.CodeType`, in Python 3.11 and later.
+_CODE_FILENAME: Final = 10
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's, but for what is said at each method."""
 
@@ -419,6 +423,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._reduce_function(obj)
         if kind is types.CodeType:
             self.codes.append(obj)
+            return self._reduce_code(obj)
         elif kind is types.ModuleType:
             self.modules.add(obj.__name__)
         elif issubclass(kind, type):
@@ -426,6 +431,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
             return _NAMED[kind](obj)
         return super().reducer_override(obj)
+
+    def _reduce_code(self, code: types.CodeType) -> Any:
+        """Keep the name of the file, by which tracebacks find the lines of a notebook's cells.
+
+        cloudpickle 3.1.3 puts "<dynamic-code>" in its place.
+        """
+        make, arguments = self.dispatch_table[types.CodeType](code)
+        filename = _CODE_FILENAME
+        return make, (*arguments[:filename], code.co_filename, *arguments[filename + 1 :])
 
     def _reduce_function(self, function: types.FunctionType) -> Any:
         """Take what a decorator hides in its module by reference too.

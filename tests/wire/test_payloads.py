@@ -249,6 +249,17 @@ def test_compression_that_nobody_knows_is_refused_by_name():
         dumps_arguments((1,), {}, "pickle", "rar")
 
 
+def test_code_keeps_the_name_of_its_file():
+    """Tracebacks find the lines of a notebook's cells by it; some cloudpickles leave it out."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile("def outer():\n    return lambda: 1\n", "a cell", "exec"), names)
+
+    outer = round_trip(names["outer"])
+
+    assert {outer.__code__.co_filename, outer().__code__.co_filename} == {"a cell"}
+
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"\x80", b"\x80\x05garbage", b"hello", b"\x01", b"\x01\xff\xff"]
 )
