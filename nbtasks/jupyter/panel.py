@@ -223,9 +223,9 @@ class NotebookPanel(Panel):
         #: Whether a page asked for the picture before there was one.
         self._awaited = False
 
-    def add(self, record: client.Record) -> None:
+    def add(self, record: client.Record, called: tuple[str, str] | None = None) -> None:
         """Show this task; the first one makes the panel appear."""
-        self._watch.add(record)
+        self._watch.add(record, called)
         if not self._shown or self._still:
             with self.lock:
                 self._open()
