@@ -59,7 +59,7 @@ function viewsOf(/** @type {any} */ model) {
  */
 function keep(feed) {
   const context = feed.model.widget_manager?.context;
-  if (!context?.saveState || !context.model?.setMetadata) return () => {};
+  if (!context?.saveState || !context?.model?.setMetadata) return () => {};
   const save = (/** @type {any} */ _, /** @type {string} */ state) => {
     if (state === "started") file(feed, context.model);
   };
