@@ -79,9 +79,6 @@ const OBLIVION = 10_000;
 /** Milliseconds between two questions about the same open row, and between two announcements. */
 const PAUSE = { detail: 500, speech: 2000 };
 
-/** Seconds that a panel must have run for its end to be worth a notification. */
-const LONG = 10;
-
 /** Milliseconds for which the kernel may take its time to put the picture in a panel's place. */
 const GRACE = 1000;
 
@@ -379,10 +376,9 @@ class Feed {
   }
 
   ring() {
-    const { n, began, ended } = this.total;
+    const { n } = this.total;
     if (!this.bell) return;
     this.bell = false;
-    if ((ended || this.now()) - began <= LONG) return;
     try {
       const what = n === 1 ? "Your task is over" : `All ${n} tasks are over`;
       const note = new Notification(what, { body: `${summary(this)}\n${document.title}` });
