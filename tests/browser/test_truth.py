@@ -89,6 +89,56 @@ def test_tasks_that_end_while_no_browser_is_open_are_shown_when_one_is(
     assert set(output.data) == {"text/html", "text/plain"}
 
 
+MIXED = """\
+@task
+def mixed(k):
+    time.sleep(0.05)
+    if k % 7 == 3:
+        raise ValueError(k)
+    return k
+
+last = steps.apply_async((1,), countdown=3600)
+results = [mixed.apply_async((k,), expires=-1 if k % 11 == 5 else None) for k in range(80)]
+print(cluster.broker_pid)
+"""
+
+#: What each row of a panel says: its name -> its state; the list is scrolled through for that.
+ROWS = """async (list) => {
+  const found = {};
+  for (list.scrollTop = 0; ; list.scrollTop += 200) {
+    const at = list.scrollTop;
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    for (const row of list.querySelectorAll(".nbtasks-row")) {
+      found[row.querySelector(".nbtasks-name").textContent] = row.dataset.state;
+    }
+    if (at + list.clientHeight >= list.scrollHeight - 1) return found;
+  }
+}"""
+
+
+def test_every_row_ends_in_what_the_broker_knows_whatever_came_in_between(open_notebook, expect):
+    states = "import json\nprint(json.dumps([result.state for result in results]))"
+    notebook = open_notebook(SET_UP, MIXED, states)
+    notebook.run(0)
+    notebook.run(1)
+    notebook.save()
+    cell = notebook.cell(1)
+    os.kill(int(cell.locator(".jp-OutputArea-output pre").inner_text()), signal.SIGKILL)
+    notebook.reload()
+
+    expect(cell.locator(f"{PANEL} .nbtasks-percent").first).to_have_text("98 %", timeout=60_000)
+    rows = cell.locator(f"{PANEL} .nbtasks-list").evaluate(ROWS)
+
+    notebook.run(2)
+    known = json.loads(notebook.text_under(2))
+    words = {"SUCCESS": ("done",), "FAILURE": ("failed",), "REVOKED": ("expired", "cancelled")}
+    assert len(rows) == 81
+    assert [k for k in range(80) if rows[f"mixed({k})"] not in words[known[k]]] == []
+    press(cell, "1 scheduled")  # the list is at its end
+    press(row(cell, "scheduled"), "Cancel")
+    expect(cell.locator(STATIC)).to_contain_text("81 tasks")
+
+
 def test_a_broker_that_is_killed_in_between_leaves_no_row_untrue(open_notebook, expect):
     sends = "results = [steps.delay(4, 0.5) for _ in range(6)]\nprint(cluster.broker_pid)"
     told = "[result.get(timeout=60) for result in results]"
