@@ -259,7 +259,6 @@ def test_code_keeps_the_name_of_its_file():
     assert {outer.__code__.co_filename, outer().__code__.co_filename} == {"a cell"}
 
 
-
 @pytest.mark.parametrize(
     "body", [b"", b"\x80", b"\x80\x05garbage", b"hello", b"\x01", b"\x01\xff\xff"]
 )
