@@ -21,7 +21,7 @@ from nbtasks.wire.connection import STORE_FILE
 if TYPE_CHECKING:
     from nbtasks.broker.rows import TaskRow
     from nbtasks.broker.store import Store
-    from nbtasks.core.actions import Action
+    from nbtasks.core.actions import Action, Task
     from nbtasks.core.scheduler import Scheduler
     from nbtasks.core.workers import Worker
     from nbtasks.wire.connection import Settings
@@ -103,10 +103,7 @@ class Questions:
     def _answer_activity(self, instant: Now) -> dict[str, Any]:
         """Tell which tasks start next by the clock, and which failed and which ended last."""
         waiting = [task for task in self._scheduler.tasks.values() if task.phase == SCHEDULED]
-        starts = {
-            task.id: task.eta if task.due is None else instant.wall + task.due - instant.boot
-            for task in waiting
-        }
+        starts = {task.id: starts_of(task, instant) for task in waiting}
         soonest = heapq.nsmallest(LATEST, starts, key=lambda task_id: starts[task_id] or 0.0)
         rows = self._store.finds(soonest)
         return {
@@ -132,8 +129,8 @@ class Questions:
         """Tell why tasks wait, and which tasks others have sent.
 
         `places` has those of `ids` that are among the first in the line (1: next), `why` those
-        that wait for something else than a worker, `children` [id, name, summary] of tasks that
-        any of `parents` has sent.
+        that wait for something else than a worker, `starts` the wall time of those that wait for
+        one, `children` [id, name, summary] of tasks that any of `parents` has sent.
         """
         pool = self._scheduler.pool
         serving = pool.serving()
@@ -146,6 +143,11 @@ class Questions:
             "queued": len(pool.ready),
             "places": places,
             "why": {task_id: text for task_id, text in why.items() if text},
+            "starts": {
+                task.id: starts_of(task, instant)
+                for task in map(self._scheduler.tasks.get, texts(ids))
+                if task is not None and task.phase == SCHEDULED
+            },
             "children": self._store.children_of(texts(parents)),
         }
 
@@ -234,6 +236,11 @@ class Questions:
 
 
 # -------------------------------------------------------------------------------------- helpers
+
+
+def starts_of(task: Task, instant: Now) -> float | None:
+    """Return the wall time at which a task that waits for its time will start."""
+    return task.eta if task.due is None else instant.wall + task.due - instant.boot
 
 
 def texts(value: Any) -> list[str]:

@@ -137,15 +137,23 @@ class Cells:
         for each in list(self._open.values()):
             self.settle(each)
 
-    def submitted(self, record: client.Record) -> None:
-        """Take a task in (a hook of the client; called in the submitting thread)."""
+    def submitted(self, record: client.Record, called: tuple[str, str] | None = None) -> None:
+        """Take a task in (a hook of the client; called in the submitting thread).
+
+        Parameters
+        ----------
+        record
+            What the client knows of it.
+        called
+            Its name and its arguments as text, where another process has sent it.
+        """
         cell = self._current.get() or self._latest
         if cell is None:
             return
         try:
             if cell.panel is None:
                 cell.panel = self._new_panel(cell)
-            cell.panel.add(record)
+            cell.panel.add(record, called)
         except Exception:  # the task was sent; that it cannot be drawn is no reason to fail
             log.exception("The panel of this cell cannot be shown.")
         self._hold(cell)
@@ -247,6 +255,12 @@ def install(shell: Any) -> None:
     if _cells is None:
         _cells = Cells(shell)
         _cells.install()
+
+
+def attach(record: client.Record, called: tuple[str, str]) -> None:
+    """Show a task in the panel of the cell that runs, whoever has sent it."""
+    if _cells is not None:
+        _cells.submitted(record, called)
 
 
 def uninstall() -> None:

@@ -126,6 +126,21 @@ class Commands:
         task = self._need().client.ask("show", id=task_id)
         return show_text(task) if task else unknown_task(task_id)
 
+    def do_attach(self, *task_ids: str) -> str:
+        client = self._need().client
+        tasks = [client.ask("show", id=each) for each in task_ids]
+        for task_id, task in zip(task_ids, tasks, strict=True):
+            if task is None:
+                return unknown_task(task_id)
+        if not task_ids:
+            tasks = client.ask("list", limit=ALL)
+            tasks = [task for task in tasks if task["phase"] != "done"]
+        ids = {task["id"] for task in tasks}
+        for task in sorted(tasks, key=lambda task: task["accepted_at"]):
+            if task["parent"] not in ids:  # the others come below the task that has sent them
+                cells.attach(client.record(task["id"]), (task["name"], task["summary"]))
+        return "" if tasks else "No task is open."
+
     def do_cancel(self, *task_ids: str) -> str:
         if not task_ids:
             raise UsageError("%nbtasks cancel takes ids of tasks, or the word all. See %nbtasks?")
@@ -179,6 +194,7 @@ USES = {
     "scale": "the number of workers",
     "list": "at most one state, such as FAILURE",
     "show": "the id of one task",
+    "attach": "ids of tasks, or nothing for all that are open",
     "cancel": "ids of tasks, or the word all",
     "retry": "ids of tasks",
     "run": "ids of tasks",
@@ -307,6 +323,7 @@ class NbtasksMagics(Magics):
             %nbtasks scale N        have N workers from now on
             %nbtasks list [STATE]   the latest tasks, or those in a state: %nbtasks list FAILURE
             %nbtasks show ID        what became of one task, step by step
+            %nbtasks attach [ID]    show tasks under this cell, live: those that are open, or these
             %nbtasks cancel ID      cancel a task, also when it is running; several ids, or: all
             %nbtasks retry ID       run tasks once more that failed or were cancelled
             %nbtasks run ID         start tasks now that wait for their time, or for a retry
@@ -314,7 +331,9 @@ class NbtasksMagics(Magics):
         """
         from nbtasks import cluster  # late: what only draws panels does not need it
 
-        print(Commands(cluster).run(line))
+        text = Commands(cluster).run(line)
+        if text:  # a panel says it all
+            print(text)
 
 
 def load(shell: Any) -> None:

@@ -223,9 +223,9 @@ class NotebookPanel(Panel):
         #: Whether a page asked for the picture before there was one.
         self._awaited = False
 
-    def add(self, record: client.Record) -> None:
+    def add(self, record: client.Record, called: tuple[str, str] | None = None) -> None:
         """Show this task; the first one makes the panel appear."""
-        self._watch.add(record)
+        self._watch.add(record, called)
         if not self._shown or self._still:
             with self.lock:
                 self._open()
@@ -284,8 +284,10 @@ class NotebookPanel(Panel):
         if final:
             self._details.update(self._told(chosen))
         frame, details = self._frame(chosen), self._details if final else {}
+        others = self._frame(static.rest(self._watch.rows))["rows"] if final else []
         told = (frame["rows"], frame["total"], frame["now"])
-        return {"text/plain": static.text(*told), "text/html": static.html(*told, details)}
+        html = static.html(*told, details, others)
+        return {"text/plain": static.text(*told), "text/html": html}
 
     def _told(self, rows: Iterable[Row]) -> dict[int, Detail]:
         from nbtasks.jupyter import detail

@@ -22,6 +22,7 @@ says so and waits are as they would be without us.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import math
@@ -41,8 +42,9 @@ APART: Final = waiting.PULSE / 2
 #: Seconds that the handler of a click may take before an interrupt no longer waits for its end.
 GRACE: Final = 0.2
 
-#: What is run ahead of its turn.
-COMMS: Final = frozenset({"comm_open", "comm_msg", "comm_close"})
+#: What is run ahead of its turn. A page that is reloaded asks which comms there are, and shows none
+#: until it is told.
+COMMS: Final = frozenset({"comm_open", "comm_msg", "comm_close", "comm_info_request"})
 
 #: What IPython tells those who want to know where a cell begins and ends. Comms tell it, too: in
 #: the midst of a cell, matplotlib would show and close the figure that the cell is working on.
@@ -88,6 +90,23 @@ def shell_stream(kernel: Any) -> Any:
     return thread.manager.get_shell_channel_to_subshell_pair(None).to_stream
 
 
+def answers_go_to(kernel: Any) -> Any:
+    """Return where the main thread writes its answers to requests."""
+    thread = getattr(kernel, "shell_channel_thread", None)
+    if thread is None:
+        return kernel.shell_stream
+    return thread.manager.get_subshell_to_shell_channel_socket(None)
+
+
+def run_out(handling: Any) -> None:
+    """Run a handler that is a coroutine, though it has nothing to wait for, to its end."""
+    if asyncio.iscoroutine(handling):
+        with contextlib.suppress(StopIteration):
+            handling.send(None)
+            handling.close()
+            raise RuntimeError(f"{handling} waits for something")
+
+
 def send_replies_by_the_stream(kernel: Any) -> None:
     """Let ipykernel 7.1 to 7.3 answer as 7.4 does, so that no request is left lying.
 
@@ -118,6 +137,7 @@ class Pump:
         self._events = shell.events
         self._loop: asyncio.AbstractEventLoop = kernel.io_loop.asyncio_loop
         self._stream = shell_stream(kernel)
+        self._answers = answers_go_to(kernel)
         self._take = self._stream._recv_callback
         if not callable(self._take) or not callable(self._stream.flush):
             raise TypeError("nobody listens to its shell stream")
@@ -209,7 +229,7 @@ class Pump:
             self._kernel.set_parent(idents, message, "shell")
             self._say("busy", "shell", message)
             self._events.callbacks = {**callbacks, **{event: [] for event in EXECUTION}}
-            self._handlers[message["msg_type"]](self._stream, idents, message)
+            run_out(self._handlers[message["msg_type"]](self._answers, idents, message))
         except Exception:
             log.exception("The handler of a %s failed.", message["msg_type"])
         finally:

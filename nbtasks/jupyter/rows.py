@@ -53,7 +53,7 @@ class Row:
 
     __slots__ = (
         *("_call", "_called", "_pace", "_queued", "frozen", "hastened", "id", "index", "parent"),
-        *("record", "state", "why"),
+        *("record", "start", "state", "why"),
     )
 
     def __init__(
@@ -72,6 +72,8 @@ class Row:
         self.state = ""
         #: Why it waits, where the broker has said more than that it waits.
         self.why = ""
+        #: Wall time of its start as the broker told it, where another process has sent the task.
+        self.start: float | None = None
         #: Whether somebody has asked to skip the wait.
         self.hastened = False
         #: What is drawn of it for good, once its record was let go.
@@ -172,8 +174,10 @@ class Row:
         told, call = self.record, self.call
         if told.due is not None:
             return now.wall + told.due - now.boot
-        if call is None or told.state != states.PENDING:
+        if told.state != states.PENDING:
             return None
+        if call is None:
+            return self.start
         return call.eta if call.due is None else now.wall + call.due - now.boot
 
     def paint(self, now: Now, load: Load) -> dict[str, Any]:

@@ -28,8 +28,10 @@ from nbtasks.jupyter.rows import (
 
 #: A picture shows all of so many rows ...
 ALL: Final = 20
-#: ... of more only so many, those first that did not succeed. The rest is told in one line.
+#: ... of more only so many, those first that did not succeed. The rest folds out of one line ...
 SOME: Final = 10
+#: ... as many of them as this, and as there is room for.
+REST: Final = 300
 
 #: Columns at which a line of text ends.
 WIDTH: Final = 100
@@ -63,7 +65,7 @@ background:var(--l)}
 border-top:1px solid var(--l);
 grid-template-columns:10px 16px minmax(9em,28%) 5em 3.9em minmax(0,1fr) auto}
 .nbtasks-static .row::before{content:"";color:var(--m);font-size:10px}
-.nbtasks-static summary.row{cursor:pointer}
+.nbtasks-static summary{cursor:pointer}
 .nbtasks-static summary.row::-webkit-details-marker{display:none}
 .nbtasks-static summary.row::before{content:"\\25B8"}
 .nbtasks-static [open]>summary.row::before{content:"\\25BE"}
@@ -96,6 +98,12 @@ def choose(rows: Sequence[Row]) -> list[Row]:
     return sorted([*wrong, *more], key=lambda row: row.index)
 
 
+def rest(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that fold out below those that a picture shows, in order."""
+    shown = {row.index for row in choose(rows)}
+    return list(itertools.islice((row for row in rows if row.index not in shown), REST))
+
+
 def tree(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], int]]:
     """Yield each row with its depth: a task that a task has sent comes below its sender."""
     known = {row["i"] for row in rows}
@@ -118,6 +126,7 @@ def html(
     total: Mapping[str, Any],
     now: float,
     details: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
+    others: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return the picture as HTML; everything that came from a task is escaped.
 
@@ -129,6 +138,8 @@ def html(
         Wall time, seconds.
     details
         Index of a row → what its fold-out holds, as `nbtasks.jupyter.detail` tells it.
+    others
+        Rows that fold out below these.
     """
     lines = [_Line(row, depth, now, details.get(row["i"], {})) for row, depth in tree(rows)]
     room = SIZE - sum(line.size for line in lines) - len(STYLE) - 1_000
@@ -137,9 +148,27 @@ def html(
         more = line.fold_out(max(0, room) // left)
         room -= _size(more)
         drawn.append(line.html(more))
-    tail = _more(rows, total)
-    parts = (_head(total), *drawn, f'<div class="m">{tail}</div>' if tail else "")
+    parts = (_head(total), *drawn, _rest(others, total["n"] - len(rows), now, room))
     return f'<section class="nbtasks-static"><style>{STYLE}</style>{"".join(parts)}</section>'
+
+
+def _rest(others: Sequence[Mapping[str, Any]], hidden: int, now: float, room: int) -> str:
+    """Return the line for the rows that are not shown; those that there is room for fold out."""
+    if hidden <= 0:
+        return ""
+    drawn = []
+    for row in others:
+        line = _Line(row, 0, now, {}).html("")
+        room -= _size(line)
+        if room < 0:
+            break
+        drawn.append(line)
+    if not drawn:
+        return f'<div class="m">… and {hidden} more</div>'
+    left = hidden - len(drawn)
+    tail = f'<div class="m">… and {left} more</div>' if left else ""
+    summary = f'<summary class="m">… and {hidden} more</summary>'
+    return f"<details>{summary}{''.join(drawn)}{tail}</details>"
 
 
 def _head(total: Mapping[str, Any]) -> str:

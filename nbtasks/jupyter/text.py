@@ -88,9 +88,9 @@ class TextPanel:
         self._paused = False
         self._lock = threading.RLock()
 
-    def add(self, record: Any) -> None:
+    def add(self, record: Any, called: tuple[str, str] | None = None) -> None:
         """Tell of this task from now on."""
-        self._watch.add(record)
+        self._watch.add(record, called)
 
     def pause(self) -> None:
         """Say what there is to say and be silent until `resume()`."""

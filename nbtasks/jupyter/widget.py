@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import secrets
 import threading
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -57,12 +58,15 @@ class PanelWidget(anywidget.AnyWidget):
     def __init__(self, source: Source) -> None:
         self._source = source
         self._sent = 0
-        super().__init__()
+        # Known before the first state is sent, which tells it to the page: there a widget is not
+        # told its own id.
+        self._id = secrets.token_hex(16)
+        super().__init__(model_id=self._id)
         self.on_msg(self._heard)
 
     def current(self) -> dict[str, Any]:
         with self._source.lock:
-            return {**self._source.snapshot(), "seq": self._sent}
+            return {**self._source.snapshot(), "seq": self._sent, "model": self._id}
 
     def tell(self, difference: Mapping[str, Any]) -> None:
         """Send rows that changed."""

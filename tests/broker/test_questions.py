@@ -70,8 +70,19 @@ def test_outlook_tells_the_place_of_those_that_wait_for_a_worker(asked: Asked) -
         "queued": 3,
         "places": {waiting[2]: 3, waiting[0]: 1},
         "why": {},
+        "starts": {},
         "children": {},
     }
+
+
+def test_outlook_tells_when_a_task_will_start(asked: Asked) -> None:
+    now = asked.world.now
+    later = asked.world.submit(eta=now.wall + 60)
+    soon = asked.world.submit(countdown=5)
+
+    told = asked.ask("outlook", ids=[later, soon], parents=[])
+
+    assert told["starts"] == {later: now.wall + 60, soon: now.wall + 5}
 
 
 def test_outlook_says_how_many_other_tasks_one_waits_for(asked: Asked) -> None:

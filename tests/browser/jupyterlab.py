@@ -22,11 +22,12 @@ from tests import kernels
 from tests.browser import traffic
 from tests.browser.chromium import PATIENCE
 
-#: What Jupyter itself says on the console: where it cannot reach the outside, and (the last two)
-#: when Notebook 7 opens any notebook at all.
+#: What Jupyter itself says on the console: where it cannot reach the outside, and (the last three)
+#: when Notebook 7 opens any notebook at all, or wants a font of its own.
 NOT_OURS = re.compile(
     r"favicon|ERR_NAME_NOT_RESOLVED|ERR_INTERNET_DISCONNECTED|/workspaces/.*404"
     r"|reading 'schema'|Command 'filebrowser:open-path' not registered"
+    r"|403 .*/static/notebook/\w+\.woff2"
 )
 
 SETTINGS = {

@@ -111,6 +111,7 @@ class Panel:
         self.more = {"began": NOW - 31, "ended": None, **more}
         self._note(rows)
         snapshot = {"seq": 0, **self.frame(list(self.rows.values())), "words": WORDS, "cli": CLI}
+        snapshot["model"] = "ours"
         self.page.evaluate(f"(snapshot) => open_panel(snapshot, {manager})", snapshot)
         return self
 

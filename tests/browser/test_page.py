@@ -16,7 +16,6 @@ from tests.browser.page import NOW, Panel, panel_page, row
 
 #: A kernel and a notebook as JupyterLab's widget manager has them; the widget is the model `ours`.
 MANAGER = """(() => {
-  const other = { get: () => ({}) };
   const output = (id) => ({
     data: { "application/vnd.jupyter.widget-view+json": { model_id: id }, "text/plain": "live" },
     toJSON() { return { output_type: "display_data", metadata: {}, data: this.data } },
@@ -27,19 +26,22 @@ MANAGER = """(() => {
     set: (k, item) => { items[k] = item },
   });
   const kernel = { id: "k", status: "idle", connectionStatus: "connected" };
-  return {
-    context: {
-      sessionContext: { session: { kernel } },
-      model: { cells: list(
+  const metadata = window.metadata = {};
+  const savers = new Set();
+  window.save = () => { for (const saver of savers) saver(null, "started") };
+  return { context: {
+    sessionContext: { session: { kernel } },
+    saveState: { connect: (call) => savers.add(call), disconnect: (call) => savers.delete(call) },
+    model: {
+      cells: list(
         { outputs: undefined },
         { outputs: list(output("other"), output("gone"), output("ours")) },
-      ) },
+      ),
+      getMetadata: (name) => metadata[name],
+      setMetadata: (name, value) => { metadata[name] = value },
+      deleteMetadata: (name) => { delete metadata[name] },
     },
-    get_model: async (id) => {
-      if (id === "gone") throw new Error("no such widget");
-      return id === "ours" ? window.model : other;
-    },
-  };
+  } };
 })()"""
 
 KERNEL = "model.widget_manager.context.sessionContext.session.kernel"
@@ -468,6 +470,68 @@ def test_a_connection_that_comes_back_ends_the_silence(panel, expect):
     expect(panel.row(0).locator(".nbtasks-cancel")).to_be_visible()
 
 
+STATE = "application/vnd.jupyter.widget-state+json"
+
+FILED = f"() => metadata.widgets?.['{STATE}'].state"
+
+
+def test_a_notebook_that_is_saved_holds_the_panel_until_its_tasks_are_over(panel):
+    panel.open([row(0, "running"), row(1)], manager=MANAGER)
+    others = {"theirs": {"state": {}}, "past": {"state": {"snapshot": {"saved": True}}}}
+    panel.page.evaluate(
+        "(state) => { metadata.widgets = state }", {STATE: {"state": others}, "more": 1}
+    )
+
+    panel.tell(row(1, "done"))
+    panel.page.evaluate("() => save()")
+
+    filed = panel.page.evaluate(FILED)
+    assert set(filed) == {"theirs", "ours"}
+    snapshot = filed["ours"]["state"]["snapshot"]
+    assert [each["state"] for each in snapshot["rows"]] == ["running", "done"]
+    assert snapshot["total"]["counts"] == {"running": 1, "done": 1}
+
+    panel.tell(row(0, "done"))
+    panel.page.evaluate("() => save()")
+    assert set(panel.page.evaluate(FILED)) == {"theirs"}
+    assert panel.page.evaluate("() => metadata.widgets.more") == 1
+
+
+def test_of_many_rows_the_file_holds_those_where_something_goes_on(panel):
+    panel.open(many(1_000), manager=MANAGER)
+    panel.page.evaluate("() => save()")
+
+    snapshot = panel.page.evaluate(FILED)["ours"]["state"]["snapshot"]
+
+    assert [each["i"] for each in snapshot["rows"]] == list(range(400, 600))
+    assert snapshot["total"]["n"] == 1_000
+
+
+def test_a_file_that_holds_no_panel_any_more_is_as_if_it_never_had(panel):
+    panel.open([row(0, "running")], manager=MANAGER)
+    panel.page.evaluate("() => save()")
+    panel.tell(row(0, "done"))
+
+    panel.page.evaluate("() => save()")
+
+    assert panel.page.evaluate("() => metadata") == {}
+
+
+def test_a_panel_from_a_file_says_how_things_stood_and_that_the_kernel_is_gone(panel, expect):
+    panel.open(every_state(), manager=MANAGER)
+    panel.page.evaluate("() => save()")
+    snapshot = panel.page.evaluate(FILED)["ours"]["state"]["snapshot"]
+
+    panel.page.evaluate("(snapshot) => { views[0](); open_panel(snapshot) }", snapshot)
+
+    expect(panel.root.locator(".nbtasks-notice")).to_contain_text("The kernel is gone")
+    expect(panel.row(0)).to_contain_text("epoch 12/20")
+    expect(panel.root.locator(".nbtasks-deeds button")).to_have_count(0)
+    shown = panel.root.inner_text()
+    panel.page.clock.run_for(5000)
+    assert panel.root.inner_text() == shown
+
+
 def test_a_panel_that_is_over_does_not_care_for_the_kernel(panel, expect):
     panel.open([row(0, "done"), row(1, "done")], ended=NOW)
     panel.page.evaluate("() => model.fire('comm_live_update')")
@@ -844,14 +908,16 @@ def test_the_end_of_a_long_panel_is_notified_to_whoever_asked_for_it(panel, expe
     assert panel.page.evaluate("() => notes") == [["All 2 tasks are over", said]]
 
 
-def test_nobody_is_notified_who_did_not_ask_or_of_a_short_panel(panel, expect):
+def test_nobody_is_notified_who_did_not_ask_or_thought_better_of_it(panel, expect):
     panel.page.add_init_script(NOTIFICATIONS)
     panel.open([row(0, "running"), row(1, "running")])
     panel.tell(row(0, "done"), row(1, "done"), ended=NOW)
 
-    panel.open([row(0, "running")], began=NOW - 3)
-    panel.button("Notify me when it is over").click()
-    expect(panel.root.locator(".nbtasks-bell")).to_have_attribute("aria-pressed", "true")
+    panel.open([row(0, "running")])
+    bell = panel.button("Notify me when it is over")
+    for pressed in ("true", "false"):
+        bell.click()
+        expect(bell).to_have_attribute("aria-pressed", pressed)
     panel.tell(row(0, "done"), ended=NOW)
 
     expect(panel.row(0)).to_contain_text("done")

@@ -147,6 +147,20 @@ def test_a_task_that_a_task_sent_stands_below_it(open_notebook, expect):
     expect(notebook.cell(1).locator(f"{STATIC} .row", has_text="└ load")).to_have_count(2)
 
 
+def test_a_rate_limit_is_told_as_what_a_task_waits_for(open_notebook, expect):
+    sends = (
+        '@task(rate_limit="1/m")\ndef slow(k):\n    return k\nr = [slow.delay(k) for k in (1, 2)]'
+    )
+    notebook = open_notebook(SET_UP, sends)
+    notebook.run(0)
+    notebook.run(1)
+
+    waiting = row(notebook.cell(1), "waiting")
+    expect(waiting).to_contain_text("rate limit 1/m")
+    press(waiting, "Cancel")
+    expect(notebook.cell(1).locator(STATIC)).to_contain_text("1 done · 1 cancelled")
+
+
 def test_waiting_tasks_say_what_for(open_notebook, expect):
     notebook = open_notebook(SET_UP, "results = [steps.delay(10_000) for _ in range(5)]")
     notebook.run(0)
@@ -158,6 +172,59 @@ def test_waiting_tasks_say_what_for(open_notebook, expect):
     expect(row(cell, "waiting").nth(1)).to_contain_text("2nd in the queue · all 2 workers busy")
     press(cell, "Cancel all")
     expect(cell.locator(STATIC)).to_contain_text("5 cancelled")
+
+
+def test_names_arguments_and_errors_are_drawn_as_text(open_notebook, expect):
+    evil = "<img src=x onerror=document.title='run'>"
+    sends = f"""\
+evil = {evil!r}
+@task(name=evil)
+def run(said, end):
+    print(said)
+    nbtasks.progress(1, 2, desc=said)
+    if end:
+        raise ValueError(said)
+    time.sleep(3600)
+results = [run.delay(evil, True), run.delay(evil, False)]"""
+    notebook = open_notebook(SET_UP, sends)
+    notebook.run(0)
+    notebook.run(1)
+    cell = notebook.cell(1)
+
+    expect(row(cell, "running", f"{evil} 1/2").locator(".nbtasks-name")).to_contain_text(evil)
+    expect(row(cell, "failed")).to_contain_text(f"ValueError: {evil}")
+    row(cell, "failed").locator(".nbtasks-toggle").click()
+    expect(row(cell, "failed").locator(".nbtasks-fold")).to_contain_text("raise ValueError(said)")
+    expect(notebook.page.locator("img[src=x]")).to_have_count(0)
+    press(row(cell, "running"), "Cancel")
+    expect(cell.locator(STATIC)).to_contain_text("1 failed · 1 cancelled")
+    expect(notebook.page.locator("img[src=x]")).to_have_count(0)
+    assert notebook.page.title() != "run"
+
+
+def test_a_retry_folds_out_to_its_attempts_and_its_result(open_notebook, expect):
+    again = """\
+@task(bind=True, autoretry_for=(ConnectionError,), default_retry_delay=0.2, retry_backoff=False)
+def again(self):
+    print("trying")
+    if self.request.retries < 2:
+        raise ConnectionError("refused")
+    return {"rows": 1200}
+later, result = steps.apply_async((1,), countdown=3600), again.delay()"""
+    notebook = open_notebook(SET_UP, again)
+    notebook.run(0)
+    notebook.run(1)
+    done = row(notebook.cell(1), "done")
+    expect(done).to_contain_text("after 3 attempts")
+
+    done.locator(".nbtasks-toggle").click()
+
+    attempts = done.locator(".nbtasks-attempt")
+    expect(attempts).to_have_count(3)
+    expect(attempts.nth(0)).to_contain_text("ConnectionError: refused")
+    expect(attempts.nth(2)).to_contain_text("done")
+    for text in ("{'rows': 1200}", "trying"):
+        expect(done.locator(".nbtasks-fold")).to_contain_text(text)
 
 
 def test_results_and_their_widgets_are_shown_wherever_they_are_put(open_notebook, expect):

@@ -36,8 +36,12 @@ def load(name):
     rows = {"a.csv": 1200}
     return rows[name]
 
-@task
+img = "<img src=x onerror=document.title='broken'>"
+
+@task(name=img)
 def evil(said):
+    if said == "say it":
+        return img
     raise ValueError(said)
 """,
     """\
@@ -45,7 +49,8 @@ load.delay("a.csv")
 load.delay("b.csv")
 fetch.delay("http://example.org")
 load.apply_async(("late",), countdown=3600).revoke()
-_ = evil.delay("<img src=x onerror=document.title='broken'>")
+evil.delay(img)
+_ = evil.delay("say it")
 """,
     "load.delay('a.csv').get()",
 )
@@ -62,6 +67,8 @@ LINES = (
     "after 3 attempts",
     "⊘ load('late') cancelled",
     "ValueError: <img src=x onerror=document.title='broken'>",
+    "✓ <img src=x onerror=document.title='broken'>('say it') done",
+    "\"<img src=x onerror=document.title='broken'>\"",
 )
 
 #: What folds out under lines.

@@ -153,6 +153,19 @@ def test_click_that_fails_leaves_the_wait_alone(notebook: Notebook):
     assert notebook.error(cell) == "TaskRevokedError"
 
 
+def test_page_that_is_reloaded_is_told_which_comms_there_are(notebook: Notebook):
+    cell = notebook.begin("result = nap.delay(30); result.get()")
+    message = notebook.client.session.msg("comm_info_request", {"target_name": "test"})
+    notebook.client.shell_channel.send(message)
+    asked = str(message["header"]["msg_id"])
+
+    answer = notebook.until(lambda: notebook.answers.get(asked))
+    assert notebook.comm in answer["content"]["comms"]
+    assert cell not in notebook.answers
+    notebook.press("result.cancel()")
+    assert notebook.error(cell) == "TaskRevokedError"
+
+
 def test_click_on_an_idle_kernel_is_handled_as_ever(notebook: Notebook):
     click = notebook.press("print('clicked')")
 

@@ -43,6 +43,23 @@ class Tags(HTMLParser):
         assert not any(name.startswith("on") for name, _ in attrs)
 
 
+def test_of_many_rows_the_rest_folds_out_as_far_as_there_is_room():
+    rows = [
+        {"i": index, "name": "work", "args": f"({index})", "state": "done", "final": True}
+        for index in range(400)
+    ]
+    total = {"n": 10_000, "open": 0, "counts": {"done": 10_000}}
+
+    html = static.html(rows[:10], total, 0.0, {}, rows[10:310])
+
+    assert '<summary class="m">… and 9990 more</summary>' in html
+    assert all(f"work({index})" in html for index in range(310))
+    assert "… and 9690 more" in html
+    assert len(html.encode()) <= static.SIZE
+    long = [{**row, "args": "(" + "x" * 1_000 + ")"} for row in rows]
+    assert len(static.html(long[:10], total, 0.0, {}, long[10:310]).encode()) <= static.SIZE
+
+
 def test_all_states_are_told_in_symbol_and_word(submit, picture):
     _, text = picture(
         submit().begins().succeeds(),

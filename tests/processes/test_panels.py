@@ -15,6 +15,7 @@ import pytest
 import nbtasks
 from nbtasks.client import client
 from nbtasks.jupyter import cells, panel
+from nbtasks.jupyter.magics import Commands
 from nbtasks.result import AsyncResult
 from tests.jupyter.fakes import Kernel, Shell, Widget
 from tests.tasks import wait_for
@@ -297,6 +298,28 @@ def test_one_widget_shows_several_results(cluster, monkeypatch):
     widget = results.widget()
 
     eventually(lambda: widget.source.snapshot()["total"]["counts"] == {"done": 3}, "their ends")
+
+
+def test_a_kernel_that_comes_later_attaches_to_what_is_open(cluster, notebook, short_path):
+    gate = short_path / "gate"
+    open_, over = wait_for.delay(gate), echo.delay("over")
+    sender = send_echoes.apply_async((2,), countdown=3600)
+    over.get(timeout=SOON)
+    cluster.client.drop([open_.id, over.id, sender.id])
+    attach = Commands(nbtasks.cluster).run
+
+    under = notebook(lambda: attach("attach"))
+
+    counts = {"running": 1, "scheduled": 1}
+    eventually(lambda: under.panel.snapshot()["total"]["counts"] == counts, "what is open")
+    assert [row["name"] for row in under.rows] == ["wait_for", "send_echoes"]
+    gate.touch()
+    under.click("hasten")
+    eventually(under.is_picture, "the picture")
+    assert [row["name"] for row in under.rows][:2] == ["wait_for", "send_echoes"]
+    assert under.states == ["done"] * 4
+    assert attach("attach") == "No task is open."
+    assert attach("attach nobody").startswith("The broker knows no task 'nobody'")
 
 
 def test_a_result_in_a_later_cell_shows_how_its_task_ended(notebook):

@@ -79,9 +79,6 @@ const OBLIVION = 10_000;
 /** Milliseconds between two questions about the same open row, and between two announcements. */
 const PAUSE = { detail: 500, speech: 2000 };
 
-/** Seconds that a panel must have run for its end to be worth a notification. */
-const LONG = 10;
-
 /** Milliseconds for which the kernel may take its time to put the picture in a panel's place. */
 const GRACE = 1000;
 
@@ -91,7 +88,11 @@ const SPARE = 6;
 /** Ids in a line for the terminal: a shell does not take them without end. */
 const MOST_IDS = 200;
 
+/** Open panels, and rows of each, that are kept in the file of a notebook that is saved. */
+const KEPT = { panels: 20, rows: 200 };
+
 const VIEW_MIME = "application/vnd.jupyter.widget-view+json";
+const STATE_MIME = "application/vnd.jupyter.widget-state+json";
 
 const OVER = ["done", "failed", "expired", "cancelled"];
 
@@ -141,6 +142,8 @@ class Feed {
     /** @type {Record<string, [string, string]>} */
     this.words = {};
     this.cli = "";
+    /** Id of the widget. */
+    this.model_id = "";
     this.seq = -1;
     /** Seconds by which this browser's clock is ahead of the kernel's. */
     this.ahead = Infinity;
@@ -179,7 +182,9 @@ class Feed {
     model.on("change:snapshot", told);
     model.on("comm_live_update", lost);
     told();
+    const forget = keep(this);
     return () => {
+      forget();
       model.off("msg:custom", heard);
       model.off("change:snapshot", told);
       model.off("comm_live_update", lost);
@@ -205,7 +210,7 @@ class Feed {
         for (const view of this.views) view.folds.get(message.i)?.take(message.detail);
         break;
       case "picture":
-        heal(this.model, message);
+        heal(this, message);
         break;
     }
   }
@@ -222,9 +227,14 @@ class Feed {
     this.overAt = left === null || left === undefined ? null : message.now + left;
     if (message.words) this.words = message.words;
     if (message.cli) this.cli = message.cli;
+    if (message.model) this.model_id = message.model;
     if (message.queue !== undefined) {
       this.queue = message.queue;
       this.places = new Map(message.queue?.places);
+    }
+    if (message.saved) {
+      this.silence = "gone";
+      this.stopped = message.now;
     }
     const news = message.rows.filter((/** @type {Row} */ row) => this.put(row));
     if (wasOpen && this.total.open === 0) this.ring();
@@ -238,6 +248,16 @@ class Feed {
     if (!before || before.parent !== row.parent) this.sorted = null;
     if (before && before.state !== row.state) this.settle(row.i);
     return row.final && !before?.final;
+  }
+
+  /** The snapshot for a page that will find no kernel: of many rows those about the first open one. */
+  memory() {
+    const { total, words, cli, model_id: model, seq } = this;
+    const rows = [...this.rows.values()];
+    const open = rows.findIndex((row) => !row.final);
+    const end = Math.max(KEPT.rows, open + KEPT.rows / 2);
+    const kept = rows.slice(Math.max(0, end - KEPT.rows), end);
+    return { saved: true, seq, now: this.now(), rows: kept, total, words, cli, model };
   }
 
   show() {
@@ -356,10 +376,9 @@ class Feed {
   }
 
   ring() {
-    const { n, began, ended } = this.total;
+    const { n } = this.total;
     if (!this.bell) return;
     this.bell = false;
-    if ((ended || this.now()) - began <= LONG) return;
     try {
       const what = n === 1 ? "Your task is over" : `All ${n} tasks are over`;
       const note = new Notification(what, { body: `${summary(this)}\n${document.title}` });

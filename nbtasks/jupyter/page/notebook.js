@@ -25,31 +25,85 @@ function silence(/** @type {Feed} */ feed, /** @type {HTMLElement} */ el) {
   return ["connecting", "disconnected"].includes(kernel.connectionStatus) ? "cut" : "";
 }
 
-/** Put the final picture where the notebook holds the live panel. @param {any} model */
-async function heal(model, /** @type {{html: string, text: string}} */ picture) {
-  const cells = notebook(model);
-  for (let c = 0; c < (cells?.length || 0); c += 1) {
-    const outputs = cells.get(c).outputs;
-    for (let k = 0; k < (outputs?.length || 0); k += 1) {
-      const output = outputs.get(k);
-      if (!(await shows(output, model)) || outputs.get(k) !== output) continue;
-      const data = { "text/html": picture.html, "text/plain": picture.text };
-      outputs.set(k, { ...output.toJSON(), data });
-    }
+/** Put the final picture where the notebook holds the live panel. @param {Feed} feed */
+function heal(feed, /** @type {{html: string, text: string}} */ picture) {
+  for (const [outputs, k] of viewsOf(feed.model).get(feed.model_id) || []) {
+    const data = { "text/html": picture.html, "text/plain": picture.text };
+    outputs.set(k, { ...outputs.get(k).toJSON(), data });
   }
 }
 
-/** Whether an output of the notebook holds a view of this very widget. */
-async function shows(/** @type {any} */ output, /** @type {any} */ model) {
-  const id = output.data?.[VIEW_MIME]?.model_id;
-  if (!id) return false;
-  try {
-    // A widget does not know its own id here, but what it holds is held by nobody else.
-    const other = await model.widget_manager.get_model(id);
-    return other.get("snapshot") === model.get("snapshot");
-  } catch {
-    return false; // a widget of a kernel that is no more
+/** Id of a widget -> where the notebook holds views of it: outputs of a cell, and which of them. */
+function viewsOf(/** @type {any} */ model) {
+  const cells = notebook(model);
+  /** @type {Map<string, [any, number][]>} */
+  const views = new Map();
+  for (let c = 0; c < (cells?.length || 0); c += 1) {
+    const outputs = cells.get(c).outputs;
+    for (let k = 0; k < (outputs?.length || 0); k += 1) {
+      const id = outputs.get(k).data?.[VIEW_MIME]?.model_id;
+      if (id) views.set(id, [...(views.get(id) || []), [outputs, k]]);
+    }
   }
+  return views;
+}
+
+/**
+ * Whenever the notebook is saved, keep in its file what is shown just now.
+ *
+ * A notebook that is opened when its kernel is gone has views of widgets that nobody knows: Jupyter
+ * would show an error. So the file holds the widget itself as long as its tasks are not over, where
+ * Jupyter's own setting "Save Widget State Automatically" puts it, too.
+ *
+ * @param {Feed} feed @returns {() => void}
+ */
+function keep(feed) {
+  const context = feed.model.widget_manager?.context;
+  if (!context?.saveState || !context?.model?.setMetadata) return () => {};
+  const save = (/** @type {any} */ _, /** @type {string} */ state) => {
+    if (state === "started") file(feed, context.model);
+  };
+  context.saveState.connect(save);
+  return () => context.saveState.disconnect(save);
+}
+
+/** @param {Feed} feed @param {any} book  The notebook's model. */
+function file(feed, book) {
+  const widgets = book.getMetadata("widgets") || {};
+  const before = widgets[STATE_MIME]?.state || {};
+  const shown = viewsOf(feed.model);
+  // Not those of ours that stand nowhere any more: their cell has run again, or they are over.
+  const state = Object.fromEntries(
+    Object.entries(before).filter(([id, each]) => !isOurs(each) || shown.has(id)),
+  );
+  const room = feed.model_id in state || Object.values(state).filter(isOurs).length < KEPT.panels;
+  if (!feed.total.open) delete state[feed.model_id];
+  else if (shown.has(feed.model_id) && room) state[feed.model_id] = widgetOf(feed);
+  const { [STATE_MIME]: _, ...others } = widgets;
+  if (Object.keys(state).length) {
+    const told = { version_major: 2, version_minor: 0, state };
+    book.setMetadata("widgets", { ...others, [STATE_MIME]: told });
+  } else if (Object.keys(others).length) book.setMetadata("widgets", others);
+  else if (STATE_MIME in widgets) book.deleteMetadata("widgets");
+}
+
+/** @param {any} widget  As a notebook's file has it. */
+function isOurs(widget) {
+  return Boolean(widget?.state?.snapshot?.saved);
+}
+
+/** The widget as a notebook's file has it. @param {Feed} feed */
+function widgetOf(feed) {
+  const { model } = feed;
+  const names = ["_model_name", "_model_module", "_model_module_version", "_view_name"];
+  names.push("_view_module", "_view_module_version", "_anywidget_id", "_esm", "_css");
+  const state = Object.fromEntries(names.map((name) => [name, model.get(name)]));
+  return {
+    model_name: state._model_name,
+    model_module: state._model_module,
+    model_module_version: state._model_module_version,
+    state: { ...state, snapshot: feed.memory() },
+  };
 }
 
 // One feed for each widget: anywidget calls this function once for each.

@@ -54,6 +54,11 @@ class Line {
     this.tick(now);
   }
 
+  /** Whether the call is longer than its place. */
+  get isCut() {
+    return this.name.scrollWidth > this.name.clientWidth;
+  }
+
   /** @param {Row} row */
   drawRow(row) {
     this.row = row;
@@ -185,7 +190,9 @@ class Fold {
     this.late = false;
     this.answered = true;
     this.drawNote();
-    this.call.hidden = !detail.call;
+    // In full, where the row has cut it off.
+    const cut = this.view.lines.get(this.i)?.isCut ?? true;
+    this.call.hidden = !detail.call || (!cut && detail.call === `${this.row.name}${this.row.args}`);
     set(this.call, detail.call || "");
     this.fill(this.traceback, detail.traceback, [detail.traceback]);
     this.fill(this.result, detail.result, [detail.result]);

@@ -72,7 +72,8 @@ function trouble(/** @type {Feed} */ feed) {
     const open = [...rows.values()].filter((row) => !row.final).map((row) => row.i);
     const as = `this is how they stood at ${wall(feed.stopped)}`;
     const text = `The kernel is gone. The tasks go on without it: ${as}.`;
-    return { text: `${text} To stop them, in a terminal:`, line: feed.line(open) };
+    const again = "To follow them again, run %load_ext nbtasks and %nbtasks attach.";
+    return { text: `${text} ${again} To stop them, in a terminal:`, line: feed.line(open) };
   }
   const late = [...feed.asks.values()].filter((ask) => ask.late);
   if (!late.length) return { text: "", line: "" };
