@@ -133,10 +133,10 @@ class Commands:
             if task is None:
                 return unknown_task(task_id)
         if not task_ids:
-            tasks = client.ask("list", limit=ALL)
-            tasks = [task for task in tasks if task["phase"] != "done"]
+            latest_first = client.ask("list", limit=ALL)
+            tasks = [task for task in reversed(latest_first) if task["phase"] != "done"]
         ids = {task["id"] for task in tasks}
-        for task in sorted(tasks, key=lambda task: task["accepted_at"]):
+        for task in tasks:
             if task["parent"] not in ids:  # the others come below the task that has sent them
                 cells.attach(client.record(task["id"]), (task["name"], task["summary"]))
         return "" if tasks else "No task is open."
