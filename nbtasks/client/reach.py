@@ -37,6 +37,7 @@ from operator import attrgetter, call, is_, itemgetter
 from typing import Any, Final
 
 from nbtasks.wire import modules, payloads
+from nbtasks.wire.shared import Shared
 
 #: Members of a container that are compared; with more, pickling is not dearer.
 MOST_MEMBERS: Final = 500
@@ -53,7 +54,7 @@ _IMMUTABLE: Final[frozenset[type]] = frozenset(
         *(pathlib.PureWindowsPath, logging.Logger, logging.RootLogger, types.CodeType),
         *(types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType),
         *(types.MethodDescriptorType, types.ClassMethodDescriptorType, types.GenericAlias),
-        *(types.UnionType, types.MethodWrapperType),
+        *(types.UnionType, types.MethodWrapperType, Shared),
     }
 )
 #: Modules of classes whose instances, found in classes and annotations, never change.

@@ -22,6 +22,8 @@ from nbtasks.core.messages import Define, Policy
 from nbtasks.exceptions import EncodeError, LargeGlobalWarning
 from nbtasks.wire import modules, payloads
 from nbtasks.wire.payloads import load_definition
+from nbtasks.wire.segments import Segments
+from nbtasks.wire.shared import Shared
 
 
 class Notebook(dict[str, Any]):
@@ -151,6 +153,17 @@ def test_large_array_among_the_globals_travels_beside_the_body(notebook):
 
     assert (define.frames, len(buffers)) == (1, 1)
     assert notebook.load()() == 100_000
+
+
+def test_shared_value_among_the_globals_is_pickled_once(notebook, count_pickles, short_path):
+    notebook["data"] = Shared(list(range(100_000)), Segments(short_path / "segments"))
+    notebook.run("@task\ndef f(): return data[-1]")
+
+    first, same = current(notebook["f"]), current(notebook["f"])
+
+    assert same is first
+    assert count_pickles() == 1
+    assert notebook.load()() == 99_999
 
 
 def test_body_over_the_limit_is_the_first_frame(notebook):
