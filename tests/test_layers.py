@@ -66,7 +66,7 @@ HOMES: dict[str, set[str]] = {
         *("wire/sockets.py", "broker/server.py", "worker/process.py"),
         *("client/client.py", "supervisor/"),
     },
-    "sqlite3": {"broker/store.py"},
+    "sqlite3": {"broker/store.py", "broker/file.py"},
     "cloudpickle": {"wire/payloads.py"},
     "pickle": {"wire/payloads.py"},
     "msgpack": {"wire/payloads.py"},

@@ -23,13 +23,24 @@ import os
 import secrets
 import sqlite3
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
+from nbtasks.broker.file import (
+    APPLICATION_ID,
+    check_header,
+    close_to_others,
+    corrupt,
+    decoder,
+    error_of,
+    log_of,
+    make_private,
+    too_new,
+)
 from nbtasks.broker.rows import (
     BODY,
     SHORT_BODY,
@@ -49,14 +60,9 @@ from nbtasks.broker.rows import (
 from nbtasks.core.actions import Save, SaveCall, SaveDefinition, SaveEvent, Task
 from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Define, Event, Now
 from nbtasks.core.states import ASSIGNED, DONE, PROPAGATE_STATES
-from nbtasks.exceptions import StoreCorrupt, StoreError, StoreTooNew
 from nbtasks.wire import segments
-from nbtasks.wire.connection import SEGMENTS, sync
+from nbtasks.wire.connection import SEGMENTS
 
-_T = TypeVar("_T")
-
-#: `application_id` of our files: "nbts".
-APPLICATION_ID: Final = 0x6E627473
 #: SQL files, in order; the first makes version 1 of an empty file, each later one the next version.
 MIGRATIONS: Final = ("schema.sql", "schema_2.sql", "schema_3.sql")
 VERSION: Final = len(MIGRATIONS)
@@ -88,8 +94,6 @@ SWEEPS: Final = 3
 SHRINK: Final = 1_000
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_HEADER: Final = 100
-_MAGIC: Final = b"SQLite format 3\0"
 
 
 # ------------------------------------------------------------------------------------------ SQL
@@ -207,113 +211,6 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
 
 
-# --------------------------------------------------------------------------------------- opening
-
-
-def _make_private(path: Path, durable: bool) -> None:
-    """Make the file, for us only, when it is not there; SQLite gives its log the same mode.
-
-    The way to it shall survive a loss of power, too: SQLite cares for its own directory only, and
-    that may be as new as the file.
-    """
-    try:
-        is_new = not path.exists()
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        for folder in path.parents if is_new and durable else ():
-            with contextlib.suppress(PermissionError):  # made by others, so not just now
-                sync(folder)
-    except OSError as error:
-        raise StoreError(
-            f"The store {path} cannot be written: {error.strerror or error}. nbtasks keeps what it "
-            f"must not forget there. Make the file and its directory writable for you, or give "
-            f"another place with start(dir=...)."
-        ) from error
-
-
-def _close_to_others(path: Path) -> None:
-    for file in (path, _log_of(path)):
-        with contextlib.suppress(OSError):
-            if file.stat().st_mode & 0o077:
-                file.chmod(0o600)
-
-
-def _log_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}-wal")
-
-
-def _check_header(path: Path) -> None:
-    """Refuse what is not ours by its first bytes, before SQLite touches it."""
-    with path.open("rb") as file:
-        header = file.read(_HEADER)
-    if not header:
-        return
-    if len(header) < _HEADER or not header.startswith(_MAGIC):
-        raise _corrupt(path, "it is not an SQLite database")
-    version, application = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
-    if application == APPLICATION_ID and version > VERSION:
-        raise _too_new(path, version)
-
-
-def _corrupt(path: Path, why: object) -> StoreCorrupt:
-    return StoreCorrupt(
-        f"The store {path} cannot be read: {why}. The file may be damaged, or belong to another "
-        f"program; it was left as it is. Restore a copy of it, or move it away (with its -wal, if "
-        f"there is one): the next start makes a new, empty store."
-    )
-
-
-def _too_new(path: Path, version: int) -> StoreTooNew:
-    return StoreTooNew(
-        f"The store {path} has version {version}, this nbtasks knows up to version {VERSION}. A "
-        f"later nbtasks has written it, and it was left as it is. Upgrade with `pip install -U "
-        f"nbtasks`, or use another store with start(dir=...)."
-    )
-
-
-def _decoder(path: Path, kind: type[_T]) -> Callable[[bytes], _T]:
-    """Return a function that reads what the store holds as msgpack."""
-    decode = msgspec.msgpack.Decoder(kind).decode
-
-    def read(data: bytes) -> _T:
-        try:
-            return decode(data)
-        except (msgspec.MsgspecError, ValueError, TypeError) as error:
-            raise _corrupt(path, f"where a {kind.__name__} should be, {error}") from error
-
-    return read
-
-
-def _is_damage(error: Exception) -> bool:
-    """Return whether an error of SQLite, or of reading a row, comes from a damaged file."""
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None:
-        # Text that is no UTF-8; a blob that is not what we wrote.
-        return isinstance(error, (sqlite3.OperationalError, struct.error))
-    damage = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-    return code & 0xFF in damage or code == sqlite3.SQLITE_IOERR_SHORT_READ
-
-
-def _error_of(path: Path, doing: str, error: Exception) -> StoreError:
-    """Return our error for one of SQLite's."""
-    if _is_damage(error):
-        return _corrupt(path, error)
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return StoreError(
-            f"The store {path} is in use: {error}. Another process, perhaps another broker or a "
-            f"database tool, has it open. Stop that (nbtasks stop), or use another dir."
-        )
-    hint = (
-        "The disk (or a quota) is full: free some space, and it goes on by itself."
-        if code == sqlite3.SQLITE_FULL
-        else "Look at the disk and at the rights of the file and its directory."
-    )
-    return StoreError(
-        f"The store {path} could not {doing}: {error}. What was saved before is safe, of this "
-        f"nothing was. {hint}"
-    )
-
-
 # ----------------------------------------------------------------------------------------- store
 
 
@@ -345,9 +242,9 @@ class Store:
         self.path = path
         self.durability = durability
         self._encode = msgspec.msgpack.Encoder().encode
-        self._call = _decoder(path, Call)
-        self._event = _decoder(path, Event)
-        self._define = _decoder(path, Define)
+        self._call = decoder(path, Call)
+        self._event = decoder(path, Event)
+        self._define = decoder(path, Define)
         #: (digest, name) → key of the function, and back.
         self._functions: dict[tuple[bytes, str], int] = {}
         self._function_names: dict[int, tuple[bytes, str]] = {}
@@ -382,15 +279,15 @@ class Store:
     def _open(self) -> sqlite3.Connection:
         where = ":memory:"
         if self.durability != "none":
-            _make_private(self.path, self.durability == "full")
-            _check_header(self.path)
+            make_private(self.path, self.durability == "full")
+            check_header(self.path, VERSION)
             where = os.fspath(self.path)
         try:
             return sqlite3.connect(
                 where, timeout=LOCK_TIMEOUT, isolation_level=None, cached_statements=64
             )
         except sqlite3.Error as error:
-            raise _error_of(self.path, "be opened", error) from error
+            raise error_of(self.path, "be opened", error) from error
 
     def _set_up(self) -> None:
         """Look whose file it is, and only then make it ready."""
@@ -400,7 +297,7 @@ class Store:
             if version == 0:
                 self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
             if self.durability != "none":
-                _close_to_others(self.path)
+                close_to_others(self.path)
                 self._db.execute("PRAGMA journal_mode = WAL")
             for setting in (
                 f"synchronous = {DURABILITY[self.durability]}",
@@ -421,9 +318,9 @@ class Store:
         application = self._value("PRAGMA application_id")
         tables = self._value("SELECT count(*) FROM sqlite_master")
         if application == APPLICATION_ID and version > VERSION:
-            raise _too_new(self.path, version)
+            raise too_new(self.path, version, VERSION)
         if application != APPLICATION_ID and (application or version or tables):
-            raise _corrupt(self.path, "it is an SQLite database, but not one of nbtasks")
+            raise corrupt(self.path, "it is an SQLite database, but not one of nbtasks")
         return version
 
     def _migrate(self, version: int) -> None:
@@ -452,7 +349,7 @@ class Store:
         try:
             yield
         except (sqlite3.Error, struct.error, OverflowError, UnicodeError) as error:
-            raise _error_of(self.path, doing, error) from error
+            raise error_of(self.path, doing, error) from error
 
     @contextlib.contextmanager
     def _transaction(self, doing: str) -> Iterator[sqlite3.Connection]:
@@ -829,7 +726,7 @@ class Store:
         """Return digest and name of a function that a task refers to."""
         names = self._function_names.get(function)
         if names is None:
-            raise _corrupt(self.path, f"a task refers to function {function}, which is not there")
+            raise corrupt(self.path, f"a task refers to function {function}, which is not there")
         return names
 
     def _call_frames(self, seqs: list[int]) -> dict[int, dict[int, bytes]]:
@@ -1071,7 +968,7 @@ class Store:
         large = segments.size(self._folder)
         if self.durability == "none":
             return large + int(self._value("PRAGMA page_count") * self._value("PRAGMA page_size"))
-        files = (self.path, _log_of(self.path))
+        files = (self.path, log_of(self.path))
         return large + sum(file.stat().st_size for file in files if file.exists())
 
     def close(self) -> None:

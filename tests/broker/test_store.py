@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbtasks.broker import file as file_module
 from nbtasks.broker import rows as rows_module
 from nbtasks.broker import store as store_module
 from nbtasks.broker.rows import SHORT_BODY, TaskRow
@@ -1023,7 +1024,7 @@ def test_way_to_a_new_store_is_on_the_disk_where_that_is_promised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: str
 ):
     synced: list[Path] = []
-    monkeypatch.setattr(store_module, "sync", synced.append)
+    monkeypatch.setattr(file_module, "sync", synced.append)
     path = tmp_path / "new" / "store.sqlite"
     path.parent.mkdir()
 
