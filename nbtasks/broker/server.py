@@ -258,6 +258,8 @@ class Server:
             actions += self._look_around(instant)
         actions += self.scheduler.tick(instant)
         self.carry_out(actions, instant)
+        if self._disk is not None:
+            self._disk.begin()
         self._accept_what_is_kept()
         self._send_held_back(instant)
         for peer, question in questions:

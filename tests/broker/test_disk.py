@@ -46,14 +46,25 @@ def test_files_and_their_names_are_synced_and_then_told(kept, folder, rung, monk
     (folder / "b").write_text("b")
 
     wish = kept.keep(["a", "b"])
+    kept.begin()
 
     assert rung.wait(10)
     assert kept.through == wish
     assert synced == [str(folder / "a"), str(folder / "b"), str(folder), str(folder.parent)]
 
 
+def test_nothing_is_synced_before_it_is_time(kept, folder, monkeypatch):
+    monkeypatch.setattr(disk, "sync", lambda _: pytest.fail("synced"))
+
+    kept.keep(["a"])
+
+    assert kept._thread is None
+    assert kept.through == 0
+
+
 def test_file_that_is_gone_holds_nobody_up(kept, rung):
     wish = kept.keep(["gone"])
+    kept.begin()
 
     assert rung.wait(10)
     assert kept.through == wish
@@ -71,6 +82,7 @@ def test_disk_that_fails_is_tried_again(kept, folder, rung, monkeypatch, caplog)
     monkeypatch.setattr(disk, "sync", sync)
 
     wish = kept.keep(["a"])
+    kept.begin()
 
     assert rung.wait(10)
     assert kept.through == wish
@@ -83,6 +95,7 @@ def test_end_does_not_wait_for_a_disk_that_fails(kept, monkeypatch):
 
     monkeypatch.setattr(disk, "sync", fail)
     kept.keep(["a"])
+    kept.begin()
 
     kept.close()
 
@@ -162,6 +175,7 @@ def test_real_disk_ends_the_wait_of_the_loop(server):
     server._disk = Disk(Path(server.settings.data) / "segments", server._ring)
     say(server, Submit(1, (a_call(frames=1),), urgent=True), frames=[a_reference(server)])
 
+    server._disk.begin()
     eventually(lambda: server._disk.through == 1)
 
     assert server._wake_up.recv(1) == b"\0"
