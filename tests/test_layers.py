@@ -66,6 +66,7 @@ HOMES: dict[str, set[str]] = {
         *("wire/sockets.py", "broker/server.py", "worker/process.py"),
         *("client/client.py", "supervisor/"),
     },
+    # file.py says what is wrong with a store in SQLite's own words.
     "sqlite3": {"broker/store.py", "broker/file.py"},
     "cloudpickle": {"wire/payloads.py"},
     "pickle": {"wire/payloads.py"},

@@ -43,8 +43,8 @@ class Disk:
         self._folder, self._ring = folder, ring
         #: (number of the wish, names of files); None: the end.
         self._wishes: SimpleQueue[tuple[int, tuple[str, ...]] | None] = SimpleQueue()
-        #: Wishes that the thread does not know of yet.
-        self._noted: list[tuple[int, tuple[str, ...]]] = []
+        #: What the thread does not know of yet: it will be one wish.
+        self._noted: list[str] = []
         self._last = 0
         #: All wishes up to this number are fulfilled.
         self.through = 0
@@ -52,22 +52,23 @@ class Disk:
         self._thread: threading.Thread | None = None
 
     def keep(self, names: Iterable[str]) -> int:
-        """Have files reach the disk, from the next `begin` on; return the number of this wish."""
-        self._last += 1
-        self._noted.append((self._last, tuple(names)))
-        return self._last
+        """Have files reach the disk, from the next `begin` on; return the number of that wish."""
+        self._noted.extend(names)
+        return self._last + 1
 
     def begin(self) -> None:
         """Let the thread begin with what was asked for since the last time.
 
         Whoever has to write something urgent meanwhile would wait for all of it.
         """
-        for wish in self._noted:
-            self._wishes.put(wish)
-        if self._noted and self._thread is None:
+        if not self._noted:
+            return
+        self._last += 1
+        self._wishes.put((self._last, tuple(self._noted)))
+        self._noted.clear()
+        if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="nbtasks-disk", daemon=True)
             self._thread.start()
-        self._noted.clear()
 
     def close(self) -> None:
         """End the thread, if it is not held up by the disk."""

@@ -284,7 +284,6 @@ class Server:
         if self._disk is not None and buffers and self.scheduler.role_of(peer):
             self._keep(self._disk, peer, messages, buffers)
         frames = iter(buffers)
-        receive = self.scheduler.receive
         for message in messages:
             kind = type(message)
             if kind is Hello:
@@ -297,7 +296,7 @@ class Server:
             elif self.store_failed_at is not None and kind in (Define, Submit):
                 take(frames, frames_of(message))  # it will come again
             else:
-                actions += receive(peer, message, instant, frames)
+                actions += self.scheduler.receive(peer, message, instant, frames)
 
     def _greet(self, peer: bytes, hello: Hello, instant: Now) -> list[Action]:
         """Make a peer known, and welcome it before it hears anything else."""

@@ -375,7 +375,7 @@ class Scheduler:
             self._out.append(Send(peer, Lacking(tuple(sorted(lacking)))))
             return
         for call in submit.calls:
-            payload = take(buffers, call.frames) if call.frames else ()
+            payload = take(buffers, call.frames)
             if call.id in self.tasks:
                 self._follow_open(peer, self.tasks[call.id], 0)
             elif submit.again and (row := self._find(call.id)) is not None:
@@ -794,7 +794,7 @@ class Scheduler:
         return task
 
     def _done(self, peer: bytes, done: Done, now: Now, buffers: Iterator[Any]) -> None:
-        payload = take(buffers, done.frames) if done.frames else ()
+        payload = take(buffers, done.frames)
         worker = self._worker_of[peer]
         self._note(worker, done.ticket, now)
         if done.ticket in worker.held:  # or it is an answer of an earlier attempt

@@ -28,7 +28,7 @@ import stat
 import struct
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -82,31 +82,35 @@ class Segments:
 
     def keep(self, view: memoryview) -> Buffer:
         """Return what is to travel for a piece: a reference, or a copy of what is not large."""
-        if view.nbytes < LARGE:
-            return bytes(view)
-        try:
-            name = self._put_held(view) or self._put(view)
-        except (OSError, ClusterError) as error:
-            log.warning("cannot put %d bytes into %s: %s", view.nbytes, self._folder, error)
-            return bytes(view)
-        return _REFERENCE.pack(_MAGIC, view.nbytes, bytes.fromhex(name))
+        return self._in_file(view, self._refer)
 
     def hold(self, view: memoryview) -> Buffer:
         """Return a piece as it is now, for `keep` to send again and again without a look at it.
 
         The file's name is ours for as long as somebody has what is returned.
         """
+        return self._in_file(view, self._map)
+
+    def _in_file(self, view: memoryview, put: Callable[[memoryview], Buffer]) -> Buffer:
+        """Put a piece into a file, or copy it where it is not large or there is no place."""
         if view.nbytes < LARGE:
             return bytes(view)
-        name = secrets.token_hex(16)
-        path = self._folder / name
         try:
-            self._write(name, view)
-            with path.open("rb") as file:
-                held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return put(view)
         except (OSError, ClusterError) as error:
             log.warning("cannot put %d bytes into %s: %s", view.nbytes, self._folder, error)
             return bytes(view)
+
+    def _refer(self, view: memoryview) -> Buffer:
+        name = self._put_held(view) or self._put(view)
+        return _REFERENCE.pack(_MAGIC, view.nbytes, bytes.fromhex(name))
+
+    def _map(self, view: memoryview) -> Buffer:
+        name = secrets.token_hex(16)
+        path = self._folder / name
+        self._write(name, view)
+        with path.open("rb") as file:
+            held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._held[held] = name
         weakref.finalize(held, _remove_own, path, os.getpid())
         return memoryview(held)
