@@ -108,13 +108,22 @@ BLOWS = ("worker", "broker", "supervisor", "everything", "broker", "worker")
 
 
 def beat(cluster: nbtasks.Cluster, results: list[AsyncResult], rng: random.Random) -> None:
-    """Kill each kind of process, at instants that nobody foresees, while tasks run."""
+    """Kill each kind of process, at instants that nobody foresees, while tasks run.
+
+    Never the same task again before it is over: struck three times it is given up, as promised.
+    """
     for blow in BLOWS:
         begun = sum(result.ready() for result in results)
         eventually(lambda begun=begun: sum(result.ready() for result in results) > begun)
+        eventually(lambda: not any(is_struck(result) for result in results))
         victims = victims_of(blow, cluster)
         time.sleep(rng.random() / 50)
         kill(*victims)
+
+
+def is_struck(result: AsyncResult) -> bool:
+    """Say whether an open task has lost its process before."""
+    return not result.ready() and any(moment.what == "AGAIN" for moment in result.history)
 
 
 def endings(result: AsyncResult) -> list[str]:
