@@ -155,7 +155,7 @@ def test_a_rate_limit_is_told_as_what_a_task_waits_for(open_notebook, expect):
     notebook.run(0)
     notebook.run(1)
 
-    waiting = row(notebook.cell(1), "waiting")
+    waiting = row(notebook.cell(1), "waiting", "slow(2)")
     expect(waiting).to_contain_text("rate limit 1/m")
     press(waiting, "Cancel")
     expect(notebook.cell(1).locator(STATIC)).to_contain_text("1 done · 1 cancelled")
