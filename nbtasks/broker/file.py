@@ -88,11 +88,11 @@ def too_new(path: Path, version: int, newest: int) -> StoreTooNew:
     )
 
 
-def decoder(path: Path, kind: type[_T]) -> Callable[[bytes], _T]:
+def decoder(path: Path, kind: type[_T]) -> Callable[[bytes | bytearray], _T]:
     """Return a function that reads what the store holds as msgpack."""
     decode = msgspec.msgpack.Decoder(kind).decode
 
-    def read(data: bytes) -> _T:
+    def read(data: bytes | bytearray) -> _T:
         try:
             return decode(data)
         except (msgspec.MsgspecError, ValueError, TypeError) as error:

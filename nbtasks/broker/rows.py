@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Final
 
 from msgspec.structs import replace
 
+from nbtasks.broker.journal import StateRow
 from nbtasks.core.actions import (
     Row,
     Save,
@@ -165,10 +166,15 @@ def call_payloads(save: SaveCall) -> Iterator[tuple[int, int, int, int, Buffer]]
         yield save.seq, 0, *part
 
 
-def is_usual(task: Task) -> bool:
-    """Return whether a task has nothing but what `_USUAL` says."""
-    return (
-        task.due is None
+def state_row(task: Task, now: Now) -> StateRow:
+    """Return what a task is now, as a row: short, when there is nothing special about it."""
+    ended_at = task.ended_at if task.phase == DONE else None
+    if ended_at is None and task.phase == DONE:
+        ended_at = now.wall
+    row = (task.seq, task.phase, task.state, task.n, task.worker, task.ticket, ended_at)
+    if (
+        task.n <= 1  # else it may have been run again, for another client
+        and task.due is None
         and task.expires is None
         and task.eta is None
         and not task.retries
@@ -177,20 +183,10 @@ def is_usual(task: Task) -> bool:
         and task.limit_at is None
         and task.priority == DEFAULT_PRIORITY
         and task.queue == DEFAULT_QUEUE
-    )
-
-
-def rest_of(task: Task, now: Now) -> tuple[Any, ...]:
-    """Return the columns that `_USUAL` stands for."""
-    due = task.due
-    due_at = None if due is None else due - now.boot + now.wall
+    ):
+        return row
+    due_at = None if task.due is None else task.due - now.boot + now.wall
     return (
-        task.priority, task.queue, task.retries, task.deaths, due, due_at, task.eta, task.expires,
-        task.wish, task.limit_at,
+        *row, bytearray(task.client), task.priority, task.queue, task.retries, task.deaths,
+        task.due, due_at, task.eta, task.expires, task.wish, task.limit_at,
     )  # fmt: skip
-
-
-def end_of(task: Task, now: Now) -> float | None:
-    if task.phase != DONE:
-        return None
-    return now.wall if task.ended_at is None else task.ended_at

@@ -75,6 +75,10 @@ DRAIN = 5_000
 HOUSEKEEPING = 5.0
 #: Seconds between two attempts to write when the store cannot.
 STORE_RETRY = 0.2
+#: Seconds without news after which the store's journal is brought into its tables, and how many
+#: rows of it at once: whoever comes then waits for some milliseconds at most.
+QUIET = 0.05
+CATCH_UP = 500
 #: Seconds that a confirmation nobody waits for is held back, to travel with other news.
 LAZY = 0.005
 #: Seconds between two looks for files that nobody needs.
@@ -168,7 +172,9 @@ class Server:
         #: How often each peer was told no since the last look around.
         self._refusals: dict[bytes, int] = {}
         self.store_failed_at: float | None = None
-        self._next_look = self._next_sweep = self.started.boot
+        self._next_look = self._next_sweep = self._next_catch_up = self.started.boot
+        #: Whether the last poll brought nothing.
+        self._quiet = False
         self._busy_at = self.started.boot
         self.carry_out(
             self.scheduler.restore(self.store.open_tasks(self.started), self.started), self.started
@@ -218,6 +224,9 @@ class Server:
                 log.info("the supervisor is gone")
                 self.running = False  # but what it said last still counts
             self.turn(now())
+            self._quiet = not ready
+            if self._quiet:
+                self._catch_up(now())
 
     def obey_signals(self) -> None:
         """Leave in an orderly way on SIGTERM; ignore SIGINT, which is the notebook's."""
@@ -245,6 +254,8 @@ class Server:
             wait = min(wait, STORE_RETRY)
         if self._lazy:
             wait = min(wait, max(self._lazy_until - instant.boot, 0.0))
+        if self.store.behind and instant.boot >= self._next_catch_up:
+            wait = 0.0 if self._quiet else min(wait, QUIET)
         return int(wait * 1000 + 0.999)
 
     def turn(self, instant: Now) -> None:
@@ -504,6 +515,16 @@ class Server:
             log.info("idle for %.0f s", self.settings.idle_timeout)
             actions.append(Send(self.scheduler.supervisor, Stop()))
         return actions
+
+    def _catch_up(self, instant: Now) -> None:
+        """Use a quiet moment to bring some of the store's journal into its tables."""
+        try:
+            self.store.settle(CATCH_UP)
+        except StoreCorrupt:
+            raise
+        except ClusterError as error:
+            self._next_catch_up = instant.boot + HOUSEKEEPING
+            log.warning("cannot tidy up: %s", error)
 
     def _tidy(self, instant: Now) -> None:
         """Drop results that have been kept long enough, and give disk space back: a little each."""

@@ -41,30 +41,31 @@ from nbtasks.broker.file import (
     make_private,
     too_new,
 )
+from nbtasks.broker.journal import Backlog, CallRow, Changes, Oldest
 from nbtasks.broker.rows import (
     BODY,
     SHORT_BODY,
     TaskRow,
     Turn,
     call_payloads,
-    end_of,
-    is_usual,
     joined,
     pack_given,
     parts,
-    rest_of,
+    state_row,
     task_for,
     unpack_given,
     without_known,
 )
-from nbtasks.core.actions import Save, SaveCall, SaveDefinition, SaveEvent, Task
-from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Define, Event, Now
+from nbtasks.broker.tables import statements
+from nbtasks.core.actions import Save, SaveDefinition
+from nbtasks.core.messages import Call, Define, Event, Now
 from nbtasks.core.states import ASSIGNED, DONE, PROPAGATE_STATES
+from nbtasks.exceptions import StoreCorrupt, StoreError
 from nbtasks.wire import segments
 from nbtasks.wire.connection import SEGMENTS
 
 #: SQL files, in order; the first makes version 1 of an empty file, each later one the next version.
-MIGRATIONS: Final = ("schema.sql", "schema_2.sql", "schema_3.sql")
+MIGRATIONS: Final = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")
 VERSION: Final = len(MIGRATIONS)
 
 #: `PRAGMA synchronous` by durability; "none" is a store in memory.
@@ -80,6 +81,7 @@ LOCK_TIMEOUT: Final = 5.0
 #: All that is emptied when everything is to be forgotten.
 TABLES: Final = (
     *("payloads", "events", "given", "tasks", "function_payloads", "functions", "notes", "revoked"),
+    "journal",
 )
 #: Values that one query names (SQLite before 3.32 takes 999).
 NAMED: Final = 999
@@ -90,6 +92,10 @@ CHILDREN: Final = 1_000
 FAMILIES: Final = 5_000
 #: Times that a file without a row is seen before it goes.
 SWEEPS: Final = 3
+#: Rows that may be in the journal and not yet in their tables; beyond that each turn brings more of
+#: the oldest there, so many more than there are too many.
+BACKLOG: Final = 16_000
+STRIDE: Final = 250
 #: Pages that are given back to the file system at once.
 SHRINK: Final = 1_000
 
@@ -103,49 +109,7 @@ _COLUMNS = (
     "expires, worker, ticket, ended_at, wish, limit_at, parent, root, accepted_at, call"
 )
 
-#: A new call, or the same task's next one; what cannot change is left as it was.
-_PUT_CALL = """
-INSERT INTO tasks (
-    seq, id, function, client, accepted_at, phase, state, n, worker, ticket, call, ended_at,
-    parent, root, priority, queue, retries, deaths, due, due_at, eta, expires, wish, limit_at
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {rest})
-ON CONFLICT (seq) DO UPDATE SET
-    client = excluded.client, phase = excluded.phase, state = excluded.state, n = excluded.n,
-    worker = excluded.worker, ticket = excluded.ticket, ended_at = excluded.ended_at,
-    call = excluded.call, priority = excluded.priority, queue = excluded.queue,
-    retries = excluded.retries, deaths = excluded.deaths, due = excluded.due,
-    due_at = excluded.due_at, eta = excluded.eta, expires = excluded.expires,
-    wish = excluded.wish, limit_at = excluded.limit_at
-"""
-
-#: A task that has its row. One that was forgotten in the meantime stays so.
-_PUT_TASK = """
-UPDATE tasks SET
-    (client, phase, state, n, worker, ticket, ended_at,
-     priority, queue, retries, deaths, due, due_at, eta, expires, wish, limit_at)
-    = (?, ?, ?, ?, ?, ?, ?, {rest})
-WHERE seq = ?
-"""
-
-# Most tasks have nothing special: to name that in the statement costs a third less than to bind it.
-# Python's sqlite3 binds None and bytes dearly: for each it raises an error and drops it. So None
-# stands in the statement as well, and where it counts a bytearray is bound.
-_USUAL = f"{DEFAULT_PRIORITY}, '{DEFAULT_QUEUE}', 0, 0, NULL, NULL, NULL, NULL, '', NULL"
-_PUT_USUAL_CALL = _PUT_CALL.format(rest=f"NULL, '', '', {_USUAL}")
-_PUT_USUAL_TASK = _PUT_TASK.format(rest=_USUAL)
-_PUT_ANY_CALL = _PUT_CALL.format(rest=", ".join("?" * 13))
-_PUT_ANY_TASK = _PUT_TASK.format(rest=", ".join("?" * 10))
-
-#: A task that ends with its first event and nothing special, as most do: one row instead of two.
-_PUT_USUAL_END = f"""
-UPDATE tasks SET
-    (phase, state, n, worker, ticket, ended_at, only_event,
-     priority, queue, retries, deaths, due, due_at, eta, expires, wish, limit_at)
-    = (?, ?, ?, ?, ?, ?, ?, {_USUAL})
-WHERE seq = ?
-"""
-
-_PUT_EVENT = "INSERT OR REPLACE INTO events (seq, n, event) VALUES (?, ?, ?)"
+_PUT_TURN = "INSERT INTO journal (turn, changes) VALUES (?, ?)"
 
 _PUT_PAYLOAD = "INSERT OR REPLACE INTO payloads (seq, n, frame, part, data) VALUES (?, ?, ?, ?, ?)"
 
@@ -261,12 +225,16 @@ class Store:
         #: Whether tasks have gone since functions were last looked through.
         self._tasks_gone = True
         self._clock_set = False
+        #: What is in the journal only, and the number of the turn that comes next.
+        self._backlog = Backlog()
+        self._turn = 1
         self._shrinking = False
         self._db = self._open()
         try:
             self._set_up()
             #: Random name of this store.
             self.name = self._meta("name")
+            self._take_up_journal()
             self._top = self.last_seq()
             self._load_functions()
             self._large = {seq for (seq,) in self._all(_WITH_FILES)}
@@ -389,8 +357,11 @@ class Store:
             return
         present = boot_id()
         if not present or self._meta("boot_id") != present:
-            self._db.execute(_TURN_CLOCK, (now.wall - now.boot,))
-            self._set_meta("boot_id", present)
+            self.settle()
+            with self._transaction("save"):
+                self._db.execute(_TURN_CLOCK, (now.wall - now.boot,))
+                self._set_meta("boot_id", present)
+        self._clock_set = True
 
     # --------------------------------------------------------------------------------- saving
 
@@ -405,34 +376,35 @@ class Store:
         if not saves:
             return
         turn = Turn(saves)
+        self._set_clock(now)
+        if turn.forgotten:
+            self.settle()
         try:
             with self._unlinking(), self._transaction("save"):
-                self._write(turn, now)
+                changes = self._write(turn, now)
+                excess = len(self._backlog) - BACKLOG
+                written = self._write_oldest(excess + STRIDE) if excess > 0 else None
         except BaseException:
             # Keys may have been given by what was taken back, and files let go of.
             self._load_functions()
             self._large = {seq for (seq,) in self._all(_WITH_FILES)}
             raise
-        self._clock_set = True
+        if written is not None:
+            self._backlog.drop(written)
+        self._backlog.add(self._turn, changes)
+        self._turn += 1
         if turn.calls:
             self._top = max(self._top, *turn.calls)
         if turn.forgotten:
             self._tasks_gone = True
 
-    def _write(self, turn: Turn, now: Now) -> None:
-        self._set_clock(now)
+    def _write(self, turn: Turn, now: Now) -> Changes:
+        """Write a turn; return what of it is in the journal only."""
         if self._large:
             self._let_go_of_arguments(turn)
         if turn.definitions:
             self._write_definitions(turn.definitions, now)
-        if turn.calls:
-            self._write_calls(turn.calls, turn.tasks, now)
-        if turn.tasks:
-            self._write_tasks(turn, now)
-        if turn.given or turn.cleared:
-            self._write_given(turn)
-        if turn.events:
-            self._write_events(turn.events)
+        self._write_payloads(turn)
         if turn.emptied:
             self._empty(turn.emptied)
         if turn.forgotten:
@@ -441,6 +413,121 @@ class Store:
             self._db.execute("DELETE FROM revoked WHERE id = ?", (task_id,))
             if kept:
                 self._db.execute("INSERT INTO revoked (id) VALUES (?)", (task_id,))
+        changes = self._changes(turn, now)
+        if changes:
+            self._db.execute(_PUT_TURN, (self._turn, bytearray(self._encode(changes))))
+        return changes
+
+    def _changes(self, turn: Turn, now: Now) -> Changes:
+        """Return the rows that a turn changes."""
+        calls: list[CallRow] = []
+        tasks, functions, encode = turn.tasks, self._functions, self._encode
+        # Not what their rows say already, and not what is over.
+        given = {
+            worker: notes
+            for worker, pairs in turn.given.items()
+            if (notes := [p for p in pairs if p[1] not in tasks and p[1] not in turn.calls])
+        }
+        for seq, save in turn.calls.items():
+            task = tasks.get(seq)
+            if task is None:
+                task = tasks[seq] = task_for(save)
+            function = functions.get((task.definition, task.name))
+            if function is None:
+                function = self._new_function(task.definition, task.name, now)
+            call = save.call
+            calls.append((
+                seq, task.id, function, bytearray(task.client), save.accepted_at, call.parent,
+                call.root, bytearray(encode(without_known(call, task))),
+            ))  # fmt: skip
+        states = [state_row(task, now) for task in tasks.values()]
+        events = [(save.seq, save.event.n, bytearray(encode(save.event))) for save in turn.events]
+        return Changes(calls, states, events, given, turn.cleared)
+
+    def _write_payloads(self, turn: Turn) -> None:
+        """Write what calls and events carry; what calls carried before goes."""
+        self._empty(seq for seq in turn.calls if seq <= self._top)
+        rows = [
+            part
+            for save in turn.calls.values()
+            if save.buffers or len(save.call.body) > SHORT_BODY
+            for part in call_payloads(save)
+        ]
+        rows += [
+            (save.seq, save.event.n, *part)
+            for save in turn.events
+            if save.buffers
+            for part in parts(save.buffers)
+        ]
+        self._put(_PUT_PAYLOAD, rows)
+        for seq, n, _, _, data in rows:
+            if name := segments.name_in(data):
+                self._spare.discard(name)  # it may have been that of the call before
+                if n == 0:
+                    self._large.add(seq)
+
+    # -------------------------------------------------------------- from the journal to the tables
+
+    @property
+    def behind(self) -> bool:
+        """Whether something is in the journal that is not yet in its tables."""
+        return bool(self._backlog)
+
+    def settle(self, rows: int | None = None) -> None:
+        """Bring what is in the journal into its tables.
+
+        Parameters
+        ----------
+        rows
+            How many rows of them at most, about; None: all.
+        """
+        if self._backlog:
+            with self._transaction("save"):
+                written = self._write_oldest(rows)
+            self._backlog.drop(written)
+
+    def _write_oldest(self, rows: int | None) -> Oldest:
+        """Write what is longest in the journal, and drop it there; return what it was."""
+        oldest = self._backlog.oldest(rows, self._turn)
+        for statement, values in statements(oldest.entries.values()):
+            self._put(statement, values)
+        for worker, pairs in self._backlog.notes_before(oldest.before):
+            self._db.execute(
+                "INSERT INTO given (worker, last, pairs) VALUES (?, ?, ?)",
+                (worker, pairs[-1][0], pack_given(pairs)),
+            )
+        cleared = list(self._backlog.cleared.items())
+        self._put("DELETE FROM given WHERE worker = ? AND last < ?", cleared)
+        self._db.execute("DELETE FROM journal WHERE turn < ?", (oldest.before,))
+        return oldest
+
+    def _take_up_journal(self) -> None:
+        decode = decoder(self.path, Changes)
+        for turn, changes in self._all("SELECT turn, changes FROM journal ORDER BY turn"):
+            self._backlog.add(turn, decode(changes))
+            self._turn = turn + 1
+
+    def _read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Return the rows of a query about tasks: what is in the journal counts as well."""
+        try:
+            self.settle()
+        except StoreCorrupt:
+            raise
+        except StoreError:
+            return self._read_ahead(query, values)
+        return self._all(query, values)
+
+    def _read_ahead(self, query: str, values: Sequence[Any]) -> list[Any]:
+        """Read on a full disk: what is in the journal is in the tables, in memory, as long."""
+        with self._errors("be read"):
+            self._db.execute("PRAGMA cache_spill = OFF")
+            self._db.execute("BEGIN")
+            try:
+                self._write_oldest(None)
+                return self._db.execute(query, values).fetchall()
+            finally:
+                self._db.execute("ROLLBACK")
+                self._db.execute("PRAGMA cache_spill = ON")
 
     def _write_definitions(self, saves: list[SaveDefinition], now: Now) -> None:
         for save in saves:
@@ -474,118 +561,14 @@ class Store:
         self._function_names[function] = names
         self._in_use.add(function)
 
-    def _write_calls(self, saves: dict[int, SaveCall], tasks: dict[int, Task], now: Now) -> None:
-        """Write new calls, and changed ones, with what their tasks have become in this turn."""
-        usual: list[tuple[Any, ...]] = []
-        special: list[tuple[Any, ...]] = []
-        payloads: list[tuple[Any, ...]] = []
-        functions, encode = self._functions, self._encode
-        for seq, save in saves.items():
-            task = tasks.pop(seq, None) or task_for(save)
-            function = functions.get((task.definition, task.name))
-            if function is None:
-                function = self._new_function(task.definition, task.name, now)
-            call = save.call
-            row = (
-                seq, task.id, function, bytearray(task.client), save.accepted_at, task.phase,
-                task.state, task.n, task.worker, task.ticket,
-                bytearray(encode(without_known(call, task))),
-            )  # fmt: skip
-            if task.phase != DONE and is_usual(task) and not call.parent and not call.root:
-                usual.append(row)
-            else:
-                end = end_of(task, now)
-                special.append((*row, end, call.parent, call.root, *rest_of(task, now)))
-            if save.buffers or len(call.body) > SHORT_BODY:
-                payloads.extend(call_payloads(save))
-        self._put(_PUT_USUAL_CALL, usual)
-        self._put(_PUT_ANY_CALL, special)
-        self._empty(seq for seq in saves if seq <= self._top)
-        self._put_payloads(payloads)
-
-    def _write_usual_ends(self, turn: Turn) -> list[int]:
-        """Write the tasks that end with their first event, event and all; return which."""
-        ends: list[tuple[Any, ...]] = []
-        others: list[SaveEvent] = []
-        tasks, encode = turn.tasks, self._encode
-        for save in turn.events:
-            event, task = save.event, tasks.get(save.seq)
-            if (
-                task is not None
-                and event.n == 1
-                and task.n == 1
-                and task.ended_at is not None
-                and not save.buffers
-                and is_usual(task)
-            ):
-                ends.append((
-                    task.phase, task.state, 1, task.worker, task.ticket, task.ended_at,
-                    bytearray(encode(event)), save.seq,
-                ))  # fmt: skip
-            else:
-                others.append(save)
-        self._put(_PUT_USUAL_END, ends)
-        turn.events = others
-        return [end[-1] for end in ends]
-
-    def _write_tasks(self, turn: Turn, now: Now) -> None:
-        tasks = turn.tasks
-        usual: list[tuple[Any, ...]] = []
-        special: list[tuple[Any, ...]] = []
-        for seq in self._write_usual_ends(turn):
-            del tasks[seq]
-        for seq, task in tasks.items():
-            row = (
-                task.client, task.phase, task.state, task.n, task.worker, task.ticket,
-                end_of(task, now),
-            )  # fmt: skip
-            if is_usual(task):
-                usual.append((*row, seq))
-            else:
-                special.append((*row, *rest_of(task, now), seq))
-        self._put(_PUT_USUAL_TASK, usual)
-        self._put(_PUT_ANY_TASK, special)
-
-    def _write_given(self, turn: Turn) -> None:
-        """Note who was given what; not what its row says already, and not what is over."""
-        for worker, pairs in turn.given.items():
-            notes = [p for p in pairs if p[1] not in turn.tasks and p[1] not in turn.calls]
-            if notes:
-                self._db.execute(
-                    "INSERT INTO given (worker, last, pairs) VALUES (?, ?, ?)",
-                    (worker, notes[-1][0], pack_given(notes)),
-                )
-        cleared = list(turn.cleared.items())
-        self._put("DELETE FROM given WHERE worker = ? AND last < ?", cleared)
-
     def _given(self) -> dict[int, tuple[int, str]]:
         """Return seq → (ticket, worker) of the last note on each task."""
         found: dict[int, tuple[int, str]] = {}
         with self._errors("be read"):
-            for worker, blob in self._all("SELECT worker, pairs FROM given"):
+            for worker, blob in self._read("SELECT worker, pairs FROM given"):
                 for ticket, seq in unpack_given(blob):
                     found[seq] = max(found.get(seq, (0, "")), (ticket, worker))
         return found
-
-    def _write_events(self, saves: list[SaveEvent]) -> None:
-        encode = self._encode
-        rows = [(save.seq, save.event.n, bytearray(encode(save.event))) for save in saves]
-        self._put(_PUT_EVENT, rows)
-        payloads = [
-            (save.seq, save.event.n, *part)
-            for save in saves
-            if save.buffers
-            for part in parts(save.buffers)
-        ]
-        self._put_payloads(payloads)
-
-    def _put_payloads(self, rows: list[tuple[Any, ...]]) -> None:
-        self._put(_PUT_PAYLOAD, rows)
-        for seq, n, _, _, data in rows:
-            if name := segments.name_in(data):
-                self._spare.discard(name)  # it may have been that of the call before
-                if n == 0:
-                    self._large.add(seq)
 
     def _put(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
         if rows:
@@ -660,16 +643,14 @@ class Store:
             The present instant: after another boot of the machine, what is due is told on its new
             boot clock.
         """
-        with self._transaction("be read"):
-            self._set_clock(now)
-        self._clock_set = True
+        self._set_clock(now)
         # In parcels, so that no cursor stays open while the caller saves.
         query = (
             f"SELECT {_COLUMNS} FROM tasks WHERE ended_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"
         )
         given = self._given()
         last = -1
-        while rows := self._all(query, (last, NAMED)):
+        while rows := self._read(query, (last, NAMED)):
             last = rows[-1][0]
             for row in map(self._row, rows):
                 ticket, worker = given.get(row.seq, (0, ""))
@@ -680,7 +661,7 @@ class Store:
     def find(self, task_id: str) -> TaskRow | None:
         """Return a task by its id, open or ended, or None."""
         query = f"SELECT {_COLUMNS} FROM tasks WHERE id = ? ORDER BY seq DESC LIMIT 1"
-        rows = self._all(query, (task_id,))
+        rows = self._read(query, (task_id,))
         return self._row(rows[0]) if rows else None
 
     def finds(self, task_ids: Iterable[str]) -> dict[str, TaskRow]:
@@ -688,7 +669,7 @@ class Store:
         found = {}
         for some, marks in _in_parcels(task_ids):
             query = f"SELECT {_COLUMNS} FROM tasks WHERE id IN {marks} ORDER BY seq"
-            for row in map(self._row, self._all(query, some)):
+            for row in map(self._row, self._read(query, some)):
                 found[row.id] = row
         return found
 
@@ -702,9 +683,13 @@ class Store:
     def calls(self, seqs: Iterable[int]) -> dict[int, tuple[Call, tuple[bytes, ...]]]:
         """Return the calls of these tasks with their payload frames."""
         found: dict[int, tuple[Call, tuple[bytes, ...]]] = {}
+        entries = self._backlog.entries
         for some, marks in _in_parcels(seqs):
             query = f"SELECT seq, id, function, call FROM tasks WHERE seq IN {marks}"
             read = {seq: self._whole(*rest) for seq, *rest in self._all(query, some)}
+            for seq in entries.keys() & set(some):
+                if row := entries[seq].call:
+                    read[seq] = self._whole(row[1], row[2], row[-1])
             apart = [seq for seq, call in read.items() if call.frames or not call.body]
             frames = self._call_frames(apart) if apart else {}
             for seq, call in read.items():
@@ -714,7 +699,7 @@ class Store:
                 found[seq] = whole, tuple(own.values())
         return found
 
-    def _whole(self, task_id: str, function: int, call: bytes) -> Call:
+    def _whole(self, task_id: str, function: int, call: bytes | bytearray) -> Call:
         """Return a call as it was before `without_known`, but for a long body."""
         read = self._call(call)
         if read.name or read.definition:
@@ -744,8 +729,8 @@ class Store:
     def events(self, seq: int, after: int = 0) -> list[tuple[Event, tuple[bytes, ...]]]:
         """Return what happened to a task after event number `after`, with payload frames."""
         query = "SELECT event FROM events WHERE seq = ? AND n > ? ORDER BY n"
-        events = [self._event(data) for (data,) in self._all(query, (seq, after))]
-        if after < 1:
+        events = [self._event(data) for (data,) in self._read(query, (seq, after))]
+        if after < 1 and not (events and events[0].n == 1):
             only = self._value("SELECT only_event FROM tasks WHERE seq = ?", (seq,))
             if only is not None:
                 events.insert(0, self._event(only))
@@ -793,7 +778,7 @@ class Store:
         """Return the ids of the tasks that a task sent, in order."""
         if not task_id:
             return []
-        rows = self._all(
+        rows = self._read(
             "SELECT id FROM tasks WHERE parent = ? AND parent != '' ORDER BY seq", (task_id,)
         )
         return [child for (child,) in rows]
@@ -806,7 +791,7 @@ class Store:
         found: dict[str, list[tuple[str, str, str]]] = {}
         room = FAMILIES
         for parent in filter(None, parents):
-            rows = self._all(_CHILDREN, (parent, min(CHILDREN, room)))
+            rows = self._read(_CHILDREN, (parent, min(CHILDREN, room)))
             if rows:
                 found[parent] = [self._child(*row) for row in rows]
                 room -= len(rows)
@@ -837,7 +822,7 @@ class Store:
                 f"ORDER BY seq DESC LIMIT ?) ORDER BY seq DESC"
             )
             values = (state, limit)
-        return [self._row(row) for row in self._all(query, values)]
+        return [self._row(row) for row in self._read(query, values)]
 
     def ended(self, limit: int, state: str | None = None) -> list[TaskRow]:
         """Return the tasks that ended last, newest first.
@@ -849,12 +834,12 @@ class Store:
         state
             Only those in this state, of the last `LATELY` that ended; None: all.
         """
-        return [self._row(row) for row in self._all(_ENDED, (LATELY, state, limit))]
+        return [self._row(row) for row in self._read(_ENDED, (LATELY, state, limit))]
 
     def counts(self) -> dict[str, int]:
         """Return how many tasks are in each state."""
         query = "SELECT state, count(*) FROM tasks INDEXED BY tasks_by_end GROUP BY state"
-        return dict(self._all(query))
+        return dict(self._read(query))
 
     def revoked(self) -> list[str]:
         """Return the ids that were revoked before their calls came, oldest first."""
@@ -862,7 +847,8 @@ class Store:
 
     def last_seq(self) -> int:
         """Return the highest `seq` of a task, 0 when there is none."""
-        return int(self._value("SELECT ifnull(max(seq), 0) FROM tasks"))
+        [(seq,)] = self._read("SELECT ifnull(max(seq), 0) FROM tasks")
+        return int(seq)
 
     # ------------------------------------------------------------------------------- small things
 
@@ -899,7 +885,7 @@ class Store:
             How many tasks at most; call again while it returns as many.
         """
         query = "SELECT seq FROM tasks WHERE ended_at < ? ORDER BY ended_at, seq LIMIT ?"
-        seqs = [seq for (seq,) in self._all(query, (before, limit))]
+        seqs = [seq for (seq,) in self._read(query, (before, limit))]
         if seqs:
             with self._unlinking(), self._transaction("drop what has expired"):
                 self._delete(seqs)
@@ -913,7 +899,7 @@ class Store:
         old = self._all("SELECT function FROM functions WHERE saved_at < ?", (before,))
         spare = {function for (function,) in old} - self._in_use
         if spare:
-            used = self._all("SELECT DISTINCT function FROM tasks INDEXED BY tasks_by_end")
+            used = self._read("SELECT DISTINCT function FROM tasks INDEXED BY tasks_by_end")
             spare.difference_update(function for (function,) in used)
         if not spare:
             return
@@ -951,7 +937,7 @@ class Store:
             for table in TABLES:
                 self._db.execute(f"DELETE FROM {table}")
             self._set_meta("name", name)
-        self.name, self._top = name, 0
+        self.name, self._top, self._backlog = name, 0, Backlog()
         self._in_use.clear()
         self._large.clear()
         self._load_functions()
@@ -973,4 +959,6 @@ class Store:
 
     def close(self) -> None:
         """Let go of the file."""
+        with contextlib.suppress(StoreError):  # the journal is kept
+            self.settle()
         self._db.close()

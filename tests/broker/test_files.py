@@ -234,7 +234,7 @@ def test_arguments_are_freed_by_a_turn_that_was_saved_at_the_second_try(store, k
     def fail(*_: object) -> None:
         raise StoreError("The disk is full.")
 
-    monkeypatch.setattr(store, "_write_tasks", fail)
+    monkeypatch.setattr(store, "_changes", fail)
     with pytest.raises(StoreError):
         finish(store, task)
     monkeypatch.undo()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -39,6 +42,7 @@ from nbtasks.wire import sockets
 from nbtasks.wire.connection import (
     EXIT_CONFIG,
     FAILED_FILE,
+    STORE_FILE,
     prepare_directory,
     read_connection,
 )
@@ -78,6 +82,24 @@ def test_confirmed_call_is_in_the_store(client: Client) -> None:
 
     assert record.accepted
     assert client.ask("show", id=record.id)["phase"] == "queued"
+
+
+def test_quiet_moments_bring_the_journal_into_its_tables(client: Client, runtime: Path) -> None:
+    client.submit(a_call(), (), DEFINE, confirm=True)
+
+    until(lambda: tables_of(runtime) == (0, 1))
+
+
+def tables_of(runtime: Path) -> tuple[int, int]:
+    """Return how many rows there are in the journal and in the table of tasks."""
+    with tempfile.TemporaryDirectory() as place:
+        for file in runtime.glob(f"{STORE_FILE}*"):
+            shutil.copy(file, place)
+        with contextlib.closing(sqlite3.connect(Path(place) / STORE_FILE)) as copy:
+            [counts] = copy.execute(
+                "SELECT (SELECT count(*) FROM journal), (SELECT count(*) FROM tasks)"
+            )
+    return counts
 
 
 def test_same_id_again_is_the_same_task(client: Client) -> None:

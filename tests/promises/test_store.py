@@ -233,8 +233,8 @@ def test_acknowledgement_that_is_lost_makes_no_second_task(short_path: Path, mea
     record = client.submit(Call(new_id(), DIGEST, "f", b"x"), (), DEFINE)
     broker.process.wait(SOON)
     broker.kill()  # nothing is left but its descriptors
-    with contextlib.closing(sqlite3.connect(broker.runtime / STORE_FILE)) as store:
-        [(saved,)] = store.execute("SELECT count(*) FROM tasks")
+    with contextlib.closing(Store(broker.runtime / STORE_FILE, "full")) as store:
+        saved = len(store.listing())
     assert (saved, record.accepted) == (1, False)
 
     broker._before = ""

@@ -1,0 +1,170 @@
+"""What is saved and not yet in its tables.
+
+    Store.commit ── Changes ──▶ journal: one row a turn, on the disk with the commit
+                       └──────▶ Backlog: the same in memory, each task once ──▶ tables, later
+
+A row of its own for each change of each task would be more than half of all that a broker does. So
+a turn is saved as one row: the rows that it changes, as they shall be. They reach their tables many
+turns at once, and most tasks have begun and ended by then: each is written once instead of three
+times. After a crash the journal is read, and all goes on as before; to write something twice does
+no harm, as each row says how it shall be and the last one wins.
+
+Knows no database.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+#: seq, id, function, client, accepted_at, parent, root, call.
+CallRow = tuple[int, str, int, bytearray, float, str, str, bytearray]
+#: seq, phase, state, n, worker, ticket, ended_at; then, where a task has anything special: client,
+#: priority, queue, retries, deaths, due, due_at, eta, expires, wish, limit_at.
+StateRow = tuple[Any, ...]
+#: seq, n, event.
+EventRow = tuple[int, int, bytearray]
+#: ticket, seq.
+Pair = tuple[int, int]
+
+#: Columns of a state that has nothing special.
+USUAL: Final = 7
+
+
+class Changes(msgspec.Struct, array_like=True):
+    """What a turn changes, as rows.
+
+    Stores of former versions hold it: whatever is added must have a default.
+    """
+
+    calls: list[CallRow] = []
+    states: list[StateRow] = []
+    events: list[EventRow] = []
+    #: Worker → what it was given.
+    given: dict[str, list[Pair]] = {}
+    #: Worker → below which ticket that is over.
+    cleared: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.calls or self.states or self.events or self.given or self.cleared)
+
+
+class Entry:
+    """What is to be written of one task."""
+
+    __slots__ = ("call", "events", "since", "state")
+
+    def __init__(self, since: int) -> None:
+        #: The turn of the first change that is not in the tables.
+        self.since = since
+        self.call: CallRow | None = None
+        self.state: StateRow | None = None
+        self.events: list[EventRow] = []
+
+    def only_event(self) -> bytearray | None:
+        """Return the one event of a task that ended with it and has nothing special, or None."""
+        state, events = self.state, self.events
+        if (
+            state is not None
+            and len(events) == 1
+            and len(state) == USUAL
+            and state[6] is not None
+            and state[3] == events[0][1] == 1
+        ):
+            return events[0][2]
+        return None
+
+
+class Oldest(NamedTuple):
+    """The part of a backlog that is to be written next."""
+
+    entries: dict[int, Entry]
+    #: The turns before this one are not needed any more, once that is written.
+    before: int
+
+
+class Backlog:
+    """What is in the journal and not yet in its tables, the oldest first."""
+
+    def __init__(self) -> None:
+        #: By seq.
+        self.entries: dict[int, Entry] = {}
+        #: Worker → below which ticket what it was given is over, where the tables do not say so.
+        self.cleared: dict[str, int] = {}
+        self._events = 0
+        #: Turn, worker and what it was given then.
+        self._given: deque[tuple[int, str, list[Pair]]] = deque()
+        #: As `cleared`, of all whose notes may still be here.
+        self._over: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.entries or self._given or self.cleared)
+
+    def __len__(self) -> int:
+        """Return how many rows are to be written, about."""
+        return len(self.entries) + self._events
+
+    def add(self, turn: int, changes: Changes) -> None:
+        """Take in what a turn has changed."""
+        entries = self.entries
+        for row in changes.calls:
+            entry = entries.get(row[0])
+            if entry is None:
+                entry = entries[row[0]] = Entry(turn)
+            # A call that comes again changes nothing else of what does not change.
+            entry.call = row if entry.call is None else (*entry.call[:-1], row[-1])
+        for state in changes.states:
+            entry = entries.get(state[0])
+            if entry is None:
+                entry = entries[state[0]] = Entry(turn)
+            entry.state = state
+        for event in changes.events:
+            entry = entries.get(event[0])
+            if entry is None:
+                entry = entries[event[0]] = Entry(turn)
+            entry.events.append(event)
+        for worker, pairs in changes.given.items():
+            self._given.append((turn, worker, pairs))
+        self.cleared |= changes.cleared
+        self._over |= changes.cleared
+        self._events += len(changes.events)
+
+    def oldest(self, rows: int | None, coming: int) -> Oldest:
+        """Return what is to be written next.
+
+        Parameters
+        ----------
+        rows
+            How many rows, about; None: all.
+        coming
+            The turn that comes next.
+        """
+        found: dict[int, Entry] = {}
+        room = len(self) if rows is None else rows
+        for seq, entry in self.entries.items():
+            if room <= 0:
+                return Oldest(found, entry.since)
+            found[seq] = entry
+            room -= 1 + len(entry.events)
+        return Oldest(found, coming)
+
+    def notes_before(self, turn: int) -> Iterator[tuple[str, list[Pair]]]:
+        """Yield what workers were given before a turn, as far as it is not over."""
+        for when, worker, pairs in self._given:
+            if when >= turn:
+                break
+            if pairs[-1][0] >= self._over.get(worker, 0):
+                yield worker, pairs
+
+    def drop(self, written: Oldest) -> None:
+        """Let go of what is in the tables now, notes and all."""
+        for seq in written.entries:
+            self._events -= len(self.entries.pop(seq).events)
+        while self._given and self._given[0][0] < written.before:
+            self._given.popleft()
+        if not self._given:
+            self._over.clear()
+        self.cleared.clear()
