@@ -106,7 +106,6 @@ def leave_some_open(cluster: nbtasks.Cluster) -> None:
     eventually(lambda: all(status(name)[0] == "running" for name in names))
     nbtasks.AsyncResult("running").revoke()  # a wish: it has begun
     give_to_the_frozen(cluster)
-    queue_some(cluster)
 
 
 def give_to_the_frozen(cluster: nbtasks.Cluster) -> None:
@@ -162,7 +161,9 @@ def main() -> None:
         cluster.worker_pids()
         end_some()
         leave_some_open(cluster)
-        kill(*family(cluster))
+        everybody = family(cluster)
+        queue_some(cluster)  # in the journal only
+        kill(*everybody)
         time.sleep(0.5)
         content = snapshot(place)
     finally:
