@@ -49,7 +49,6 @@ from nbtasks.core.messages import (
     Stop,
     Submit,
     Welcome,
-    frames_of,
     take,
 )
 from nbtasks.core.scheduler import Scheduler
@@ -305,7 +304,7 @@ class Server:
             elif kind is Ask and self.scheduler.role_of(peer) == "client":
                 questions.append((peer, message))
             elif self.store_failed_at is not None and kind in (Define, Submit):
-                take(frames, frames_of(message))  # it will come again
+                take(frames, message.frames)  # it will come again
             else:
                 actions += self.scheduler.receive(peer, message, instant, frames)
 

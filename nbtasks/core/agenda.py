@@ -112,6 +112,14 @@ class _Level:
                 lines.append(line)
 
 
+class First(NamedTuple):
+    """A task whose turn it is, and where it stands."""
+
+    task: Task
+    queue: str
+    priority: int
+
+
 class Ready:
     """Tasks that wait for a worker: by priority, 9 first; then fair between clients."""
 
@@ -133,25 +141,38 @@ class Ready:
         level.push(task, front)
         self._count += 1
 
-    def peek(self, queues: tuple[str, ...]) -> Task | None:
+    def first(self, queues: tuple[str, ...]) -> First | None:
         """Return the task whose turn it is in these queues (none named: in all), or None."""
-        best = self._best(queues)
-        return None if best is None else best[2].head()
+        best: _Level | None = None
+        best_queue, best_priority = "", -1
+        for queue in queues or self._queues:
+            levels = self._queues.get(queue)
+            if not levels:
+                continue
+            priority = max(levels)
+            if priority < best_priority:
+                continue
+            level = levels[priority]
+            if best is None or priority > best_priority or level.head().seq < best.head().seq:
+                best, best_queue, best_priority = level, queue, priority
+        return None if best is None else First(best.head(), best_queue, best_priority)
 
-    def pop(self, queues: tuple[str, ...]) -> Task | None:
-        """Take the task whose turn it is in these queues (none named: in all), or None."""
-        best = self._best(queues)
-        if best is None:
-            return None
-        queue, priority, level = best
+    def take(self, first: First) -> Task:
+        """Take a task out whose turn it is."""
+        levels = self._queues[first.queue]
+        level = levels[first.priority]
         task = level.pop()
         self._count -= 1
         if not level.lines:
-            levels = self._queues[queue]
-            del levels[priority]
+            del levels[first.priority]
             if not levels:
-                del self._queues[queue]
+                del self._queues[first.queue]
         return task
+
+    def pop(self, queues: tuple[str, ...]) -> Task | None:
+        """Take the task whose turn it is in these queues (none named: in all), or None."""
+        first = self.first(queues)
+        return None if first is None else self.take(first)
 
     def line(self, queues: tuple[str, ...]) -> Iterator[Task]:
         """Yield the tasks of these queues (none named: of all) in the order of `pop`.
@@ -170,19 +191,3 @@ class Ready:
             queue: sum(len(line) for level in levels.values() for line in level.lines.values())
             for queue, levels in self._queues.items()
         }
-
-    def _best(self, queues: tuple[str, ...]) -> tuple[str, int, _Level] | None:
-        best: tuple[str, int, _Level] | None = None
-        for name in queues or self._queues:
-            levels = self._queues.get(name)
-            if not levels:
-                continue
-            priority = max(levels)
-            level = levels[priority]
-            if (
-                best is None
-                or priority > best[1]
-                or (priority == best[1] and level.head().seq < best[2].head().seq)
-            ):
-                best = name, priority, level
-        return best

@@ -79,6 +79,11 @@ class Part(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False, tag=True):
     """Something that one process says to another."""
 
+    @property
+    def frames(self) -> int:
+        """How many payload frames belong to it; messages that may have any say so themselves."""
+        return 0
+
 
 # ---------------------------------------------------------------------------------------- parts
 
@@ -249,6 +254,10 @@ class Submit(Message, frozen=True):
     #: Whether somebody waits for Accepted; otherwise it may come a little later, with other news.
     urgent: bool = False
 
+    @property
+    def frames(self) -> int:
+        return sum([call.frames for call in self.calls])
+
 
 class Accepted(Message, frozen=True):
     """These batches are in the store."""
@@ -408,6 +417,10 @@ class Run(Message, frozen=True):
     #: As in `Event.text`.
     verdict: str = ""
 
+    @property
+    def frames(self) -> int:
+        return 0 if self.call is None else self.call.frames
+
 
 class Recall(Message, frozen=True):
     """Give back what has not begun: these tickets, or all (empty)."""
@@ -558,15 +571,6 @@ WORDS: dict[str, frozenset[type]] = {
     "worker": frozenset({Bye, Started, Report, Output, Done, Again, Returned, Fetch}),
     "supervisor": frozenset({Bye, Pool, Died, Stop}),
 }  # fmt: skip
-
-
-def frames_of(message: Any) -> int:
-    """Return how many payload frames belong to a message."""
-    if type(message) is Submit:
-        return sum(call.frames for call in message.calls)
-    if type(message) is Run:
-        return message.call.frames if message.call is not None else 0
-    return getattr(message, "frames", 0)
 
 
 def take(buffers: Iterator[Any], count: int) -> tuple[Any, ...]:

@@ -86,7 +86,6 @@ from nbtasks.core.messages import (
     Submit,
     Unfollow,
     Update,
-    frames_of,
     take,
 )
 from nbtasks.core.needs import Needs
@@ -181,7 +180,7 @@ class Scheduler:
         if type(message) is Hello or type(message) in WORDS.get(role, ()):
             self._receivers[type(message)](peer, message, now, buffers)
         else:
-            take(buffers, frames_of(message))
+            take(buffers, message.frames)
             why = f"A {role} may not say {type(message).__name__}." if role else STRANGER
             self._out.append(Send(peer, Refused(why)))
         return self._hand_over()

@@ -289,9 +289,10 @@ class Workers:
     def _next(self, worker: Worker, now: Now, ahead: bool) -> Task | None:
         """Take the task that this worker shall run next, or None."""
         ready, queues = self.ready, worker.queues
-        while (task := ready.peek(queues)) is not None:
+        while (first := ready.first(queues)) is not None:
+            task = first.task
             if task.phase != QUEUED:
-                ready.pop(queues)  # it was revoked, has expired, or was hastened before
+                ready.take(first)  # it was revoked, has expired, or was hastened before
                 rate = self.of(task).rate
                 if rate is not None and not rate.timer:
                     self.release(rate)  # the start that it was let go for is another's
@@ -299,7 +300,7 @@ class Workers:
             definition = self.of(task)
             if ahead and not definition.may_wait(task):
                 return None
-            ready.pop(queues)
+            ready.take(first)
             rate = definition.rate
             if rate is None or self._may_start(rate, definition.policy.interval, task, now):
                 return task

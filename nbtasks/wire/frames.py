@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from nbtasks.core.messages import PROTOCOL_VERSION, FromBroker, ToBroker, frames_of, take
+from nbtasks.core.messages import PROTOCOL_VERSION, FromBroker, ToBroker, take
 
 __all__ = [
     "PIECE",
@@ -120,7 +120,7 @@ def _unpack(
         messages = decoder.decode(parts[1])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"The messages cannot be read: {error}") from None
-    claimed = sum(map(frames_of, messages))
+    claimed = sum([message.frames for message in messages])
     if claimed != len(parts) - 2:
         raise ProtocolError(f"The messages claim {claimed} payload frames, {len(parts) - 2} came.")
     return first[4:], messages, list(parts[2:])

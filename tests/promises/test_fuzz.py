@@ -59,7 +59,7 @@ def is_read(parts: list[bytes]) -> bool:
             continue
         read = True
         assert all(isinstance(message, msgspec.Struct) for message in messages)
-        assert sum(map(frames.frames_of, messages)) == len(buffers)
+        assert sum(message.frames for message in messages) == len(buffers)
     return read
 
 

@@ -26,7 +26,6 @@ from nbtasks.core.messages import (
     Policy,
     Run,
     Welcome,
-    frames_of,
     take,
 )
 from nbtasks.wire import payloads, segments, sockets
@@ -112,7 +111,7 @@ class FakeBroker:
         _, messages, buffers = unpack_to_broker(parts)
         frames = iter(buffers)
         for message in messages:
-            payload = take(frames, frames_of(message))
+            payload = take(frames, message.frames)
             if payload:
                 self._payloads.append((message, payload))
             if isinstance(message, Fetch) and message.digest in self._definitions:
