@@ -399,8 +399,8 @@ class Scheduler:
         task = Task(
             self._seq, call.id, definition.digest, definition.name if digest else call.name, peer,
             call.priority, self._queues.setdefault(call.queue, call.queue), WAITING,
-            retries=call.retries, due=call.due, eta=call.eta, expires=call.expires,
-            options=call.options,
+            states.PENDING, 0, call.retries, 0, call.due, call.eta, call.expires, "", 0, None, "",
+            None, call.options,
         )  # fmt: skip
         self.tasks[call.id] = task
         self._out.append(SaveCall(task.seq, call, peer, now.wall, buffers))
@@ -766,10 +766,12 @@ class Scheduler:
         if task.state == states.SUCCESS:
             return  # never overwritten by anything
         task.state = said.state
-        event = self._event(
-            task, now, "state", state=said.state, body=said.body, frames=said.frames,
-            traceback=said.traceback, worker=task.worker, retries=task.retries,
-            at=getattr(said, "at", 0.0), final=said.state in states.READY_STATES,
+        task.n += 1
+        at = said.at if type(said) is Report else 0.0
+        event = Event(
+            task.id, task.n, at or now.wall, "state", said.state, said.body, said.frames, "",
+            said.traceback, task.worker, 0, task.retries, 0.0, None, (),
+            said.state in states.READY_STATES,
         )  # fmt: skip
         self._tell(task, event, buffers)
         self._save(task)
