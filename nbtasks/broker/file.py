@@ -7,6 +7,7 @@ refused by name and left as it is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import struct
@@ -121,9 +122,10 @@ def error_of(path: Path, doing: str, error: Exception) -> StoreError:
             f"The store {path} is in use: {error}. Another process, perhaps another broker or a "
             f"database tool, has it open. Stop that (nbtasks stop), or use another dir."
         )
+    full = code == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
     hint = (
         "The disk (or a quota) is full: free some space, and it goes on by itself."
-        if code == sqlite3.SQLITE_FULL
+        if full
         else "Look at the disk and at the rights of the file and its directory."
     )
     return StoreError(

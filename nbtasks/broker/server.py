@@ -335,6 +335,7 @@ class Server:
             through = self._disk.through
             for key in [key for key, wish in self._awaits_disk.items() if wish <= through]:
                 del self._awaits_disk[key]
+                self._sync()
                 self._send(key[0], [Accepted((key[1],))], [])
 
     def _without_unkept(self, peer: bytes, accepted: Accepted) -> Accepted:
@@ -441,8 +442,24 @@ class Server:
             for message, buffers in self._look_up(send, calls):
                 batch[0].append(message)
                 batch[1].extend(buffers)
-        for peer, (messages, payload) in batches.items():
+        # A worker may begin before the disk has the call: who could tell dies with the same power.
+        role_of = self.scheduler.role_of
+        for peer in sorted(batches, key=lambda peer: role_of(peer) != "worker"):
+            if role_of(peer) != "worker":
+                self._sync()
+            messages, payload = batches[peer]
             self._send(peer, self._lazy.pop(peer, []) + messages, payload)
+
+    def _sync(self) -> None:
+        """Let what was saved reach the disk; where that fails, nobody hears anything meanwhile."""
+        while True:
+            try:
+                return self.store.sync()
+            except ClusterError as error:
+                if not self.running:
+                    raise
+                log.error("the disk does not keep the store: %s", error)
+            time.sleep(STORE_RETRY)
 
     def _hold_back(self, send: Send) -> None:
         """Keep a confirmation until there is other news for its peer, or for a moment.
@@ -456,6 +473,7 @@ class Server:
     def _send_held_back(self, instant: Now) -> None:
         if self._lazy and instant.boot >= self._lazy_until:
             held, self._lazy = self._lazy, {}
+            self._sync()
             for peer, messages in held.items():
                 self._send(peer, messages, [])
 

@@ -1,11 +1,13 @@
 """What a cluster must not forget: one SQLite file, written by the broker alone.
 
     Scheduler ─ saves ─▶ Store.commit ─▶ one transaction a turn ─▶ store.sqlite-wal ─▶ store.sqlite
-                                          (fdatasync in "full")        (checkpoints)
+                                                          (`sync` in "full")   (checkpoints)
 
 * All saves of a turn become one transaction, so a state, its event and the acknowledgement that
   follows cannot part. A task that changed several times in a turn is written once, as it is at the
   end; saving the same turn again, after a full disk, changes nothing.
+* What is committed survives the death of any process. That it survives a loss of power too is for
+  whoever waits to be told: `sync` is called before, and not before a call is given to a worker.
 * The rows that change often are small: long bodies and buffers lie in tables of their own.
 * The lock on the file is kept from opening to closing. A second broker is refused instead of
   writing beside the first.
@@ -62,14 +64,14 @@ from nbtasks.core.messages import Call, Define, Event, Now
 from nbtasks.core.states import ASSIGNED, DONE, PROPAGATE_STATES
 from nbtasks.exceptions import StoreCorrupt, StoreError
 from nbtasks.wire import segments
-from nbtasks.wire.connection import SEGMENTS
+from nbtasks.wire.connection import SEGMENTS, sync
 
 #: SQL files, in order; the first makes version 1 of an empty file, each later one the next version.
 MIGRATIONS: Final = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")
 VERSION: Final = len(MIGRATIONS)
 
-#: `PRAGMA synchronous` by durability; "none" is a store in memory.
-DURABILITY: Final = {"full": "FULL", "normal": "NORMAL", "none": "OFF"}
+#: "none" is a store in memory.
+DURABILITY: Final = ("full", "normal", "none")
 #: Bytes of SQLite's page cache.
 CACHE: Final = 2 * 1024 * 1024
 #: Pages in the write-ahead log after which they are moved to the file.
@@ -98,6 +100,9 @@ BACKLOG: Final = 16_000
 STRIDE: Final = 250
 #: Pages that are given back to the file system at once.
 SHRINK: Final = 1_000
+
+#: Data only, where the system makes a difference: that a file was written to is no news.
+_sync_data = getattr(os, "fdatasync", os.fsync)
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -229,6 +234,10 @@ class Store:
         self._backlog = Backlog()
         self._turn = 1
         self._shrinking = False
+        #: Whether something was saved that a loss of power could take back.
+        self._unsynced = False
+        #: Descriptor of the write-ahead log.
+        self._log: int | None = None
         self._db = self._open()
         try:
             self._set_up()
@@ -268,7 +277,7 @@ class Store:
                 close_to_others(self.path)
                 self._db.execute("PRAGMA journal_mode = WAL")
             for setting in (
-                f"synchronous = {DURABILITY[self.durability]}",
+                "synchronous = NORMAL",  # the rest is for `sync`
                 f"cache_size = -{CACHE // 1024}",
                 f"wal_autocheckpoint = {CHECKPOINT}",
                 f"journal_size_limit = {LOG_LIMIT}",
@@ -327,6 +336,7 @@ class Store:
             try:
                 yield self._db
                 self._db.execute("COMMIT")
+                self._unsynced = True
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -466,6 +476,27 @@ class Store:
                 if n == 0:
                     self._large.add(seq)
 
+    def sync(self) -> None:
+        """Let what is saved survive a loss of power, if that is promised.
+
+        SQLite would do so at each commit (`synchronous = FULL`); this waits for it once, and later.
+
+        Raises
+        ------
+        StoreError
+            When the disk fails; it may be tried again.
+        """
+        if not self._unsynced or self.durability != "full":
+            return
+        try:
+            if self._log is None:
+                self._log = os.open(log_of(self.path), os.O_RDWR)
+                sync(self.path.parent)
+            _sync_data(self._log)
+        except OSError as error:
+            raise error_of(self.path, "be synced", error) from error
+        self._unsynced = False
+
     # -------------------------------------------------------------- from the journal to the tables
 
     @property
@@ -482,8 +513,10 @@ class Store:
             How many rows of them at most, about; None: all.
         """
         if self._backlog:
+            unsynced = self._unsynced
             with self._transaction("save"):
                 written = self._write_oldest(rows)
+            self._unsynced = unsynced  # the disk may have it in the journal as well
             self._backlog.drop(written)
 
     def _write_oldest(self, rows: int | None) -> Oldest:
@@ -962,3 +995,6 @@ class Store:
         with contextlib.suppress(StoreError):  # the journal is kept
             self.settle()
         self._db.close()
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -1058,11 +1059,44 @@ def test_interrupted_turn_is_taken_back(store, monkeypatch):
 # ---------------------------------------------------------------------------------------- the file
 
 
-@pytest.mark.parametrize(("durability", "level"), [("full", 2), ("normal", 1)])
-def test_durability_is_what_sqlite_was_told(path, opened, durability, level):
+@pytest.mark.parametrize(("durability", "synced"), [("full", 1), ("normal", 0)])
+def test_what_is_saved_is_synced_once_where_that_is_promised(
+    path, opened, monkeypatch, durability, synced
+):
     store = opened(path, durability)
+    seen: list[str] = []
+    monkeypatch.setattr(
+        store_module, "_sync_data", lambda log: seen.append(os.readlink(f"/proc/self/fd/{log}"))
+    )
+    accept(store, 1)
+    accept(store, 2)
 
-    assert store._value("PRAGMA synchronous") == level
+    store.sync()
+    store.sync()
+
+    assert seen == [f"{path}-wal"] * synced
+
+
+def test_disk_that_fails_is_told_and_asked_again(path, opened, monkeypatch):
+    store = opened(path, "full")
+    accept(store, 1)
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "_sync_data", fail)
+        with pytest.raises(StoreError, match=r"store\.sqlite could not be synced: .*output error"):
+            store.sync()
+    synced: list[int] = []
+    monkeypatch.setattr(store_module, "_sync_data", synced.append)
+    store.sync()
+
+    assert len(synced) == 1
+
+
+def test_store_lets_sqlite_sync_before_checkpoints_only(store):
+    assert store._value("PRAGMA synchronous") == 1
     assert store._value("PRAGMA journal_mode") == "wal"
     assert store._value("PRAGMA auto_vacuum") == 2
     assert store._value("PRAGMA mmap_size") == 0
