@@ -172,6 +172,8 @@ class Files:
         of the time of a loop of calls. What counts is the processor's time: on a busy machine one
         look may take long, and an edit right after it must be seen all the same.
         """
+        if not self._paths:
+            return True
         if len(self._paths) <= FEW:
             return self._all_same()
         if time.perf_counter_ns() < self._not_before:
