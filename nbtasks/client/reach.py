@@ -269,7 +269,7 @@ class Reach:
             return False
         if modules.is_local_module(place[0]):
             # After a reload it is not any more.
-            module = sys.modules[place[0]]
+            module = sys.modules.get(place[0])
             self._note(partial(_items(place[0]), sys.modules), (module, module))
             self._note(partial(_attributes(place[1]), module), (value, value))
         return True
