@@ -40,14 +40,14 @@ class Prepared:
     """
 
     __slots__ = (
-        "check", "compression", "default_priority", "dump_models", "expires", "ignored", "policy",
-        "priority", "queue", "retry", "serializer", "settings", "shadowed",
+        "check", "compression", "default_priority", "dump_models", "expires", "ignored", "name",
+        "policy", "priority", "queue", "retry", "serializer", "settings", "shadowed",
         "soft_time_limit", "time_limit",
     )  # fmt: skip
 
     def __init__(self, task: Task, settings: Settings) -> None:
         self.settings = settings
-        options.text_of("name", task.name)
+        self.name: str = options.text_of("name", task.name)
         #: Raises TypeError when arguments do not fit; None: not wanted, or nobody can say.
         self.check = task._check if task.typing else None
         self.serializer: str = task.serializer
@@ -118,18 +118,18 @@ def send(
         priority = prepared.default_priority
     if given or prepared.expires is not None:
         return _send_with_options(task, args, kwargs, given, known, frame, root, parent, priority)
-    plain = models.dumped(args, kwargs) if prepared.dump_models else (args, kwargs)
+    plain, named = models.dumped(args, kwargs) if prepared.dump_models else (args, kwargs)
     body, buffers = payloads.dumps_arguments(
-        *plain, prepared.serializer, prepared.compression, task, clients.keep
+        plain, named, prepared.serializer, prepared.compression, task, clients.keep
     )
     define = definitions.current(task) if known else None
     call = Call(
         new_id(),
         b"" if define is None else define[0].digest,
-        task.name,
+        prepared.name,
         body,
         len(buffers),
-        summarize(args, kwargs, small=not buffers and len(body) <= SMALL),
+        summarize(args, kwargs, not buffers and len(body) <= SMALL),
         None,
         None,
         None,
@@ -143,7 +143,7 @@ def send(
     )
     if frame is not None and frame.task.trail:
         frame.request.children.append(call.id)
-    return AsyncResult._of(record, task.name, None, prepared.ignored)
+    return AsyncResult._of(record, prepared.name, None, prepared.ignored)
 
 
 def _send_with_options(

@@ -34,6 +34,7 @@ from typing import Any
 import zmq
 
 from nbtasks import exceptions
+from nbtasks.client import ids
 from nbtasks.client.ids import new_id
 from nbtasks.client.record import (
     Bell,
@@ -304,7 +305,8 @@ class Client:
             When there is no broker.
         """
         self._check_usable()
-        if self._too_much(1.0, bool(buffers)):
+        waiting = len(self._calls) + self._in_flight
+        if waiting > UNACCEPTED or self._bytes_in_flight > UNACCEPTED_BYTES or buffers:
             self._await_room(retry, policy)
         if not self._link.up:
             self._await_link(retry, policy)
@@ -516,18 +518,16 @@ class Client:
         """Wait for a broker for so many seconds at most; raise when there will be none."""
         return self._sleep_on(locked(), lambda: self._link.up, time.monotonic() + within)
 
-    def _too_much(self, share: float, large: bool = True) -> bool:
-        """Return whether more than this share of what may wait for acceptance does.
-
-        Large arguments that have not been sent yet are counted only when asked for.
-        """
+    def _too_much(self, share: float) -> bool:
+        """Return whether more than this share of what may wait for acceptance does."""
         calls, size = len(self._calls) + self._in_flight, self._bytes_in_flight
-        if large:
-            size += sum(sum(map(segments.length, entry[1])) for entry in list(self._calls))
+        size += sum(sum(map(segments.length, entry[1])) for entry in list(self._calls))
         return calls > UNACCEPTED * share or size > UNACCEPTED_BYTES * share
 
     def _await_room(self, retry: bool, policy: dict[str, Any] | None) -> None:
         """Hold a caller that is faster than the broker; raise when there is none in the end."""
+        if not self._too_much(1.0):
+            return
         while self._too_much(0.5):
             self._check_usable()
             if not self._link.up:
@@ -750,7 +750,7 @@ class Client:
                     ring(record)
 
     def _take_event(self, event: Event, frames: Any) -> None:
-        buffers = take(frames, event.frames)
+        buffers = take(frames, event.frames) if event.frames else ()
         record = self._records.get(event.id) or self._recent.get(event.id)
         if record is None or event.n <= record.n:
             return
@@ -1004,7 +1004,7 @@ def _after_fork() -> None:
     """In a child: sockets and threads stayed with the parent, also whoever held the lock."""
     global _opening
     _opening = threading.RLock()
-    new_id.renew()
+    ids.renew()
     for client in _clients:
         client._forked = True
 

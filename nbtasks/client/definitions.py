@@ -98,9 +98,7 @@ def current(task: Any) -> Definition:
         or not known.reach.unchanged()
     ):
         return _define(task, known, Reach(task))
-    if known.reach.volatile:
-        return _define(task, known, known.reach)
-    if not known.files.unchanged():
+    if known.reach.volatile or not known.files.unchanged():
         return _define(task, known, known.reach)
     return known.definition
 

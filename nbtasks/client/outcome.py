@@ -118,12 +118,13 @@ def size_of(record: Record, event: Event) -> int:
     return len(event.body) + sum(map(segments.length, record.buffers.get(event.n, ())))
 
 
-def _frames(record: Record, event: Event) -> list[Any]:
+def _frames(record: Record, event: Event) -> Sequence[Any]:
     """Return an event's payload frames; the I/O thread may be just about to put them down."""
-    deadline = time.monotonic() + FRAMES_TIMEOUT
-    while event.frames and event.n not in record.buffers and time.monotonic() < deadline:
-        time.sleep(0.0005)
-    return list(record.buffers.get(event.n, ()))
+    if event.frames:
+        deadline = time.monotonic() + FRAMES_TIMEOUT
+        while event.n not in record.buffers and time.monotonic() < deadline:
+            time.sleep(0.0005)
+    return record.buffers.get(event.n, ())
 
 
 def _named(text: str) -> BaseException:

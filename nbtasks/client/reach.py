@@ -66,6 +66,7 @@ _NUMPY: Final = frozenset({"ufunc", "dtype", "generic"})
 _END: Final = object()
 
 _function_parts: Final = attrgetter("__code__", "__defaults__", "__kwdefaults__", "__closure__")
+_made_parts: Final = attrgetter("_prepared", "__class__.__bases__")
 
 
 class Reach:
@@ -168,7 +169,7 @@ class Reach:
 
     def _visit_cell(self, cell: types.CellType) -> None:
         try:
-            self._note_and_visit(partial(_cell_contents, cell))
+            self._note_and_visit(partial(_attributes("cell_contents"), cell))
         except ValueError:  # nothing is bound yet
             self.volatile = True
 
@@ -190,8 +191,7 @@ class Reach:
         if absent:
             self._values.append((namespace.keys().isdisjoint, absent, True))
         if present:
-            # With one name alone, itemgetter returns no tuple.
-            self._note_and_visit(partial(itemgetter(present[0], *present), namespace))
+            self._note_and_visit(partial(_items(*present), namespace))
             if any(hasattr(namespace[name], "__path__") for name in present):
                 # A submodule that is imported later travels too.
                 self._values.append((len, sys.modules, len(sys.modules)))
@@ -221,14 +221,14 @@ class Reach:
         self._go_on_with((found.fget, found.fset, found.fdel))
 
     def _visit_cached_property(self, found: functools.cached_property[Any]) -> None:
-        self._note_and_visit(partial(_cached_function, found))
+        self._note_and_visit(partial(_attributes("func"), found))
 
     def _visit_partial(self, found: partial[Any]) -> None:
         self._note_and_visit(partial(attrgetter("func", "args", "keywords"), found))
 
     def _visit_cached_by_lru(self, found: Any) -> None:
         if not self._is_by_reference(found):
-            self._note_and_visit(partial(_wrapped, found))
+            self._note_and_visit(partial(_attributes("__wrapped__"), found))
 
     def _visit_task(self, task: Any) -> None:
         self._seen[id(task)] = task
@@ -236,8 +236,9 @@ class Reach:
         if "_made" in vars(made) and getattr(task, "_prepared", None) is not None:
             # A class made by the decorator says nothing of its own, and what was prepared for calls
             # goes whenever an attribute of the task is set: one look instead of thirty.
-            self._note(partial(_prepared, task), (task._prepared,))
-            self._note_and_visit(partial(attrgetter("__bases__"), made))
+            parts = _made_parts(task)
+            self._note(partial(_made_parts, task), parts)
+            self._go_on_with(parts[1:])
         else:
             attributes = task.__dict__
             self._note(attributes.keys, attributes.keys())
@@ -268,7 +269,9 @@ class Reach:
             return False
         if modules.is_local_module(place[0]):
             # After a reload it is not any more.
-            self._note(partial(_look_up, place), (value,))
+            module = sys.modules.get(place[0])
+            self._note(partial(_items(place[0]), sys.modules), (module, module))
+            self._note(partial(_attributes(place[1]), module), (value, value))
         return True
 
 
@@ -294,20 +297,15 @@ _VISITS: Final[dict[type, Callable[[Reach, Any], None]]] = {
 }
 
 
-def _prepared(task: Any) -> tuple[Any]:
-    return (task._prepared,)
+# With one name alone, attrgetter and itemgetter return no tuple: the first name comes twice.
 
 
-def _cell_contents(cell: types.CellType) -> tuple[Any]:
-    return (cell.cell_contents,)
+def _attributes(*names: str) -> attrgetter[tuple[Any, ...]]:
+    return attrgetter(names[0], *names)
 
 
-def _cached_function(found: functools.cached_property[Any]) -> tuple[Any]:
-    return (found.func,)
-
-
-def _wrapped(found: Any) -> tuple[Any]:
-    return (found.__wrapped__,)
+def _items(*names: str) -> itemgetter[tuple[Any, ...]]:
+    return itemgetter(names[0], *names)
 
 
 def _look_up(place: tuple[Any, str]) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Generator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from nbtasks import exceptions
+from nbtasks import context, exceptions
 from nbtasks.client import outcome, waiting
 from nbtasks.client.callbacks import callbacks
 from nbtasks.client.family import Callback, Family, Listener, ResultBase
@@ -129,7 +129,7 @@ class AsyncResult(Family):
     def _follow(self) -> Record:
         """Return the client's record of the task; from now on the broker tells of it."""
         record = self._record
-        if record is None or waiting.is_orphan(record):
+        if record is None or (record.final is None and waiting.is_orphan(record)):
             record = self._record = waiting.client().record(self.id)
         return record
 
@@ -315,8 +315,8 @@ class AsyncResult(Family):
         __tracebackhide__ = True
         if self.ignored:
             return None
-        if disable_sync_subtasks:
-            waiting.assert_may_wait(f"The result of {self._title()}")
+        if disable_sync_subtasks and context.task_join_will_block():
+            raise waiting.refusal(f"The result of {self._title()}")
         parents = self._parents() if propagate and follow_parents and self.parent else []
         for parent in parents:
             parent.maybe_throw()
@@ -435,7 +435,8 @@ class AsyncResult(Family):
 
         if self.ignored:
             return None
-        waiting.assert_may_wait(f"The result of {self._title()}")
+        if context.task_join_will_block():
+            raise waiting.refusal(f"The result of {self._title()}")
         record, client = self._follow(), self._client
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
         beat = waiting.Beat(parents=self._parents())

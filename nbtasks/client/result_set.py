@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Self
 
-from nbtasks import exceptions
+from nbtasks import context, exceptions
 from nbtasks.client import waiting
 from nbtasks.client.callbacks import callbacks
 from nbtasks.client.eager_result import EagerResult
@@ -241,8 +241,8 @@ class ResultSet(ResultBase):
             When called inside a task, unless that is allowed.
         """
         __tracebackhide__ = True
-        if disable_sync_subtasks:
-            waiting.assert_may_wait("A set of results")
+        if disable_sync_subtasks and context.task_join_will_block():
+            raise waiting.refusal("A set of results")
         gathering = _Gathering(self, timeout, propagate, callback, on_message, on_interval)
         gathering.run()
         if callback is not None:

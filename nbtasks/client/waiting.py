@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from nbtasks import context
 from nbtasks.client.family import ResultBase
 from nbtasks.core.messages import Forget
 
@@ -64,15 +63,14 @@ def is_orphan(record: Record) -> bool:
     return not any(one.hears_of(record) for one in open_clients())
 
 
-def assert_may_wait(what: str) -> None:
-    """Refuse to wait for a task inside a task, as Celery does."""
-    if context.task_join_will_block():
-        raise RuntimeError(
-            f"{what} was asked to wait inside a running task. A worker that waits for other tasks "
-            f"cannot run them, and when all workers wait nothing goes on. Let the caller combine "
-            f"the results; or, if you know that workers are left, wait inside "
-            f"`with allow_join_result():` or with get(disable_sync_subtasks=False)."
-        )
+def refusal(what: str) -> RuntimeError:
+    """Return why nobody waits for a task inside a task: as Celery, we refuse it."""
+    return RuntimeError(
+        f"{what} was asked to wait inside a running task. A worker that waits for other tasks "
+        f"cannot run them, and when all workers wait nothing goes on. Let the caller combine "
+        f"the results; or, if you know that workers are left, wait inside "
+        f"`with allow_join_result():` or with get(disable_sync_subtasks=False)."
+    )
 
 
 def told_to_the_end(record: Record) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from nbtasks.core import states
@@ -32,10 +30,14 @@ class View(msgspec.Struct, eq=False, weakref=True):
     due: float | None = None
     #: Wall time at which the present run began.
     started_at: float | None = None
-    ended_at: float | None = None
     children: tuple[str, ...] = ()
     #: Why it runs once more, for people.
     reason: str = ""
+
+    @property
+    def ended_at(self) -> float | None:
+        """Wall time at which the task ended, or None while it is open."""
+        return None if self.final is None else self.final.at
 
     @property
     def purged(self) -> bool:
@@ -51,12 +53,14 @@ class View(msgspec.Struct, eq=False, weakref=True):
         if event.n <= self.n:
             return False
         self.n = event.n
-        fold = _FOLDS.get(event.kind)
-        if fold is not None:
-            fold(self, event)
+        if event.kind == "state":
+            self._state(event)
+        elif event.kind == "run":
+            self._run(event)
+        elif event.kind == "again":
+            self._again(event)
         if event.final:
             self.final = event
-            self.ended_at = event.at
             self.running = False
         return True
 
@@ -80,11 +84,7 @@ class View(msgspec.Struct, eq=False, weakref=True):
 
     def _again(self, event: Event) -> None:
         self.final = None
-        self.ended_at = None
         self.running = False
         self.reason = event.text
         if self.state in states.READY_STATES:
             self.state = states.PENDING
-
-
-_FOLDS: dict[str, Any] = {"run": View._run, "state": View._state, "again": View._again}

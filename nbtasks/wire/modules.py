@@ -31,6 +31,7 @@ from contextlib import suppress
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import cache_from_source, spec_from_file_location
+from operator import attrgetter
 from types import CodeType, ModuleType
 from typing import Final, NamedTuple
 
@@ -127,9 +128,8 @@ class _File(NamedTuple):
 _files: Final[dict[str, _File]] = {}
 
 
-def _signature(path: str) -> tuple[int, int, int]:
-    status = os.stat(path)
-    return status.st_mtime_ns, status.st_size, status.st_ino
+#: What an edit changes of a file's status.
+_signature: Final = attrgetter("st_mtime_ns", "st_size", "st_ino")
 
 
 def _digest(data: bytes) -> bytes:
@@ -140,7 +140,7 @@ def _read(path: str) -> _File | None:
     """Return what is in the file, or None when it cannot be read."""
     known = _files.get(path)
     try:
-        signature = _signature(path)
+        signature = _signature(os.stat(path))
         if known is not None and known.settled and known.signature == signature:
             return known
         settled = time.time_ns() - signature[0] > SETTLED
@@ -158,7 +158,11 @@ class Files:
     """Says whether local modules are still as they were; cheap enough for every call."""
 
     def __init__(self, stamps: Iterable[Stamp]) -> None:
-        self._expected = [(stamp.path, stamp.digest) for stamp in stamps]
+        stamps = tuple(stamps)
+        self._paths = [stamp.path for stamp in stamps]
+        self._digests = [stamp.digest for stamp in stamps]
+        #: While these hold, nothing needs to be read; None: not all files are settled.
+        self._signatures: list[tuple[int, int, int]] | None = None
         self._not_before = 0
 
     def unchanged(self) -> bool:
@@ -168,7 +172,9 @@ class Files:
         of the time of a loop of calls. What counts is the processor's time: on a busy machine one
         look may take long, and an edit right after it must be seen all the same.
         """
-        if len(self._expected) <= FEW:
+        if not self._paths:
+            return True
+        if len(self._paths) <= FEW:
             return self._all_same()
         if time.perf_counter_ns() < self._not_before:
             return True
@@ -180,18 +186,18 @@ class Files:
         return same
 
     def _all_same(self) -> bool:
-        return all(self._is(path, digest) for path, digest in self._expected)
-
-    @staticmethod
-    def _is(path: str, digest: bytes) -> bool:
-        known = _files.get(path)
-        if known is None or not known.settled:
-            known = _read(path)
-            return (known.digest if known else b"") == digest
+        known = self._signatures
         try:
-            return known.signature == _signature(path) and known.digest == digest
-        except OSError:
-            return not digest
+            if known is not None and known == list(map(_signature, map(os.stat, self._paths))):
+                return True
+        except OSError:  # one is gone
+            pass
+        found = [_read(path) for path in self._paths]
+        if self._digests != [read.digest if read else b"" for read in found]:
+            return False
+        settled = [read.signature for read in found if read is not None and read.settled]
+        self._signatures = settled if len(settled) == len(found) else None
+        return True
 
 
 # ------------------------------------------------------------------------- which imports which

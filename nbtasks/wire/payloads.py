@@ -143,11 +143,13 @@ def dumps_arguments(
                 if len(body) <= INLINE_LIMIT:
                     return _new(Payload, (body, []))
                 return _sized(body, [], keep)
-
-    def parts(_: Any) -> list[culprits.Part]:
-        return culprits.arguments(args, kwargs, function)
-
+    parts = functools.partial(_parts_of_arguments, function)
     return _dumps((args, kwargs), serializer, compression, keep, parts)
+
+
+def _parts_of_arguments(function: Callable[..., Any] | None, value: Any) -> list[culprits.Part]:
+    args, kwargs = value
+    return culprits.arguments(args, kwargs, function)
 
 
 def dumps(
@@ -254,7 +256,8 @@ def loads(body: Buffer, buffers: Sequence[Buffer] = (), *, ours: bool = False) -
     ContentDisallowed
         When nobody here knows how to read bytes of this kind, or they are not accepted.
     """
-    body, buffers = _opened(body, buffers)
+    if buffers or not body or body[0] == _JOINED:
+        body, buffers = _opened(body, buffers)
     if body[0] == _PLAIN:
         if codecs.accepted is not None and not ours:
             codecs.check_accepted(_PICKLE)

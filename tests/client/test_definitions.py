@@ -610,6 +610,41 @@ def test_old_file_is_looked_at_by_stat_only(folder, notebook, monkeypatch):
     assert current(notebook["f"]) is first
 
 
+def test_edit_of_an_old_file_shows_at_the_next_call(folder, notebook):
+    path, other = folder / "helper_e.py", folder / "other.txt"
+    for file, value in ((path, 1), (other, 3)):
+        file.write_text(f"VALUE = {value}\n")
+        os.utime(file, (time.time() - 100,) * 2)
+    notebook.run("import helper_e\n@task\ndef f(): return helper_e.VALUE")
+    digests = [notebook.define().digest, notebook.define().digest]
+
+    path.write_text("VALUE = 2\n")
+    digests.append(notebook.define().digest)
+    other.replace(path)
+    digests.append(notebook.define().digest)
+    path.unlink()
+    digests.append(notebook.define().digest)
+
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 4
+
+
+@pytest.mark.parametrize("change", ["importlib.reload(helper_f)", "del sys.modules['helper_f']"])
+def test_function_that_its_module_does_not_have_any_more_is_pickled_again(
+    folder, notebook, count_pickles, change
+):
+    (folder / "helper_f.py").write_text("def g(): return 1\n")
+    notebook.run("import helper_f, importlib, sys\nfrom helper_f import g")
+    notebook.run("@task\ndef f(): return g()")
+    notebook.define()
+    before = count_pickles()
+
+    notebook.run(change)
+    notebook.define()
+
+    assert count_pickles() == before + 1
+
+
 # --------------------------------------------------------------- real kernels, real workers
 
 PROCESS = '''
