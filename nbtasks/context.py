@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 Item = TypeVar("Item")
 
@@ -115,6 +115,8 @@ class Request:
     _channel: Channel | None = None
     #: Whether the body has begun, so that calling the task again is a direct call.
     _protected: bool = False
+    #: Whether `before_start` is over: errors before that are not retried.
+    _begun: bool = False
     #: Last progress told: part of the whole, and what else was said.
     _told: tuple[float, dict[str, Any]] | None = None
 
@@ -150,13 +152,15 @@ class Frame(NamedTuple):
     outer: Frame | None
 
 
+#: Makes a named tuple without a detour through Python: each run has a frame.
+_new: Final = tuple.__new__
 _stack: ContextVar[Frame | None] = ContextVar("nbtasks_stack", default=None)
 _joining: ContextVar[bool] = ContextVar("nbtasks_joining", default=False)
 
 
 def push(task: Any, request: Request) -> None:
     """Begin a run of `task` in this context."""
-    _stack.set(Frame(task, request, _stack.get()))
+    _stack.set(_new(Frame, (task, request, _stack.get())))
 
 
 def pop() -> None:

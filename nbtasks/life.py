@@ -30,6 +30,7 @@ import threading
 import traceback
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import copy_context
+from functools import partial
 from types import CodeType, CoroutineType, TracebackType
 from typing import Any, Final
 
@@ -60,6 +61,7 @@ REQUEUE: Final = "REQUEUE"
 #: Handlers that run after the outcome is stored, and the one before.
 HANDLERS: Final = frozenset({"on_success", "on_retry", "on_failure", "after_return"})
 _BEFORE: Final = "before_start"
+_CALL: Final = "__call__"
 
 _PACKAGE: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 #: Files that stand between a body and whoever runs it; their lines tell the user nothing.
@@ -130,6 +132,7 @@ class Outcome:
         value: Any = None,
         einfo: ExceptionInfo | None = None,
         plan: RetryPlan | None = None,
+        runtime: float = 0.0,
     ) -> None:
         #: SUCCESS, FAILURE, RETRY, IGNORED, REVOKED or REQUEUE.
         self.state = state
@@ -140,7 +143,7 @@ class Outcome:
         #: For RETRY: how to run next.
         self.plan = plan
         #: Seconds that `before_start` and the body took.
-        self.runtime = 0.0
+        self.runtime = runtime
 
     def fail(self, error: BaseException) -> None:
         """Become a FAILURE after all: the value cannot be told to anybody."""
@@ -190,7 +193,8 @@ def run(
     """
     context.push(task, request)
     try:
-        outcome = _attempt(task, request, args, kwargs, clock, wrap)
+        own = _own_methods(task)
+        outcome = _attempt(task, request, args, kwargs, own, clock, wrap)
         try:
             store(outcome)
         except EncodeError as error:
@@ -198,7 +202,8 @@ def run(
             store(outcome)
         if runs.handlers and not request.is_eager:
             _log(task, request, outcome)
-        _tell_handlers(task, request, outcome, args, kwargs)
+        if own:
+            _tell_handlers(task, request, outcome, args, kwargs)
         return outcome
     finally:
         context.pop()
@@ -206,7 +211,7 @@ def run(
 
 def has_handlers(task: Any) -> bool:
     """Return whether the task has handlers that must not run before the outcome is stored."""
-    return not HANDLERS.isdisjoint(_overridden(task))
+    return not HANDLERS.isdisjoint(_own_methods(task))
 
 
 def hears_of_failure(task: Any) -> bool:
@@ -231,44 +236,17 @@ def bereave(
         context.pop()
 
 
-def _overridden(task: Any) -> frozenset[str]:
-    """Return the names of the handlers that do something; worked out once for each task."""
+def _own_methods(task: Any) -> frozenset[str]:
+    """Return which methods around the body are the task's own; worked out once for each task."""
     known: frozenset[str] | None = task.__dict__.get("_handlers")
     if known is None:
         # Task's own handlers, which do nothing, carry the mark `does_nothing`.
         names = (*HANDLERS, _BEFORE)
-        known = frozenset(n for n in names if not hasattr(getattr(task, n), "does_nothing"))
-        task.__dict__["_handlers"] = known
+        own = {name for name in names if not hasattr(getattr(task, name), "does_nothing")}
+        if not hasattr(type(task).__call__, "runs_run"):
+            own.add(_CALL)
+        known = task.__dict__["_handlers"] = frozenset(own)
     return known
-
-
-class _Body:
-    """`before_start` and the body, to be called once."""
-
-    __slots__ = ("args", "begun", "kwargs", "request", "task")
-
-    def __init__(
-        self, task: Any, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        self.task = task
-        self.request = request
-        self.args = args
-        self.kwargs = kwargs
-        #: Whether the body itself has begun: errors before that are not retried.
-        self.begun = False
-
-    def __call__(self) -> Any:
-        task, request = self.task, self.request
-        if "_asleep" in task.__dict__:
-            task._wake()  # the base's __init__, which has not run in this process yet
-        if _BEFORE in _overridden(task):
-            finish(task.before_start(request.id, self.args, self.kwargs))
-        self.begun = True
-        if hasattr(type(task).__call__, "runs_run"):  # not overridden
-            request._protected = True
-            return finish(task.run(*self.args, **self.kwargs))
-        # It calls super().__call__, which sees that the run has been prepared already.
-        return finish(task(*self.args, **self.kwargs))
 
 
 def _attempt(
@@ -276,30 +254,51 @@ def _attempt(
     request: Request,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    own: frozenset[str],
     clock: Callable[[], float],
     wrap: Callable[[Callable[[], Any]], Any] | None,
 ) -> Outcome:
-    body = _Body(task, request, args, kwargs)
     began = clock()
     try:
-        value = body() if wrap is None else wrap(body)
+        if wrap is None:
+            value = _body(task, request, args, kwargs, own)
+        else:
+            value = wrap(partial(_body, task, request, args, kwargs, own))
     except SystemExit:
         raise
     except BaseException as error:
         if request.is_eager and isinstance(error, KeyboardInterrupt):
             raise  # the user's own, here and now
         runtime = clock() - began
-        outcome = _judge(task, request, error, body.begun)
-    else:
-        runtime = clock() - began
-        outcome = Outcome(states.SUCCESS, value)
-    outcome.runtime = runtime
-    return outcome
+        outcome = _judge(task, request, error)
+        outcome.runtime = runtime
+        return outcome
+    return Outcome(states.SUCCESS, value, None, None, clock() - began)
 
 
-def _judge(task: Any, request: Request, error: BaseException, begun: bool) -> Outcome:
+def _body(
+    task: Any,
+    request: Request,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    own: frozenset[str],
+) -> Any:
+    """Run `before_start` and the body."""
+    if "_asleep" in task.__dict__:
+        task._wake()  # the base's __init__, which has not run in this process yet
+    if _BEFORE in own:
+        finish(task.before_start(request.id, args, kwargs))
+    request._begun = True
+    if _CALL in own:
+        # It calls super().__call__, which sees that the run has been prepared already.
+        return finish(task(*args, **kwargs))
+    request._protected = True
+    return finish(task.run(*args, **kwargs))
+
+
+def _judge(task: Any, request: Request, error: BaseException) -> Outcome:
     """Return the outcome that an exception means. Called while it is being handled."""
-    if begun:
+    if request._begun:
         error = _consider_autoretry(task, request, error)
     if isinstance(error, Retry):
         return _judge_retry(task, error)
@@ -364,8 +363,6 @@ def _tell_handlers(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
-    if not has_handlers(task):
-        return
     state, value, einfo = outcome.state, outcome.value, outcome.einfo
     ours = (request.id, args, kwargs)
     if state == states.SUCCESS:
@@ -382,7 +379,7 @@ def _tell_handlers(
 
 def _tell(task: Any, request: Request, name: str, *facts: Any) -> None:
     """Call a handler. What it raises cannot change the outcome, which is stored already."""
-    if name not in _overridden(task):
+    if name not in _own_methods(task):
         return
     try:
         finish(getattr(task, name)(*facts))
