@@ -32,11 +32,10 @@ import msgspec
 
 from nbtasks.core.messages import Again, Done
 
-_LAYOUT = struct.Struct("<10Q")
-_NUMBER = struct.Struct("<Q")
-_LIMIT = struct.Struct("<QQ")
+_LAYOUT = struct.Struct("=10Q")
 _SIZE = struct.Struct("<L")
-_STARTED, _FINISHED, _LIMITED, _BASE, _SAID, _NOTED, _USED = 8, 16, 24, 32, 48, 56, 64
+#: Places of the numbers.
+_STARTED, _FINISHED, _LIMITED, _BASE, _LIMIT, _SAID, _NOTED, _USED = range(1, 9)
 
 #: Bytes of what the running call has said that are kept.
 WORDS = 4096
@@ -94,6 +93,7 @@ class Cell:
         finally:
             os.close(descriptor)
         _LAYOUT.pack_into(self._memory, 0, os.getpid(), *(0,) * 9)
+        self._numbers = memoryview(self._memory)[: _LAYOUT.size].cast("Q")
         self._said = 0
         #: The half that is being filled, its bytes in use, and the last ticket of each half.
         self._half = self._used = 0
@@ -103,17 +103,18 @@ class Cell:
         """Note that the body of `ticket` begins."""
         if self._said:
             self._said = 0
-            _NUMBER.pack_into(self._memory, _SAID, 0)
-        _NUMBER.pack_into(self._memory, _STARTED, ticket)
+            self._numbers[_SAID] = 0
+        self._numbers[_STARTED] = ticket
 
     def finish(self, ticket: int) -> None:
         """Note that `ticket` is over and its outcome is on its way."""
-        _NUMBER.pack_into(self._memory, _FINISHED, ticket)
+        self._numbers[_FINISHED] = ticket
 
     def limit(self, ticket: int, base: int, limit: int) -> None:
         """Note that the process may grow from `base` bytes by `limit` while it runs `ticket`."""
-        _LIMIT.pack_into(self._memory, _BASE, base, limit)
-        _NUMBER.pack_into(self._memory, _LIMITED, ticket)
+        self._numbers[_BASE] = base
+        self._numbers[_LIMIT] = limit
+        self._numbers[_LIMITED] = ticket
 
     def say(self, text: str) -> None:
         """Keep the end of what the running call says."""
@@ -125,7 +126,7 @@ class Cell:
         self._memory[start : start + len(before)] = before
         self._memory[_LAYOUT.size : _LAYOUT.size + len(after)] = after
         self._said += len(data)
-        _NUMBER.pack_into(self._memory, _SAID, self._said)
+        self._numbers[_SAID] = self._said
 
     def keep(self, outcome: Done | Again, noted: int) -> bool:
         """Keep an outcome, if there is room for it.
@@ -138,23 +139,24 @@ class Cell:
             The broker has saved all up to this ticket.
         """
         data = _encoder.encode(outcome)
-        size = len(data) + _SIZE.size
-        if self._used + size > HALF:
-            if size > HALF or self._last[1 - self._half] > noted:
+        sized = _SIZE.pack(len(data)) + data
+        size = len(sized)
+        half, used = self._half, self._used + size
+        if used > HALF:
+            if size > HALF or self._last[1 - half] > noted:
                 return False
-            self._half = 1 - self._half
-            self._used = 0
-            _NUMBER.pack_into(self._memory, _USED + 8 * self._half, 0)
-        start = _OUTCOMES + self._half * HALF + self._used
-        _SIZE.pack_into(self._memory, start, len(data))
-        self._memory[start + _SIZE.size : start + size] = data
-        self._used += size
-        self._last[self._half] = outcome.ticket
-        _NUMBER.pack_into(self._memory, _USED + 8 * self._half, self._used)
-        _NUMBER.pack_into(self._memory, _NOTED, noted)
+            half, used = 1 - half, size
+            self._half = half
+            self._numbers[_USED + half] = 0
+        end = _OUTCOMES + half * HALF + used
+        self._memory[end - size : end] = sized
+        self._used = self._numbers[_USED + half] = used
+        self._last[half] = outcome.ticket
+        self._numbers[_NOTED] = noted
         return True
 
     def close(self) -> None:
+        self._numbers.release()
         self._memory.close()
 
 
