@@ -13,9 +13,9 @@ that (its first byte is 0x80); any other begins with a header:
     0x01, length of the head (2 bytes), head: content type, encoding, compression
     0x02, then body and buffers in one piece, each after its length (8 bytes): see `join`
 
-Values of atoms alone (numbers, text, None) go through plain pickle, which takes half a microsecond;
-everything else goes through cloudpickle, because plain pickle takes what was defined in a
-notebook's `__main__` by reference, and fails in the worker.
+Atoms (numbers, text, None) and flat containers of them go through plain pickle, which takes half
+a microsecond; everything else goes through cloudpickle, because plain pickle takes what was
+defined in a notebook's `__main__` by reference, and fails in the worker.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ _HEADED: Final = 0x01
 _JOINED: Final = 0x02
 
 _ATOMS: Final = frozenset({int, float, str, bytes, bool, type(None)})
+_all_atoms: Final = _ATOMS.issuperset
 _plain_dumps: Final = pickle.dumps
 _new: Final = tuple.__new__
 
@@ -180,9 +181,18 @@ def dumps(
     SerializerNotInstalled
         When there is no serializer or compression of that name.
     """
-    if serializer == "pickle" and not compression and type(value) in _ATOMS:
-        return _sized(pickle.dumps(value, 5), [], keep)
+    if serializer == "pickle" and not compression and (type(value) in _ATOMS or _is_flat(value)):
+        body = _plain_dumps(value, 5)
+        return _new(Payload, (body, [])) if len(body) <= INLINE_LIMIT else _sized(body, [], keep)
     return _dumps(value, serializer, compression, keep, None)
+
+
+def _is_flat(value: Any) -> bool:
+    """Return whether a value is a list, tuple or dict of atoms alone."""
+    kind = type(value)
+    if kind is dict:
+        return _all_atoms(map(type, value)) and _all_atoms(map(type, value.values()))
+    return (kind is list or kind is tuple) and _all_atoms(map(type, value))
 
 
 def _dumps(
@@ -348,7 +358,9 @@ def _decode(data: bytes, content_type: str, encoding: str, buffers: Sequence[Buf
 def _unpickle(body: Buffer, buffers: Sequence[Buffer]) -> Any:
     modules.freshen()
     try:
-        return pickle.loads(body, buffers=map(_writable, buffers) if buffers else ())
+        if not buffers:
+            return pickle.loads(body)
+        return pickle.loads(body, buffers=map(_writable, buffers))
     except Exception as error:
         raise DecodeError(_why_not_loaded(error, "A value")) from error
 

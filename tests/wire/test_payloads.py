@@ -766,6 +766,21 @@ def test_atoms_of_every_kind_take_the_short_way():
     assert loads(*dumps_arguments(args, {"k": "v"})) == (args, {"k": "v"})
 
 
+@pytest.mark.parametrize("value", [{"progress": 50, "of": "it"}, [1, None], ("a", 2.5), {}, ()])
+def test_flat_containers_of_atoms_take_the_short_way_too(value, monkeypatch):
+    monkeypatch.setattr(payloads, "_pickle", None)
+
+    assert round_trip(value) == value
+
+
+def test_what_lies_in_a_container_still_travels_by_value():
+    class Local:
+        pass
+
+    for value in ([Local()], (Local(),), {"it": Local()}, {Local(): 1}, [[Local()]]):
+        assert type(round_trip(value)) is type(value)
+
+
 def test_subclasses_of_atoms_keep_their_class():
     class Text(str):
         pass
