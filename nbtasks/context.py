@@ -140,8 +140,8 @@ class Request:
         return getattr(self, name, default)
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={value!r}" for name, value in sorted(vars(self).items()))
-        return f"<Request: {fields}>"
+        told = ((name, value) for name, value in sorted(vars(self).items()) if name[0] != "_")
+        return f"<Request: {', '.join(f'{name}={value!r}' for name, value in told)}>"
 
 
 class Frame(NamedTuple):

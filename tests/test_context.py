@@ -219,3 +219,9 @@ def test_a_run_may_ask_whether_it_is_still_wanted(running, outside):
     outside.wanted = False
 
     assert context.cancelled()
+
+
+def test_request_shows_its_public_fields_only():
+    request = Request(id="1", retries=2, _channel=object())
+
+    assert repr(request) == "<Request: children=[], id='1', retries=2>"

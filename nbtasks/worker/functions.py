@@ -24,18 +24,19 @@ PATIENCE = 2.0
 class Function:
     """A task that can be run, and what must be known to run it."""
 
-    __slots__ = ("handlers", "name", "policy", "result_codecs", "soft_time_limit", "task")
+    __slots__ = (
+        *("handlers", "name", "policy", "soft_time_limit", "task"),
+        *("compression", "serializer"),
+    )
 
     def __init__(self, task: Any, policy: Policy) -> None:
         self.task = task
         self.policy = policy
         self.name: str = task.name
         self.soft_time_limit: float | None = getattr(task, "soft_time_limit", None)
-        #: Serializer and compression of its values.
-        self.result_codecs: tuple[str, str | None] = (
-            getattr(task, "result_serializer", None) or "pickle",
-            getattr(task, "result_compression", None),
-        )
+        #: Of its values.
+        self.serializer: str = getattr(task, "result_serializer", None) or "pickle"
+        self.compression: str | None = getattr(task, "result_compression", None)
         #: Whether it has handlers that must not run before the outcome is stored.
         self.handlers = life.has_handlers(task)
 

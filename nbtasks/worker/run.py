@@ -15,10 +15,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NoReturn
 
 from nbtasks import exceptions, life
-from nbtasks.context import Request, RetryPlan
+from nbtasks.context import Channel, Request, RetryPlan
 from nbtasks.core import states
 from nbtasks.core.messages import Again, Call, Done, Options, Policy, Report, Started
 from nbtasks.exceptions import NotRegistered, TaskRevokedError
@@ -58,10 +59,12 @@ class RunRequest(Request):
         function: Function,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        channel: Channel,
     ) -> None:
-        run = assignment.run
+        run = self._run = assignment.run
         call = run.call
         assert call is not None
+        self._channel = channel
         self.children = []
         self.origin = run.sender or None
         self.id = call.id
@@ -72,12 +75,6 @@ class RunRequest(Request):
         self.time_limit = function.policy.time_limit
         self.soft_time_limit = function.soft_time_limit
         self.ignore_result = function.policy.ignore_result
-        self.delivery_info = {
-            "exchange": "",
-            "routing_key": call.queue,
-            "priority": call.priority,
-            "redelivered": run.deaths > 0,
-        }
         if call.parent:
             self.parent_id = call.parent
         if call.retries:
@@ -88,6 +85,18 @@ class RunRequest(Request):
             self.expires = _iso(call.expires)
         if call.options is not None:
             _add_options(self, call.options)
+
+    @cached_property
+    def delivery_info(self) -> dict[str, Any]:
+        """How the call came here, in the words of AMQP."""
+        call = self._run.call
+        assert call is not None
+        return {
+            "exchange": "",
+            "routing_key": call.queue,
+            "priority": call.priority,
+            "redelivered": self._run.deaths > 0,
+        }
 
 
 class Runner:
@@ -123,10 +132,9 @@ class Runner:
         self._keep_piece = keep
         # The one that runs:
         self._assignment: Assignment
+        self._ticket = 0
         self._request: Request = Request()
-        self._task: Any = None
-        self._handlers = False
-        self._result_codecs: tuple[str, str | None] = ("pickle", None)
+        self._function: Function
         self._soft = 0.0
         #: Ticket of an outcome that found no room in the cell.
         self._unkept = 0
@@ -144,6 +152,7 @@ class Runner:
         """
         self._assignment = assignment
         run = assignment.run
+        ticket = self._ticket = run.ticket
         call = run.call
         assert call is not None
         if self._unkept:
@@ -163,11 +172,12 @@ class Runner:
         else:
             policy = function.policy
         limited = _is_limited(policy, call) and not run.verdict
-        self._handover.loading = run.ticket if limited and function is None else 0
-        self._cell.start(run.ticket)
-        self._handover.begin(run.ticket)
+        loading = limited and function is None
+        self._handover.loading = ticket if loading else 0
+        self._cell.start(ticket)
+        self._handover.begin(ticket)
         self._capture.begin(call.id)
-        if not self._handover.loading and (limited or policy.track_started):
+        if (limited or policy.track_started) and not loading:
             self._tell_started(policy, call)
         try:
             self._run_begun(assignment, call, function, limited)
@@ -179,9 +189,8 @@ class Runner:
         self.forked = True
 
     def _tell_started(self, policy: Policy, call: Call) -> None:
-        ticket = self._assignment.run.ticket
-        self._handover.told = ticket
-        self._handover.post(Started(ticket, time.time()))
+        self._handover.told = self._ticket
+        self._handover.post(Started(self._ticket, time.time()))
         if _is_limited(policy, call):
             # The broker keeps the time, and only from when it knows.
             self._handover.wait_sent(STARTED_WAIT)
@@ -197,26 +206,18 @@ class Runner:
             args, kwargs = payloads.loads(call.body, assignment.buffers)
             if type(args) is not tuple:  # serializers other than pickle make a list of it
                 args = tuple(args)
-            request = RunRequest(assignment, function, args, kwargs)
-            loading = time.monotonic() - self._handover.began_at
-            if limited and (self._handover.loading or loading > LOADING):
-                # The limit is for the body: imports that the first call waits for are not its own.
-                self._handover.loading = 0
-                self._tell_started(function.policy, call)
+            request = RunRequest(assignment, function, args, kwargs, self)
             if limited:
-                self._limit_memory(function.policy, call)
+                self._arm_limits(function.policy, call)
         except BaseException as error:
             self._fail(error)
             return
-        request._channel = self
         self._request = request
-        self._task = function.task
-        self._handlers = function.handlers
-        self._result_codecs = function.result_codecs
+        self._function = function
         if assignment.run.verdict:
             name, facts = json.loads(assignment.run.verdict)
             life.bereave(function.task, request, getattr(exceptions, name)(*facts), args, kwargs)
-            self._post_outcome(Done(assignment.run.ticket, states.IGNORED, b"", at=time.time()))
+            self._post_outcome(Done(self._ticket, states.IGNORED, b"", at=time.time()))
             return
         wrap = None
         if request.soft_time_limit is not None:
@@ -224,12 +225,20 @@ class Runner:
             wrap = self._within_limit
         life.run(function.task, request, args, kwargs, store=self._store, clock=_clock, wrap=wrap)
 
+    def _arm_limits(self, policy: Policy, call: Call) -> None:
+        loading = time.monotonic() - self._handover.began_at
+        if self._handover.loading or loading > LOADING:
+            # The limit is for the body: imports that the first call waits for are not its own.
+            self._handover.loading = 0
+            self._tell_started(policy, call)
+        self._limit_memory(policy, call)
+
     def _limit_memory(self, policy: Policy, call: Call) -> None:
         """Have the supervisor end this process if the body takes too much memory."""
         own = None if call.options is None else call.options.memory_limit
         limit = policy.memory_limit if own is None else own
         if limit is not None:
-            self._cell.limit(self._assignment.run.ticket, resident(os.getpid()), limit)
+            self._cell.limit(self._ticket, resident(os.getpid()), limit)
             call_supervisor()
 
     def _load_function(self, call: Call) -> Function:
@@ -253,23 +262,22 @@ class Runner:
             # The body has returned twice; the call is the other process's.
             end_child(outcome)
         self._post_outcome(self._encode(outcome))
-        if self._handlers:
-            self._handover.wait_noted(self._assignment.run.ticket, NOTED_WAIT)
+        if self._function.handlers:
+            self._handover.wait_noted(self._ticket, NOTED_WAIT)
 
     def _post_outcome(self, message: Done | Again | Loaded) -> None:
         if self._capture.pending:
             self._capture.flush()
-        ticket = self._keep(message)
+        self._keep(message)
+        ticket = self._ticket
         self._cell.finish(ticket)
         self._handover.ended = ticket
         self._handover.post(message)
 
-    def _keep(self, message: Done | Again | Loaded) -> int:
-        """Let an outcome outlive this process, which the next call may kill; return its ticket."""
-        ticket = self._assignment.run.ticket
+    def _keep(self, message: Done | Again | Loaded) -> None:
+        """Let an outcome outlive this process, which the next call may kill."""
         if isinstance(message, Loaded) or not self._cell.keep(message, self._handover.noted):
-            self._unkept = ticket
-        return ticket
+            self._unkept = self._ticket
 
     def _encode(self, outcome: life.Outcome) -> Done | Again | Loaded:
         state, einfo, request = outcome.state, outcome.einfo, self._request
@@ -277,8 +285,9 @@ class Runner:
         buffers: list[Buffer] = []
         if state == states.SUCCESS:
             if not request.ignore_result:
+                function = self._function
                 body, buffers = payloads.dumps(
-                    outcome.value, *self._result_codecs, keep=self._keep_piece
+                    outcome.value, function.serializer, function.compression, keep=self._keep_piece
                 )
         elif state == states.RETRY:
             assert outcome.plan is not None
@@ -286,7 +295,7 @@ class Runner:
         elif isinstance(outcome.value, BaseException):
             body, buffers = payloads.dumps_exception(outcome.value)
         done = Done(
-            self._assignment.run.ticket,
+            self._ticket,
             state,
             body,
             len(buffers),
@@ -311,7 +320,7 @@ class Runner:
         )
         frames = [*buffers, *more]
         again = Again(
-            self._assignment.run.ticket,
+            self._ticket,
             call,
             body,
             len(frames),
@@ -330,11 +339,12 @@ class Runner:
         options = dict(plan.options)
         body, buffers = call.body, list(self._assignment.buffers)
         if plan.args is not None or plan.kwargs is not None:
+            task = self._function.task
             body, fresh = payloads.dumps_arguments(
                 self._request.args if plan.args is None else plan.args,
                 self._request.kwargs if plan.kwargs is None else plan.kwargs,
-                options.get("serializer") or self._task.serializer,
-                options.get("compression") or self._task.compression,
+                options.get("serializer") or task.serializer,
+                options.get("compression") or task.compression,
                 keep=self._keep_piece,
             )
             buffers = list(fresh)
@@ -364,15 +374,15 @@ class Runner:
         """Post the failure of a call whose body could not even begin."""
         outcome = life.Outcome(states.FAILURE, error, life.ExceptionInfo(error))
         self._request = Request()
-        self._handlers = False
         self._post_outcome(self._encode(outcome))
 
     def _post_refusal(self, state: str, error: BaseException) -> None:
         """Post the end of a call that is not begun at all."""
         body, buffers = payloads.dumps_exception(error)
-        done = Done(self._assignment.run.ticket, state, body, len(buffers), at=time.time())
+        done = Done(self._ticket, state, body, len(buffers), at=time.time())
         message = Loaded(done, buffers) if buffers else done
-        self._handover.ended = self._keep(message)
+        self._keep(message)
+        self._handover.ended = self._ticket
         self._handover.post(message)
 
     # -------------------------------------------------------------- what the running task says
@@ -385,8 +395,7 @@ class Runner:
             body, buffers = payloads.dumps(meta, keep=self._keep_piece)
         while len(self._handover.outbox) > BACKLOG:
             time.sleep(0.005)
-        ticket = self._assignment.run.ticket
-        report = Report(ticket, clean(state), body, len(buffers), time.time())
+        report = Report(self._ticket, clean(state), body, len(buffers), time.time())
         self._handover.post(Loaded(report, buffers) if buffers else report)
 
     def again(
@@ -400,7 +409,7 @@ class Runner:
 
     def cancelled(self) -> bool:
         """Return whether somebody wants the running task to end."""
-        return self._handover.unwanted == self._assignment.run.ticket
+        return self._handover.unwanted == self._ticket
 
 
 def end_child(outcome: life.Outcome) -> NoReturn:
@@ -414,12 +423,11 @@ def end_child(outcome: life.Outcome) -> NoReturn:
 
 def _is_limited(policy: Policy, call: Call) -> bool:
     """Return whether somebody outside ends the run when it takes too much."""
-    options = call.options or _NO_OPTIONS
+    options = call.options
     return not (
         policy.time_limit is None
         and policy.memory_limit is None
-        and options.time_limit is None
-        and options.memory_limit is None
+        and (options is None or (options.time_limit is None and options.memory_limit is None))
     )
 
 
