@@ -20,7 +20,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any, NamedTuple
 
@@ -41,6 +41,12 @@ class Loaded(NamedTuple):
 
     message: Any
     buffers: Sequence[Buffer]
+
+    @property
+    def ticket(self) -> int:
+        """The message's."""
+        ticket: int = self.message.ticket
+        return ticket
 
 
 class Reply(NamedTuple):
@@ -121,12 +127,14 @@ class Handover:
 
     def take(self) -> Assignment | None:
         """Return the next call, or None when there will be no more."""
-        if not self.inbox.qsize():
+        try:
+            return self.inbox.get_nowait()
+        except Empty:
             self.resting = True
             self.settle()
-        assignment = self.inbox.get()
-        self.resting = False
-        return assignment
+            assignment = self.inbox.get()
+            self.resting = False
+            return assignment
 
     def settle(self) -> None:
         """Say all that is still to be said now: the main thread is about to wait."""

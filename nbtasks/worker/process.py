@@ -86,6 +86,8 @@ BATCH = 4_096
 ZERO_COPY = 64 * 1024
 
 _OUTCOMES = (Done, Again)
+#: Makes a named tuple without a detour through Python.
+_new = tuple.__new__
 
 
 class Link:
@@ -382,12 +384,12 @@ class Link:
             self.handover.asked.add(digest)
             self.handover.outbox.append(Fetch(digest))
         self._held.append(run)
-        self.handover.inbox.put(Assignment(run, buffers))
+        self.handover.inbox.put(_new(Assignment, (run, buffers)))
 
     def _on_noted(self, noted: Noted, _: Iterator[Buffer]) -> None:
         ticket = noted.ticket
         unnoted, held = self._unnoted, self._held
-        while unnoted and _ticket_of(unnoted[0]) <= ticket:
+        while unnoted and unnoted[0].ticket <= ticket:
             unnoted.popleft()
         while held and held[0].ticket <= ticket:
             held.popleft()
@@ -500,9 +502,3 @@ def end_group() -> None:
     if hasattr(os, "killpg") and os.getpgid(0) == os.getpid():
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
-
-
-def _ticket_of(item: Done | Again | Loaded) -> int:
-    message = item.message if isinstance(item, Loaded) else item
-    ticket: int = message.ticket
-    return ticket
