@@ -97,7 +97,7 @@ SWEEPS: Final = 3
 #: Rows that may be in the journal and not yet in their tables; beyond that each turn brings more of
 #: the oldest there, so many more than there are too many.
 BACKLOG: Final = 16_000
-STRIDE: Final = 250
+STRIDE: Final = 1_000
 #: Pages that are given back to the file system at once.
 SHRINK: Final = 1_000
 
