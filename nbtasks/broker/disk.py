@@ -5,6 +5,9 @@
 Whoever writes a piece does not wait for the disk, and neither does the worker that is to read it:
 what can be lost with the power until then has not been accepted yet. A result is told at once, as
 whoever waits for it dies with the same power; it reaches the disk a moment later.
+
+Unless somebody waits for acceptance, that begins after a moment: arguments that are not needed any
+more by then never go to the disk, and neither do they stand in the way of what is written next.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from nbtasks.wire.connection import sync
 
 log = logging.getLogger("nbtasks.broker")
 
+#: Seconds that a file may wait for others, and for not being needed any more.
+MOMENT = 0.2
 #: What a disk says that fails, or is full.
 FAILING = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
 #: Seconds between two attempts where the disk would not.
@@ -45,23 +50,41 @@ class Disk:
         self._wishes: SimpleQueue[tuple[int, tuple[str, ...]] | None] = SimpleQueue()
         #: What the thread does not know of yet: it will be one wish.
         self._noted: list[str] = []
+        #: When it shall know of it (boot clock).
+        self._due = 0.0
         self._last = 0
         #: All wishes up to this number are fulfilled.
         self.through = 0
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def keep(self, names: Iterable[str]) -> int:
-        """Have files reach the disk, from the next `begin` on; return the number of that wish."""
+    def keep(self, names: Iterable[str], instant: float) -> int:
+        """Have files reach the disk, in a moment; return the number of that wish.
+
+        Parameters
+        ----------
+        instant
+            The present, on the boot clock.
+        """
+        if not self._noted:
+            self._due = instant + MOMENT
         self._noted.extend(names)
         return self._last + 1
 
-    def begin(self) -> None:
-        """Let the thread begin with what was asked for since the last time.
+    def hurry(self) -> None:
+        """Let the next `begin` begin: somebody waits."""
+        self._due = 0.0
+
+    def wait(self, instant: float) -> float | None:
+        """Return the seconds until `begin` has something to do, or None."""
+        return max(self._due - instant, 0.0) if self._noted else None
+
+    def begin(self, instant: float) -> None:
+        """Let the thread begin with what was asked for, if it is time.
 
         Whoever has to write something urgent meanwhile would wait for all of it.
         """
-        if not self._noted:
+        if not self._noted or instant < self._due:
             return
         self._last += 1
         self._wishes.put((self._last, tuple(self._noted)))
@@ -71,10 +94,13 @@ class Disk:
             self._thread.start()
 
     def close(self) -> None:
-        """End the thread, if it is not held up by the disk."""
-        self._closing.set()
+        """End the thread when it has done what was asked for, if the disk does not hold it up."""
+        self.hurry()
+        self.begin(0.0)
         self._wishes.put(None)
         if self._thread is not None:
+            self._thread.join(LAST_ORDERS)
+            self._closing.set()
             self._thread.join(LAST_ORDERS)
 
     def _run(self) -> None:

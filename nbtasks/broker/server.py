@@ -253,6 +253,8 @@ class Server:
             wait = min(wait, STORE_RETRY)
         if self._lazy:
             wait = min(wait, max(self._lazy_until - instant.boot, 0.0))
+        if self._disk is not None and (until := self._disk.wait(instant.boot)) is not None:
+            wait = min(wait, until)
         if self.store.behind and instant.boot >= self._next_catch_up:
             wait = 0.0 if self._quiet else min(wait, QUIET)
         return int(wait * 1000 + 0.999)
@@ -269,7 +271,7 @@ class Server:
         actions += self.scheduler.tick(instant)
         self.carry_out(actions, instant)
         if self._disk is not None:
-            self._disk.begin()
+            self._disk.begin(instant.boot)
         self._accept_what_is_kept()
         self._send_held_back(instant)
         for peer, question in questions:
@@ -291,8 +293,8 @@ class Server:
         if instance != self.instance and not isinstance(messages[0] if messages else None, Hello):
             actions += self._refuse(peer, STRANGER)
             return
-        if self._disk is not None and buffers and self.scheduler.role_of(peer):
-            self._keep(self._disk, peer, messages, buffers)
+        if self._disk is not None and self.scheduler.role_of(peer):
+            self._keep(self._disk, peer, messages, buffers, instant)
         frames = iter(buffers)
         for message in messages:
             kind = type(message)
@@ -319,15 +321,21 @@ class Server:
         return heard
 
     def _keep(
-        self, disk: Disk, peer: bytes, messages: list[Any], buffers: Iterable[Buffer]
+        self,
+        disk: Disk,
+        peer: bytes,
+        messages: list[Any],
+        buffers: list[Buffer],
+        instant: Now,
     ) -> None:
         """Have the files reach the disk that a batch refers to."""
-        names = [name for buffer in buffers if (name := segments.name_in(buffer))]
-        if names:
-            wish = disk.keep(names)
-            for message in messages:
-                if type(message) is Submit:
-                    self._unkept[peer, message.batch] = wish
+        submits = [message for message in messages if type(message) is Submit]
+        if buffers and (names := [name for b in buffers if (name := segments.name_in(b))]):
+            wish = disk.keep(names, instant.boot)
+            for submit in submits:
+                self._unkept[peer, submit.batch] = wish
+        if any(submit.urgent for submit in submits):
+            disk.hurry()
 
     def _accept_what_is_kept(self) -> None:
         """Confirm the batches whose large pieces have reached the disk meanwhile."""

@@ -528,6 +528,9 @@ class Client:
         """Hold a caller that is faster than the broker; raise when there is none in the end."""
         if not self._too_much(1.0):
             return
+        # What is accepted in its own time otherwise is now waited for.
+        self._outbox.append(((Submit(0, (), urgent=True),), ()))
+        self._wake()
         while self._too_much(0.5):
             self._check_usable()
             if not self._link.up:

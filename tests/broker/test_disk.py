@@ -45,8 +45,8 @@ def test_files_and_their_names_are_synced_and_then_told(kept, folder, rung, monk
     (folder / "a").write_text("a")
     (folder / "b").write_text("b")
 
-    wish = kept.keep(["a", "b"])
-    kept.begin()
+    wish = kept.keep(["a", "b"], 1.0)
+    kept.begin(2.0)
 
     assert rung.wait(10)
     assert kept.through == wish
@@ -56,15 +56,46 @@ def test_files_and_their_names_are_synced_and_then_told(kept, folder, rung, monk
 def test_nothing_is_synced_before_it_is_time(kept, folder, monkeypatch):
     monkeypatch.setattr(disk, "sync", lambda _: pytest.fail("synced"))
 
-    kept.keep(["a"])
+    kept.keep(["a"], 1.0)
 
     assert kept._thread is None
     assert kept.through == 0
 
 
+def test_files_wait_a_moment_unless_somebody_is_in_a_hurry(kept, rung):
+    first = kept.keep(["a"], 10.0)
+    assert kept.keep(["b"], 10.1) == first
+    assert kept.wait(10.1) == pytest.approx(disk.MOMENT - 0.1)
+    kept.begin(10.1)
+    assert kept._thread is None
+
+    kept.begin(10.0 + disk.MOMENT)
+    assert rung.wait(10)
+    assert (kept.through, kept.wait(11.0)) == (first, None)
+
+    rung.clear()
+    second = kept.keep(["c"], 20.0)
+    kept.hurry()
+    assert kept.wait(20.0) == 0.0
+    kept.begin(20.0)
+    assert rung.wait(10)
+    assert kept.through == second
+
+
+def test_end_does_what_was_asked_for(folder, monkeypatch):
+    synced = []
+    monkeypatch.setattr(disk, "sync", synced.append)
+    kept = Disk(folder, lambda: None)
+    kept.keep(["a"], 1.0)
+
+    kept.close()
+
+    assert synced == [folder / "a", folder / "", folder / ".."]
+
+
 def test_file_that_is_gone_holds_nobody_up(kept, rung):
-    wish = kept.keep(["gone"])
-    kept.begin()
+    wish = kept.keep(["gone"], 1.0)
+    kept.begin(2.0)
 
     assert rung.wait(10)
     assert kept.through == wish
@@ -81,8 +112,8 @@ def test_disk_that_fails_is_tried_again(kept, folder, rung, monkeypatch, caplog)
 
     monkeypatch.setattr(disk, "sync", sync)
 
-    wish = kept.keep(["a"])
-    kept.begin()
+    wish = kept.keep(["a"], 1.0)
+    kept.begin(2.0)
 
     assert rung.wait(10)
     assert kept.through == wish
@@ -94,8 +125,8 @@ def test_end_does_not_wait_for_a_disk_that_fails(kept, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(disk, "sync", fail)
-    kept.keep(["a"])
-    kept.begin()
+    kept.keep(["a"], 1.0)
+    kept.begin(2.0)
 
     kept.close()
 
@@ -110,7 +141,7 @@ def test_end_does_not_wait_for_a_disk_that_fails(kept, monkeypatch):
 class Slow(Disk):
     """A disk that is done when the test says so."""
 
-    def keep(self, names: Any) -> int:
+    def keep(self, names: Any, instant: float) -> int:
         self._last += 1
         return self._last
 
@@ -156,6 +187,15 @@ def test_call_is_accepted_when_its_pieces_are_on_the_disk(server):
     assert accepted(server) == [2, 1]
 
 
+def test_nobody_who_waits_for_acceptance_waits_for_the_moment(server):
+    server._disk = Disk(Path(server.settings.data) / "segments", server._ring)
+    say(server, Submit(1, (a_call(frames=1),)), frames=[a_reference(server)])
+    assert server._disk.wait(now().boot) > 0
+
+    say(server, Submit(0, (), urgent=True))  # as a client does whose calls have no room left
+    assert server._disk.wait(now().boot) == 0
+
+
 def test_batch_that_is_said_again_meanwhile_is_accepted_once_it_is_safe(server):
     call, frame = a_call(frames=1), a_reference(server)
     for _ in range(2):
@@ -175,7 +215,7 @@ def test_real_disk_ends_the_wait_of_the_loop(server):
     server._disk = Disk(Path(server.settings.data) / "segments", server._ring)
     say(server, Submit(1, (a_call(frames=1),), urgent=True), frames=[a_reference(server)])
 
-    server._disk.begin()
+    server._disk.begin(now().boot)
     eventually(lambda: server._disk.through == 1)
 
     assert server._wake_up.recv(1) == b"\0"
