@@ -64,6 +64,11 @@ class Entry:
         self.state: StateRow | None = None
         self.events: list[EventRow] = []
 
+    def size(self) -> int:
+        """Return the bytes of the call and the events in it."""
+        call = 0 if self.call is None else len(self.call[-1])
+        return call + sum([len(event[-1]) for event in self.events])
+
     def only_event(self) -> bytearray | None:
         """Return the one event of a task that ended with it and has nothing special, or None."""
         state, events = self.state, self.events
@@ -95,6 +100,8 @@ class Backlog:
         #: Worker → below which ticket what it was given is over, where the tables do not say so.
         self.cleared: dict[str, int] = {}
         self._events = 0
+        #: Bytes of the calls and events in it.
+        self.size = 0
         #: Turn, worker and what it was given then.
         self._given: deque[tuple[int, str, list[Pair]]] = deque()
         #: As `cleared`, of all whose notes may still be here.
@@ -114,8 +121,11 @@ class Backlog:
             entry = entries.get(row[0])
             if entry is None:
                 entry = entries[row[0]] = Entry(turn)
-            # A call that comes again changes nothing else of what does not change.
-            entry.call = row if entry.call is None else (*entry.call[:-1], row[-1])
+            if entry.call is not None:  # that it comes again changes nothing else of it
+                self.size -= len(entry.call[-1])
+                row = (*entry.call[:-1], row[-1])
+            entry.call = row
+            self.size += len(row[-1])
         for state in changes.states:
             entry = entries.get(state[0])
             if entry is None:
@@ -126,6 +136,7 @@ class Backlog:
             if entry is None:
                 entry = entries[event[0]] = Entry(turn)
             entry.events.append(event)
+            self.size += len(event[2])
         for worker, pairs in changes.given.items():
             self._given.append((turn, worker, pairs))
         self.cleared |= changes.cleared
@@ -162,7 +173,9 @@ class Backlog:
     def drop(self, written: Oldest) -> None:
         """Let go of what is in the tables now, notes and all."""
         for seq in written.entries:
-            self._events -= len(self.entries.pop(seq).events)
+            entry = self.entries.pop(seq)
+            self._events -= len(entry.events)
+            self.size -= entry.size()
         while self._given and self._given[0][0] < written.before:
             self._given.popleft()
         if not self._given:

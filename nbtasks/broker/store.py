@@ -58,7 +58,7 @@ from nbtasks.broker.rows import (
     unpack_given,
     without_known,
 )
-from nbtasks.broker.tables import statements
+from nbtasks.broker.tables import PUT_EVENT, statements
 from nbtasks.core.actions import Save, SaveDefinition
 from nbtasks.core.messages import Call, Define, Event, Now
 from nbtasks.core.states import ASSIGNED, DONE, PROPAGATE_STATES
@@ -94,9 +94,11 @@ CHILDREN: Final = 1_000
 FAMILIES: Final = 5_000
 #: Times that a file without a row is seen before it goes.
 SWEEPS: Final = 3
-#: Rows that may be in the journal and not yet in their tables; beyond that each turn brings more of
-#: the oldest there, so many more than there are too many.
+#: Rows that may be in the journal and not yet in their tables (to write them takes about a tenth of
+#: a second, and whoever asks about tasks may have to wait for that), and the bytes of them.
 BACKLOG: Final = 16_000
+BACKLOG_BYTES: Final = 16 * 1024 * 1024
+#: Rows that are brought there at once, when there are too many.
 STRIDE: Final = 1_000
 #: Pages that are given back to the file system at once.
 SHRINK: Final = 1_000
@@ -392,8 +394,7 @@ class Store:
         try:
             with self._unlinking(), self._transaction("save"):
                 changes = self._write(turn, now)
-                excess = len(self._backlog) - BACKLOG
-                written = self._write_oldest(excess + STRIDE) if excess > 0 else None
+                written = self._write_excess()
         except BaseException:
             # Keys may have been given by what was taken back, and files let go of.
             self._load_functions()
@@ -452,6 +453,10 @@ class Store:
             ))  # fmt: skip
         states = [state_row(task, now) for task in tasks.values()]
         events = [(save.seq, save.event.n, bytearray(encode(save.event))) for save in turn.events]
+        if turn.events and max([len(event[-1]) for event in events]) > SHORT_BODY:
+            # What is long is not written twice.
+            self._put(PUT_EVENT, [event for event in events if len(event[-1]) > SHORT_BODY])
+            events = [event for event in events if len(event[-1]) <= SHORT_BODY]
         return Changes(calls, states, events, given, turn.cleared)
 
     def _write_payloads(self, turn: Turn) -> None:
@@ -533,6 +538,13 @@ class Store:
         self._put("DELETE FROM given WHERE worker = ? AND last < ?", cleared)
         self._db.execute("DELETE FROM journal WHERE turn < ?", (oldest.before,))
         return oldest
+
+    def _write_excess(self) -> Oldest | None:
+        """Write some of what is longest in the journal if there is too much in it."""
+        if self._backlog.size > BACKLOG_BYTES:
+            return self._write_oldest(None)
+        excess = len(self._backlog) - BACKLOG
+        return self._write_oldest(excess + STRIDE) if excess > 0 else None
 
     def _take_up_journal(self) -> None:
         decode = decoder(self.path, Changes)

@@ -62,7 +62,8 @@ UPDATE tasks SET
 WHERE seq = ?
 """
 
-_PUT_EVENT: Final = "INSERT OR REPLACE INTO events (seq, n, event) VALUES (?, ?, ?)"
+#: One thing that happened to a task.
+PUT_EVENT: Final = "INSERT OR REPLACE INTO events (seq, n, event) VALUES (?, ?, ?)"
 
 
 def statements(entries: Iterable[Entry]) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
@@ -72,7 +73,7 @@ def statements(entries: Iterable[Entry]) -> Iterator[tuple[str, list[tuple[Any, 
         call, state = entry.call, entry.state
         only = entry.only_event()
         if only is None:
-            rows.setdefault(_PUT_EVENT, []).extend(entry.events)
+            rows.setdefault(PUT_EVENT, []).extend(entry.events)
         if state is None:
             continue
         usual = len(state) == USUAL

@@ -872,6 +872,29 @@ def test_journal_does_not_grow_without_end(store, monkeypatch):
     assert len(store.events(1)) == 198
 
 
+def test_journal_does_not_hold_more_than_some_megabytes(store, monkeypatch):
+    monkeypatch.setattr(store_module, "BACKLOG_BYTES", 10_000)
+    for seq in range(1, 200):
+        accept(store, seq, body=b"x" * SHORT_BODY)
+        assert store._backlog.size < 15_000
+
+    assert len(store.calls(range(1, 200))) == 199
+    store.settle()
+    assert store._backlog.size == 0
+
+
+def test_long_event_is_not_written_twice(store):
+    task = accept(store, 1)
+    event = Event(task.id, 1, 0.0, "state", "SUCCESS", b"x" * (SHORT_BODY + 1), final=True)
+    task.phase, task.state, task.n, task.ended_at = "done", "SUCCESS", 1, NOW.wall
+    store.commit([SaveEvent(1, event), SaveTask(task)], NOW)
+
+    assert store._value("SELECT count(*) FROM events") == 1
+    assert store._value("SELECT max(length(changes)) FROM journal") < 200
+    assert store.events(1) == [(event, ())]
+    assert says(store.find("task-1")) == columns(task)
+
+
 def test_store_that_is_closed_has_no_journal(path, opened):
     first = opened(path)
     accept(first, 1)
