@@ -67,7 +67,7 @@ HOMES: dict[str, set[str]] = {
         *("client/client.py", "supervisor/"),
     },
     # file.py says what is wrong with a store in SQLite's own words.
-    "sqlite3": {"broker/store.py", "broker/file.py"},
+    "sqlite3": {"broker/database.py", "broker/file.py"},
     "cloudpickle": {"wire/payloads.py"},
     "pickle": {"wire/payloads.py"},
     "msgpack": {"wire/payloads.py"},

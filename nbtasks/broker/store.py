@@ -9,9 +9,8 @@
 * What is committed survives the death of any process. That it survives a loss of power too is for
   whoever waits to be told: `sync` is called before, and not before a call is given to a worker.
 * The rows that change often are small: long bodies and buffers lie in tables of their own.
-* The lock on the file is kept from opening to closing. A second broker is refused instead of
-  writing beside the first.
-* A file that is damaged, foreign or newer is refused before anything is written to it.
+* What a turn changes of tasks is saved as one row of a journal, and brought to the tables later
+  (`journal`); whoever reads finds it there.
 * Large pieces lie in files beside it, which others write and read. Here they are only unlinked,
   when no row needs them any more.
 
@@ -21,10 +20,7 @@ The tables and their units are in `schema.sql`.
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
-import sqlite3
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -32,17 +28,8 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from nbtasks.broker.file import (
-    APPLICATION_ID,
-    check_header,
-    close_to_others,
-    corrupt,
-    decoder,
-    error_of,
-    log_of,
-    make_private,
-    too_new,
-)
+from nbtasks.broker.database import Database
+from nbtasks.broker.file import corrupt, decoder
 from nbtasks.broker.journal import Backlog, CallRow, Changes, Oldest
 from nbtasks.broker.rows import (
     BODY,
@@ -64,22 +51,8 @@ from nbtasks.core.messages import Call, Define, Event, Now
 from nbtasks.core.states import ASSIGNED, DONE, PROPAGATE_STATES
 from nbtasks.exceptions import StoreCorrupt, StoreError
 from nbtasks.wire import segments
-from nbtasks.wire.connection import SEGMENTS, sync
+from nbtasks.wire.connection import SEGMENTS
 
-#: SQL files, in order; the first makes version 1 of an empty file, each later one the next version.
-MIGRATIONS: Final = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")
-VERSION: Final = len(MIGRATIONS)
-
-#: "none" is a store in memory.
-DURABILITY: Final = ("full", "normal", "none")
-#: Bytes of SQLite's page cache.
-CACHE: Final = 2 * 1024 * 1024
-#: Pages in the write-ahead log after which they are moved to the file.
-CHECKPOINT: Final = 2_000
-#: Bytes of the log's file that are kept between checkpoints.
-LOG_LIMIT: Final = 16 * 1024 * 1024
-#: Seconds to wait for the lock at opening: a process just killed holds it a little longer.
-LOCK_TIMEOUT: Final = 5.0
 #: All that is emptied when everything is to be forgotten.
 TABLES: Final = (
     *("payloads", "events", "given", "tasks", "function_payloads", "functions", "notes", "revoked"),
@@ -100,11 +73,6 @@ BACKLOG: Final = 16_000
 BACKLOG_BYTES: Final = 16 * 1024 * 1024
 #: Rows that are brought there at once, when there are too many.
 STRIDE: Final = 1_000
-#: Pages that are given back to the file system at once.
-SHRINK: Final = 1_000
-
-#: Data only, where the system makes a difference: that a file was written to is no news.
-_sync_data = getattr(os, "fdatasync", os.fsync)
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -172,16 +140,6 @@ def _in_parcels(values: Iterable[Any]) -> Iterator[tuple[list[Any], str]]:
         yield some, f"({','.join('?' * len(some))})"
 
 
-def _statements(script: str) -> Iterator[str]:
-    """Yield the statements of an SQL script."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
-
-
 # ----------------------------------------------------------------------------------------- store
 
 
@@ -207,11 +165,7 @@ class Store:
     """
 
     def __init__(self, path: Path, durability: str) -> None:
-        if durability not in DURABILITY:
-            known = ", ".join(repr(name) for name in DURABILITY)
-            raise ValueError(f"durability {durability!r} is not known: give one of {known}.")
         self.path = path
-        self.durability = durability
         self._encode = msgspec.msgpack.Encoder().encode
         self._call = decoder(path, Call)
         self._event = decoder(path, Event)
@@ -235,144 +189,34 @@ class Store:
         #: What is in the journal only, and the number of the turn that comes next.
         self._backlog = Backlog()
         self._turn = 1
-        self._shrinking = False
-        #: Whether something was saved that a loss of power could take back.
-        self._unsynced = False
-        #: Descriptor of the write-ahead log.
-        self._log: int | None = None
-        self._db = self._open()
+        self._db = Database(path, durability)
         try:
-            self._set_up()
             #: Random name of this store.
-            self.name = self._meta("name")
+            self.name = self._db.meta("name")
             self._take_up_journal()
             self._top = self.last_seq()
             self._load_functions()
-            self._large = {seq for (seq,) in self._all(_WITH_FILES)}
+            self._large = {seq for (seq,) in self._db.all(_WITH_FILES)}
         except BaseException:
             self._db.close()
             raise
 
-    # ------------------------------------------------------------------------------- opening
-
-    def _open(self) -> sqlite3.Connection:
-        where = ":memory:"
-        if self.durability != "none":
-            make_private(self.path, self.durability == "full")
-            check_header(self.path, VERSION)
-            where = os.fspath(self.path)
-        try:
-            return sqlite3.connect(
-                where, timeout=LOCK_TIMEOUT, isolation_level=None, cached_statements=64
-            )
-        except sqlite3.Error as error:
-            raise error_of(self.path, "be opened", error) from error
-
-    def _set_up(self) -> None:
-        """Look whose file it is, and only then make it ready."""
-        with self._errors("be opened"):
-            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
-            version = self._recognise()
-            if version == 0:
-                self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            if self.durability != "none":
-                close_to_others(self.path)
-                self._db.execute("PRAGMA journal_mode = WAL")
-            for setting in (
-                "synchronous = NORMAL",  # the rest is for `sync`
-                f"cache_size = -{CACHE // 1024}",
-                f"wal_autocheckpoint = {CHECKPOINT}",
-                f"journal_size_limit = {LOG_LIMIT}",
-                "mmap_size = 0",
-                "temp_store = MEMORY",
-                "secure_delete = FAST",
-            ):
-                self._db.execute(f"PRAGMA {setting}")
-            if version < VERSION:
-                self._migrate(version)
-
-    def _recognise(self) -> int:
-        """Return the file's version, 0 when it is empty."""
-        version = int(self._value("PRAGMA user_version"))
-        application = self._value("PRAGMA application_id")
-        tables = self._value("SELECT count(*) FROM sqlite_master")
-        if application == APPLICATION_ID and version > VERSION:
-            raise too_new(self.path, version, VERSION)
-        if application != APPLICATION_ID and (application or version or tables):
-            raise corrupt(self.path, "it is an SQLite database, but not one of nbtasks")
-        return version
-
-    def _migrate(self, version: int) -> None:
-        """Bring the file to our version, each step and its record in one transaction."""
-        for number, name in enumerate(MIGRATIONS[version:], version + 1):
-            script = (Path(__file__).parent / name).read_text(encoding="utf-8")
-            with self._transaction("be brought to the present version"):
-                for statement in _statements(script):
-                    self._db.execute(statement)
-                if number == 1:
-                    self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                    self._set_meta("name", secrets.token_hex(16))
-                self._db.execute(f"PRAGMA user_version = {number}")
-        self.checkpoint()  # so that the file's own header tells its version
-
     def _load_functions(self) -> None:
-        rows = self._all("SELECT digest, name, function FROM functions")
+        rows = self._db.all("SELECT digest, name, function FROM functions")
         self._functions = {(digest, name): function for digest, name, function in rows}
         self._function_names = {function: names for names, function in self._functions.items()}
-        self._version = int(self._value("SELECT ifnull(max(version), 0) FROM functions"))
-
-    # ------------------------------------------------------------------------------- mechanics
-
-    @contextlib.contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, struct.error, OverflowError, UnicodeError) as error:
-            raise error_of(self.path, doing, error) from error
-
-    @contextlib.contextmanager
-    def _transaction(self, doing: str) -> Iterator[sqlite3.Connection]:
-        """Do all of the block or nothing."""
-        with self._errors(doing):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-                self._unsynced = True
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    def _all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._errors("be read"):
-            return self._db.execute(query, values).fetchall()
-
-    def _value(self, query: str, values: Sequence[Any] = ()) -> Any:
-        """Return the first column of the first row, or None."""
-        with self._errors("be read"):
-            cursor = self._db.execute(query, values)
-            row = cursor.fetchone()
-            cursor.close()
-            return None if row is None else row[0]
-
-    def _meta(self, key: str) -> str:
-        value = self._value("SELECT value FROM meta WHERE key = ?", (key,))
-        return "" if value is None else str(value)
-
-    def _set_meta(self, key: str, value: str) -> None:
-        self._db.execute("INSERT OR REPLACE INTO meta (key, value) VALUES (?, ?)", (key, value))
+        self._version = int(self._db.value("SELECT ifnull(max(version), 0) FROM functions"))
 
     def _set_clock(self, now: Now) -> None:
         """After another boot, say again on the new boot clock what is due when."""
         if self._clock_set:
             return
         present = boot_id()
-        if not present or self._meta("boot_id") != present:
+        if not present or self._db.meta("boot_id") != present:
             self.settle()
-            with self._transaction("save"):
+            with self._db.transaction("save"):
                 self._db.execute(_TURN_CLOCK, (now.wall - now.boot,))
-                self._set_meta("boot_id", present)
+                self._db.set_meta("boot_id", present)
         self._clock_set = True
 
     # --------------------------------------------------------------------------------- saving
@@ -392,13 +236,13 @@ class Store:
         if turn.forgotten:
             self.settle()
         try:
-            with self._unlinking(), self._transaction("save"):
+            with self._unlinking(), self._db.transaction("save"):
                 changes = self._write(turn, now)
                 written = self._write_excess()
         except BaseException:
             # Keys may have been given by what was taken back, and files let go of.
             self._load_functions()
-            self._large = {seq for (seq,) in self._all(_WITH_FILES)}
+            self._large = {seq for (seq,) in self._db.all(_WITH_FILES)}
             raise
         if written is not None:
             self._backlog.drop(written)
@@ -484,23 +328,12 @@ class Store:
     def sync(self) -> None:
         """Let what is saved survive a loss of power, if that is promised.
 
-        SQLite would do so at each commit (`synchronous = FULL`); this waits for it once, and later.
-
         Raises
         ------
         StoreError
             When the disk fails; it may be tried again.
         """
-        if not self._unsynced or self.durability != "full":
-            return
-        try:
-            if self._log is None:
-                self._log = os.open(log_of(self.path), os.O_RDWR)
-                sync(self.path.parent)
-            _sync_data(self._log)
-        except OSError as error:
-            raise error_of(self.path, "be synced", error) from error
-        self._unsynced = False
+        self._db.sync()
 
     # -------------------------------------------------------------- from the journal to the tables
 
@@ -518,10 +351,10 @@ class Store:
             How many rows of them at most, about; None: all.
         """
         if self._backlog:
-            unsynced = self._unsynced
-            with self._transaction("save"):
+            unsynced = self._db.unsynced
+            with self._db.transaction("save"):
                 written = self._write_oldest(rows)
-            self._unsynced = unsynced  # the disk may have it in the journal as well
+            self._db.unsynced = unsynced  # the disk may have it in the journal as well
             self._backlog.drop(written)
 
     def _write_oldest(self, rows: int | None) -> Oldest:
@@ -548,7 +381,7 @@ class Store:
 
     def _take_up_journal(self) -> None:
         decode = decoder(self.path, Changes)
-        for turn, changes in self._all("SELECT turn, changes FROM journal ORDER BY turn"):
+        for turn, changes in self._db.all("SELECT turn, changes FROM journal ORDER BY turn"):
             self._backlog.add(turn, decode(changes))
             self._turn = turn + 1
 
@@ -560,11 +393,11 @@ class Store:
             raise
         except StoreError:
             return self._read_ahead(query, values)
-        return self._all(query, values)
+        return self._db.all(query, values)
 
     def _read_ahead(self, query: str, values: Sequence[Any]) -> list[Any]:
         """Read on a full disk: what is in the journal is in the tables, in memory, as long."""
-        with self._errors("be read"):
+        with self._db.errors("be read"):
             self._db.execute("PRAGMA cache_spill = OFF")
             self._db.execute("BEGIN")
             try:
@@ -581,7 +414,7 @@ class Store:
             row = (*key, now.wall, self._version, self._encode(save.define))
             self._db.execute(_PUT_DEFINITION, row)
             function = int(
-                self._value("SELECT function FROM functions WHERE digest = ? AND name = ?", key)
+                self._db.value("SELECT function FROM functions WHERE digest = ? AND name = ?", key)
             )
             self._remember(key, function)
             self._db.execute("DELETE FROM function_payloads WHERE function = ?", (function,))
@@ -609,7 +442,7 @@ class Store:
     def _given(self) -> dict[int, tuple[int, str]]:
         """Return seq → (ticket, worker) of the last note on each task."""
         found: dict[int, tuple[int, str]] = {}
-        with self._errors("be read"):
+        with self._db.errors("be read"):
             for worker, blob in self._read("SELECT worker, pairs FROM given"):
                 for ticket, seq in unpack_given(blob):
                     found[seq] = max(found.get(seq, (0, "")), (ticket, worker))
@@ -670,7 +503,7 @@ class Store:
         """
         there = segments.there(self._folder)
         if there:
-            there.difference_update(segments.name_in(data) for (data,) in self._all(_FILES))
+            there.difference_update(segments.name_in(data) for (data,) in self._db.all(_FILES))
         seen = {name: self._suspects.get(name, 0) + 1 for name in there}
         gone = {name for name, times in seen.items() if times >= SWEEPS}
         gone |= segments.older(self._folder, there, before)
@@ -731,7 +564,7 @@ class Store:
         entries = self._backlog.entries
         for some, marks in _in_parcels(seqs):
             query = f"SELECT seq, id, function, call FROM tasks WHERE seq IN {marks}"
-            read = {seq: self._whole(*rest) for seq, *rest in self._all(query, some)}
+            read = {seq: self._whole(*rest) for seq, *rest in self._db.all(query, some)}
             for seq in entries.keys() & set(some):
                 if row := entries[seq].call:
                     read[seq] = self._whole(row[1], row[2], row[-1])
@@ -763,7 +596,7 @@ class Store:
         """Return seq → frame → data for the calls of at most `NAMED` tasks."""
         marks = ",".join("?" * len(seqs))
         found: dict[int, list[tuple[int, bytes]]] = {}
-        for seq, frame, data in self._all(
+        for seq, frame, data in self._db.all(
             f"SELECT seq, frame, data FROM payloads WHERE seq IN ({marks}) AND n = 0 "
             f"ORDER BY seq, frame, part",
             seqs,
@@ -776,13 +609,13 @@ class Store:
         query = "SELECT event FROM events WHERE seq = ? AND n > ? ORDER BY n"
         events = [self._event(data) for (data,) in self._read(query, (seq, after))]
         if after < 1 and not (events and events[0].n == 1):
-            only = self._value("SELECT only_event FROM tasks WHERE seq = ?", (seq,))
+            only = self._db.value("SELECT only_event FROM tasks WHERE seq = ?", (seq,))
             if only is not None:
                 events.insert(0, self._event(only))
         if not any(event.frames for event in events):
             return [(event, ()) for event in events]
         found: dict[int, list[tuple[int, bytes]]] = {}
-        for n, frame, data in self._all(
+        for n, frame, data in self._db.all(
             "SELECT n, frame, data FROM payloads WHERE seq = ? AND n > ? ORDER BY n, frame, part",
             (seq, max(after, 0)),
         ):
@@ -791,7 +624,7 @@ class Store:
 
     def definition(self, digest: bytes) -> tuple[Define, tuple[bytes, ...]] | None:
         """Return a function's code with its payload frames, or None when it has never come."""
-        rows = self._all(
+        rows = self._db.all(
             "SELECT function, definition FROM functions "
             "WHERE digest = ? AND definition IS NOT NULL ORDER BY version DESC LIMIT 1",
             (digest,),
@@ -800,7 +633,7 @@ class Store:
             return None
         [(function, definition)] = rows
         self._in_use.add(function)
-        frames = self._all(
+        frames = self._db.all(
             "SELECT frame, data FROM function_payloads WHERE function = ? ORDER BY frame, part",
             (function,),
         )
@@ -808,7 +641,7 @@ class Store:
 
     def definition_named(self, name: str) -> bytes | None:
         """Return the digest of the code that came last for a task's name, or None."""
-        rows = self._all(
+        rows = self._db.all(
             "SELECT function, digest FROM functions "
             "WHERE name = ? AND definition IS NOT NULL ORDER BY version DESC LIMIT 1",
             (name,),
@@ -888,7 +721,7 @@ class Store:
 
     def revoked(self) -> list[str]:
         """Return the ids that were revoked before their calls came, oldest first."""
-        return [task_id for (task_id,) in self._all("SELECT id FROM revoked ORDER BY rowid")]
+        return [task_id for (task_id,) in self._db.all("SELECT id FROM revoked ORDER BY rowid")]
 
     def last_seq(self) -> int:
         """Return the highest `seq` of a task, 0 when there is none."""
@@ -899,19 +732,19 @@ class Store:
 
     def put(self, key: str, value: bytes) -> None:
         """Keep a small thing under a name."""
-        with self._transaction("save"):
+        with self._db.transaction("save"):
             self._db.execute("INSERT OR REPLACE INTO notes (key, data) VALUES (?, ?)", (key, value))
 
     def peek(self, key: str) -> bytes | None:
         """Return what is kept under a name, or None."""
-        value = self._value("SELECT data FROM notes WHERE key = ?", (key,))
+        value = self._db.value("SELECT data FROM notes WHERE key = ?", (key,))
         return None if value is None else bytes(value)
 
     def take(self, key: str) -> bytes | None:
         """Return what is kept under a name, or None, and keep it no longer."""
         value = self.peek(key)
         if value is not None:
-            with self._transaction("save"):
+            with self._db.transaction("save"):
                 self._db.execute("DELETE FROM notes WHERE key = ?", (key,))
         return value
 
@@ -932,7 +765,7 @@ class Store:
         query = "SELECT seq FROM tasks WHERE ended_at < ? ORDER BY ended_at, seq LIMIT ?"
         seqs = [seq for (seq,) in self._read(query, (before, limit))]
         if seqs:
-            with self._unlinking(), self._transaction("drop what has expired"):
+            with self._unlinking(), self._db.transaction("drop what has expired"):
                 self._delete(seqs)
             self._tasks_gone = True
         if len(seqs) < limit and self._tasks_gone:
@@ -941,7 +774,7 @@ class Store:
         return len(seqs)
 
     def _expire_functions(self, before: float) -> None:
-        old = self._all("SELECT function FROM functions WHERE saved_at < ?", (before,))
+        old = self._db.all("SELECT function FROM functions WHERE saved_at < ?", (before,))
         spare = {function for (function,) in old} - self._in_use
         if spare:
             used = self._read("SELECT DISTINCT function FROM tasks INDEXED BY tasks_by_end")
@@ -949,64 +782,41 @@ class Store:
         if not spare:
             return
         values = [(function,) for function in spare]
-        with self._transaction("drop what has expired"):
+        with self._db.transaction("drop what has expired"):
             for table in ("function_payloads", "functions"):
                 self._db.executemany(f"DELETE FROM {table} WHERE function = ?", values)
         for function in spare:
             del self._functions[self._function_names.pop(function)]
 
     def shrink(self) -> bool:
-        """Give some unused pages back to the file system; return whether there are more.
-
-        A few stay: they are soon used again.
-        """
-        free = self._value("PRAGMA freelist_count")
-        more = bool(free > SHRINK // 4 + self._value("PRAGMA page_count") // 8)
-        if more:
-            self._vacuum(SHRINK)
-        elif self._shrinking:
-            self.checkpoint()  # the file ends where its log says only now
-        self._shrinking = more
-        return more
-
-    def _vacuum(self, pages: int) -> None:
-        # The one statement that must be stepped without giving rows, which `execute` does not do.
-        with self._errors("be made smaller"):
-            self._db.executescript(f"PRAGMA incremental_vacuum({pages})")
+        """Give some unused pages back to the file system; return whether there are more."""
+        return self._db.shrink()
 
     def clear(self) -> None:
         """Forget everything; the store gets another name."""
         name = secrets.token_hex(16)
-        with self._unlinking(), self._transaction("be emptied"):
+        with self._unlinking(), self._db.transaction("be emptied"):
             self._let_go(_FILES)
             for table in TABLES:
                 self._db.execute(f"DELETE FROM {table}")
-            self._set_meta("name", name)
+            self._db.set_meta("name", name)
         self.name, self._top, self._backlog = name, 0, Backlog()
         self._in_use.clear()
         self._large.clear()
         self._load_functions()
-        self._vacuum(0)  # all
-        self.checkpoint()
+        self._db.vacuum(0)  # all
+        self._db.checkpoint()
 
     def checkpoint(self) -> None:
         """Move all of the write-ahead log into the file and empty it; for quiet moments."""
-        with self._errors("be tidied up"):
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._db.checkpoint()
 
     def size(self) -> int:
         """Return the bytes that the store takes, its log and large pieces included."""
-        large = segments.size(self._folder)
-        if self.durability == "none":
-            return large + int(self._value("PRAGMA page_count") * self._value("PRAGMA page_size"))
-        files = (self.path, log_of(self.path))
-        return large + sum(file.stat().st_size for file in files if file.exists())
+        return segments.size(self._folder) + self._db.size()
 
     def close(self) -> None:
         """Let go of the file."""
         with contextlib.suppress(StoreError):  # the journal is kept
             self.settle()
         self._db.close()
-        if self._log is not None:
-            os.close(self._log)
-            self._log = None

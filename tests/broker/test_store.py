@@ -22,11 +22,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbtasks.broker import database as database_module
 from nbtasks.broker import file as file_module
 from nbtasks.broker import rows as rows_module
 from nbtasks.broker import store as store_module
+from nbtasks.broker.database import VERSION
+from nbtasks.broker.file import APPLICATION_ID
 from nbtasks.broker.rows import SHORT_BODY, TaskRow
-from nbtasks.broker.store import APPLICATION_ID, VERSION, Store
+from nbtasks.broker.store import Store
 from nbtasks.core.actions import (
     SaveCall,
     SaveCleared,
@@ -332,7 +335,7 @@ def test_task_that_is_saved_in_the_same_turn_needs_no_note(store):
     store.commit([SaveGiven(1, "w1", 11), SaveTask(task)], NOW)
     store.settle()
 
-    assert store._value("SELECT count(*) FROM given") == 0
+    assert store._db.value("SELECT count(*) FROM given") == 0
     assert held(store) == [(1, "assigned", "w1", 11)]
 
 
@@ -347,7 +350,7 @@ def test_notes_go_when_a_worker_is_through_with_them(store):
 
     store.commit([SaveCleared("w1", 13)], NOW)
     store.settle()
-    assert store._value("SELECT count(*) FROM given") == 0
+    assert store._db.value("SELECT count(*) FROM given") == 0
 
 
 def test_counts_are_by_state(store):
@@ -587,11 +590,11 @@ def test_notes_are_kept_and_taken_once(store, path, opened):
 
 
 def test_empty_turn_writes_nothing(store):
-    before = store._db.total_changes
+    before = changed(store)
 
     store.commit([], NOW)
 
-    assert store._db.total_changes == before
+    assert changed(store) == before
 
 
 # ----------------------------------------------------------------------------------------- expiry
@@ -812,11 +815,15 @@ def test_store_knows_what_it_was_told_also_after_a_crash_at_any_point(told, cras
 
 
 def in_tables(store: Store) -> int:
-    return store._value("SELECT count(*) FROM tasks")
+    return store._db.value("SELECT count(*) FROM tasks")
+
+
+def changed(store: Store) -> int:
+    return store._db._connection.total_changes
 
 
 def in_journal(store: Store) -> int:
-    return store._value("SELECT count(*) FROM journal")
+    return store._db.value("SELECT count(*) FROM journal")
 
 
 def test_what_begins_and_ends_is_written_once_and_later(store):
@@ -826,10 +833,12 @@ def test_what_begins_and_ends_is_written_once_and_later(store):
     store.commit([SaveCleared("w1", 12)], NOW)
 
     assert (in_journal(store), in_tables(store), store.behind) == (4, 0, True)
-    before = store._db.total_changes
+    before = store._db._connection.total_changes
     store.settle()
 
-    assert store._db.total_changes - before == 1 + 4  # one row written, the journal's dropped
+    assert (
+        store._db._connection.total_changes - before == 1 + 4
+    )  # one row written, the journal's dropped
     assert (in_journal(store), in_tables(store), store.behind) == (0, 1, False)
     assert says(store.find("task-1")) == columns(task)
     assert store.events(1) == [(event, ())]
@@ -889,8 +898,8 @@ def test_long_event_is_not_written_twice(store):
     task.phase, task.state, task.n, task.ended_at = "done", "SUCCESS", 1, NOW.wall
     store.commit([SaveEvent(1, event), SaveTask(task)], NOW)
 
-    assert store._value("SELECT count(*) FROM events") == 1
-    assert store._value("SELECT max(length(changes)) FROM journal") < 200
+    assert store._db.value("SELECT count(*) FROM events") == 1
+    assert store._db.value("SELECT max(length(changes)) FROM journal") < 200
     assert store.events(1) == [(event, ())]
     assert says(store.find("task-1")) == columns(task)
 
@@ -1024,7 +1033,7 @@ def test_what_was_committed_survives_sigkill_and_turns_are_whole(path, opened, t
 
 def test_full_disk_takes_nothing_and_is_got_over(store):
     task = accept(store, 1)
-    pages = store._value("PRAGMA page_count")
+    pages = store._db.value("PRAGMA page_count")
     store._db.execute(f"PRAGMA max_page_count = {pages + 5}")
     digest = b"n" * 16
     call = call_for(2, definition=digest, name="new")
@@ -1089,7 +1098,7 @@ def test_what_is_saved_is_synced_once_where_that_is_promised(
     store = opened(path, durability)
     seen: list[str] = []
     monkeypatch.setattr(
-        store_module, "_sync_data", lambda log: seen.append(os.readlink(f"/proc/self/fd/{log}"))
+        database_module, "_sync_data", lambda log: seen.append(os.readlink(f"/proc/self/fd/{log}"))
     )
     accept(store, 1)
     accept(store, 2)
@@ -1108,21 +1117,21 @@ def test_disk_that_fails_is_told_and_asked_again(path, opened, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "_sync_data", fail)
+        patch.setattr(database_module, "_sync_data", fail)
         with pytest.raises(StoreError, match=r"store\.sqlite could not be synced: .*output error"):
             store.sync()
     synced: list[int] = []
-    monkeypatch.setattr(store_module, "_sync_data", synced.append)
+    monkeypatch.setattr(database_module, "_sync_data", synced.append)
     store.sync()
 
     assert len(synced) == 1
 
 
 def test_store_lets_sqlite_sync_before_checkpoints_only(store):
-    assert store._value("PRAGMA synchronous") == 1
-    assert store._value("PRAGMA journal_mode") == "wal"
-    assert store._value("PRAGMA auto_vacuum") == 2
-    assert store._value("PRAGMA mmap_size") == 0
+    assert store._db.value("PRAGMA synchronous") == 1
+    assert store._db.value("PRAGMA journal_mode") == "wal"
+    assert store._db.value("PRAGMA auto_vacuum") == 2
+    assert store._db.value("PRAGMA mmap_size") == 0
 
 
 def test_durability_none_leaves_no_file(path, opened):
@@ -1190,7 +1199,7 @@ def test_way_to_a_new_store_is_on_the_disk_where_that_is_promised(
 
 
 def test_second_broker_on_the_file_is_refused(store, path, monkeypatch):
-    monkeypatch.setattr(store_module, "LOCK_TIMEOUT", 0.01)
+    monkeypatch.setattr(database_module, "LOCK_TIMEOUT", 0.01)
     task = accept(store, 1)
 
     with pytest.raises(StoreError, match=r"store\.sqlite is in use.*nbtasks stop"):
@@ -1317,9 +1326,9 @@ def test_file_that_we_may_not_write_is_told(path, opened):
 
 def with_second_version(monkeypatch: pytest.MonkeyPatch, directory: Path, script: str) -> None:
     (directory / "second.sql").write_text(script, encoding="utf-8")
-    scripts = (*store_module.MIGRATIONS, str(directory / "second.sql"))
-    monkeypatch.setattr(store_module, "MIGRATIONS", scripts)
-    monkeypatch.setattr(store_module, "VERSION", VERSION + 1)
+    scripts = (*database_module.MIGRATIONS, str(directory / "second.sql"))
+    monkeypatch.setattr(database_module, "MIGRATIONS", scripts)
+    monkeypatch.setattr(database_module, "VERSION", VERSION + 1)
 
 
 def test_older_store_is_brought_up_and_keeps_what_it_knows(path, opened, monkeypatch, short_path):
@@ -1330,8 +1339,8 @@ def test_older_store_is_brought_up_and_keeps_what_it_knows(path, opened, monkeyp
 
     second = opened(path)
 
-    assert second._value("PRAGMA user_version") == VERSION + 1
-    assert second._value("SELECT count(*) FROM extra") == 0
+    assert second._db.value("PRAGMA user_version") == VERSION + 1
+    assert second._db.value("SELECT count(*) FROM extra") == 0
     assert second.name == first.name
     assert says(second.find("task-1")) == columns(task)
 
@@ -1349,8 +1358,8 @@ def test_migration_that_fails_leaves_the_store_at_its_version(
 
     again = opened(path)
 
-    assert again._value("PRAGMA user_version") == VERSION
-    assert again._all("SELECT * FROM sqlite_master WHERE name = 'extra'") == []
+    assert again._db.value("PRAGMA user_version") == VERSION
+    assert again._db.all("SELECT * FROM sqlite_master WHERE name = 'extra'") == []
     assert says(again.find("task-1")) == columns(task)
 
 
@@ -1368,7 +1377,7 @@ COLUMN = re.compile(r"^    [a-z_]+ +(?:TEXT|BLOB|INTEGER|REAL)\b.*$", re.MULTILI
 
 
 def test_each_column_of_the_schema_says_what_it_is():
-    schema = Path(store_module.__file__).with_name("schema.sql").read_text(encoding="utf-8")
+    schema = Path(database_module.__file__).with_name("schema.sql").read_text(encoding="utf-8")
 
     assert len(re.findall(COLUMN, schema)) > 40
     assert [line for line in re.findall(COLUMN, schema) if "--" not in line] == []
@@ -1378,7 +1387,7 @@ def test_each_column_of_the_schema_says_what_it_is():
 
 
 def plan(store: Store, query: str) -> str:
-    return " ".join(row[3] for row in store._all(f"EXPLAIN QUERY PLAN {query}"))
+    return " ".join(row[3] for row in store._db.all(f"EXPLAIN QUERY PLAN {query}"))
 
 
 @pytest.mark.parametrize(
@@ -1421,8 +1430,8 @@ def test_queued_task_takes_less_than_300_bytes_of_disk(store):
         store.commit(saves, NOW)
     store.settle()
 
-    used = store._value("PRAGMA page_count") - store._value("PRAGMA freelist_count")
-    assert used * store._value("PRAGMA page_size") / count < 300
+    used = store._db.value("PRAGMA page_count") - store._db.value("PRAGMA freelist_count")
+    assert used * store._db.value("PRAGMA page_size") / count < 300
 
 
 def test_rows_are_rows_of_the_scheduler(store):

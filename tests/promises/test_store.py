@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import nbtasks
-from nbtasks.broker import store as store_module
+from nbtasks.broker import database as database_module
 from nbtasks.broker.store import Store
 from nbtasks.client.client import Client, new_id
 from nbtasks.core.actions import SaveCall, SaveDefinition, SaveEvent, SaveTask
@@ -638,4 +638,4 @@ def test_store_of_an_earlier_version_goes_on(
 def test_there_is_a_kept_store_of_each_version():
     versions = {int(re.findall(r"\d+", path.name)[0]) for path in STORES.glob("*.gz")}
 
-    assert versions == set(range(1, store_module.VERSION + 1))
+    assert versions == set(range(1, database_module.VERSION + 1))
