@@ -453,6 +453,7 @@ class Client:
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was submitted is accepted; return False when time ran out."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._hurry()
         while self._calls or self._batches or self._outbox:
             if self._link.gone or (deadline is not None and time.monotonic() > deadline):
                 return False
@@ -485,6 +486,7 @@ class Client:
     def _say_all(self, patience: float) -> bool:
         """Wait until all is accepted; return False when there is no broker, or nothing goes on."""
         before, since = (-1, -1, -1), time.monotonic()
+        self._hurry()
         while any(left := (len(self._calls), len(self._batches), len(self._outbox))):
             if left != before:
                 before, since = left, time.monotonic()
@@ -528,14 +530,18 @@ class Client:
         """Hold a caller that is faster than the broker; raise when there is none in the end."""
         if not self._too_much(1.0):
             return
-        # What is accepted in its own time otherwise is now waited for.
-        self._outbox.append(((Submit(0, (), urgent=True),), ()))
-        self._wake()
+        self._hurry()
         while self._too_much(0.5):
             self._check_usable()
             if not self._link.up:
                 self._await_link(retry, policy)
             time.sleep(pause(0.002))
+
+    def _hurry(self) -> None:
+        """Say that somebody waits for what is accepted in its own time otherwise."""
+        if self._calls or self._batches:
+            self._outbox.append(((Submit(0, (), urgent=True),), ()))
+            self._wake()
 
     def _await_acceptance(self, record: Record) -> None:
         self._wait_until(record, lambda: record.accepted or record.error is not None, None)

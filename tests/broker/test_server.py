@@ -47,6 +47,7 @@ from nbtasks.wire.connection import (
     read_connection,
 )
 from nbtasks.wire.frames import pack, unpack_from_broker
+from nbtasks.wire.segments import LARGE
 from tests.promises.peers import DEFINE, DIGEST, Broker, a_call
 
 
@@ -100,6 +101,27 @@ def tables_of(runtime: Path) -> tuple[int, int]:
                 "SELECT (SELECT count(*) FROM journal), (SELECT count(*) FROM tasks)"
             )
     return counts
+
+
+UNHURRIED = """
+from nbtasks.broker import disk
+disk.MOMENT = 3600.0
+"""
+
+
+def test_large_piece_is_not_put_off_when_somebody_waits_for_acceptance(runtime: Path) -> None:
+    broker = Broker(runtime, before=UNHURRIED)
+    client = Client(runtime)
+    piece = client.segments.keep(memoryview(bytes(LARGE)))
+    record = client.submit(a_call(frames=1), [piece], DEFINE)
+    until(lambda: client.ask("list") != [])
+    assert not record.accepted
+
+    assert client.flush(20.0)
+
+    assert record.accepted
+    client.close()
+    broker.close()
 
 
 def test_same_id_again_is_the_same_task(client: Client) -> None:
