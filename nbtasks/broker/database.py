@@ -30,6 +30,7 @@ from nbtasks.broker.file import (
     make_private,
     too_new,
 )
+from nbtasks.exceptions import StoreError
 from nbtasks.wire.connection import sync
 
 #: SQL files, in order; the first makes version 1 of an empty file, each later one the next version.
@@ -210,7 +211,10 @@ class Database:
                 sync(self.path.parent)
             _sync_data(self._log)
         except OSError as error:
-            raise error_of(self.path, "be synced", error) from error
+            raise StoreError(
+                f"The store {self.path} could not be synced: {error}. What was saved last may not "
+                f"survive a loss of power, so nobody is told of it until it can. Look at the disk."
+            ) from error
         self.unsynced = False
 
     def shrink(self) -> bool:

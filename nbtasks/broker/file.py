@@ -7,7 +7,6 @@ refused by name and left as it is.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sqlite3
 import struct
@@ -122,10 +121,9 @@ def error_of(path: Path, doing: str, error: Exception) -> StoreError:
             f"The store {path} is in use: {error}. Another process, perhaps another broker or a "
             f"database tool, has it open. Stop that (nbtasks stop), or use another dir."
         )
-    full = code == sqlite3.SQLITE_FULL or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
     hint = (
         "The disk (or a quota) is full: free some space, and it goes on by itself."
-        if full
+        if code == sqlite3.SQLITE_FULL
         else "Look at the disk and at the rights of the file and its directory."
     )
     return StoreError(

@@ -170,9 +170,9 @@ def call_payloads(save: SaveCall) -> Iterator[tuple[int, int, int, int, Buffer]]
 
 def state_row(task: Task, now: Now) -> StateRow:
     """Return what a task is now, as a row: short, when there is nothing special about it."""
-    ended_at = task.ended_at if task.phase == DONE else None
-    if ended_at is None and task.phase == DONE:
-        ended_at = now.wall
+    ended_at = None
+    if task.phase == DONE:
+        ended_at = now.wall if task.ended_at is None else task.ended_at
     row = (task.seq, task.phase, task.state, task.n, task.worker, task.ticket, ended_at)
     if (
         task.n <= 1  # else it may have been run again, for another client

@@ -807,10 +807,6 @@ class Store:
         self._db.vacuum(0)  # all
         self._db.checkpoint()
 
-    def checkpoint(self) -> None:
-        """Move all of the write-ahead log into the file and empty it; for quiet moments."""
-        self._db.checkpoint()
-
     def size(self) -> int:
         """Return the bytes that the store takes, its log and large pieces included."""
         return segments.size(self._folder) + self._db.size()

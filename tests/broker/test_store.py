@@ -650,7 +650,7 @@ def test_function_that_this_broker_may_have_in_mind_does_not_expire(path, opened
 def test_space_comes_back_after_expiry(store):
     for seq in range(1, 101):
         finish(store, accept(store, seq, (bytes(100_000),), frames=1, body=b""))
-    store.checkpoint()
+    store._db.checkpoint()
     full = store.size()
 
     while store.expire(later(1).wall, 20):
@@ -1140,7 +1140,7 @@ def test_durability_none_leaves_no_file(path, opened):
 
     assert says(store.find("task-1")) == columns(task)
     assert store.size() > 0
-    store.checkpoint()
+    store._db.checkpoint()
     store.clear()
     assert list(path.parent.iterdir()) == []
 
