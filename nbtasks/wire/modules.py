@@ -39,8 +39,9 @@ from typing import Final, NamedTuple
 SETTLED: Final = 2_000_000_000
 #: Local modules that are followed at most.
 MOST_MODULES: Final = 5_000
-#: Files that are looked at for every call; more may take one part in `SHARE` of the time.
-FEW: Final = 300
+#: Nanoseconds for which one look at the files holds, and the part of a loop of calls (one in
+#: `SHARE`) that looking at many files may take.
+GLANCE: Final = 50_000
 SHARE: Final = 4
 #: Nanoseconds that pass at least between a call and its run, in another process.
 ON_THE_WAY: Final = 200_000
@@ -168,21 +169,18 @@ class Files:
     def unchanged(self) -> bool:
         """Return whether all texts are the same.
 
-        With hundreds of files it is not looked again at once, so that it takes at most a quarter
-        of the time of a loop of calls. What counts is the processor's time: on a busy machine one
-        look may take long, and an edit right after it must be seen all the same.
+        It is not looked again at once: to ask for a file takes as long as a tenth of a call, and
+        lets go of the interpreter. With hundreds of files it takes at most a quarter of the time of
+        a loop of calls. What counts is the processor's time: on a busy machine one look may take
+        long, and an edit right after it must be seen all the same.
         """
-        if not self._paths:
-            return True
-        if len(self._paths) <= FEW:
-            return self._all_same()
-        if time.perf_counter_ns() < self._not_before:
+        if not self._paths or time.perf_counter_ns() < self._not_before:
             return True
         began = time.thread_time_ns()
         same = self._all_same()
         if same:  # whoever asks again after a change is not told otherwise
             taken = time.thread_time_ns() - began
-            self._not_before = time.perf_counter_ns() + taken * (SHARE - 1)
+            self._not_before = time.perf_counter_ns() + max(taken * (SHARE - 1), GLANCE)
         return same
 
     def _all_same(self) -> bool:
