@@ -68,8 +68,8 @@ HOMES: dict[str, set[str]] = {
     },
     # file.py says what is wrong with a store in SQLite's own words.
     "sqlite3": {"broker/database.py", "broker/file.py"},
-    "cloudpickle": {"wire/payloads.py"},
-    "pickle": {"wire/payloads.py"},
+    "cloudpickle": {"wire/pickling.py"},
+    "pickle": {"wire/payloads.py", "wire/pickling.py", "wire/failures.py"},
     "msgpack": {"wire/payloads.py"},
     "yaml": {"wire/payloads.py"},
     "zstandard": {"wire/payloads.py"},

@@ -31,7 +31,7 @@ from nbtasks.core.messages import Define, Policy
 from nbtasks.core.retry import parse_rate
 from nbtasks.exceptions import LargeGlobalWarning
 from nbtasks.wire import codecs, modules, payloads
-from nbtasks.wire.payloads import Buffer, Pickled
+from nbtasks.wire.pickling import Buffer, Pickled
 
 #: Bytes of a definition above which it is said what makes it large.
 LARGE: Final = 10_000_000

@@ -36,7 +36,7 @@ from itertools import chain
 from operator import attrgetter, call, is_, itemgetter
 from typing import Any, Final
 
-from nbtasks.wire import modules, payloads
+from nbtasks.wire import modules, pickling
 from nbtasks.wire.shared import Shared
 
 #: Members of a container that are compared; with more, pickling is not dearer.
@@ -174,7 +174,7 @@ class Reach:
             self.volatile = True
 
     def _visit_function(self, function: types.FunctionType) -> None:
-        if self._is_by_reference(function) or payloads.is_behind(function):
+        if self._is_by_reference(function) or pickling.is_behind(function):
             return
         parts = _function_parts(function)
         self._note(partial(_function_parts, function), parts)

@@ -1,4 +1,4 @@
-"""What users hand over ↔ bytes: the only file that pickles.
+"""What users hand over ↔ bytes.
 
     dumps_arguments, dumps, dumps_exception     value → Payload(body, buffers)
     loads                                       body, buffers → value
@@ -22,21 +22,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
-import inspect
-import io
 import linecache
 import pickle
-import reprlib
 import sys
-import threading
-import types
-import typing
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, cast
-
-import cloudpickle
+from typing import Any, Final, NamedTuple
 
 from nbtasks.core.messages import INLINE_LIMIT
 from nbtasks.exceptions import (
@@ -44,9 +34,8 @@ from nbtasks.exceptions import (
     DecodeError,
     EncodeError,
     SerializerNotInstalled,
-    UnpickleableExceptionWrapper,
 )
-from nbtasks.wire import codecs, culprits, modules, segments
+from nbtasks.wire import codecs, culprits, failures, modules, pickling, segments
 from nbtasks.wire.codecs import (
     Codec,
     accept,
@@ -56,6 +45,7 @@ from nbtasks.wire.codecs import (
     register_compression,
     unregister,
 )
+from nbtasks.wire.pickling import Buffer, Keep, Pickled
 
 __all__ = [
     "Buffer",
@@ -74,16 +64,8 @@ __all__ = [
     "unregister",
 ]
 
-Buffer = bytes | bytearray | memoryview
 #: Marks memory that is to travel beside the pickle.
 out_of_band: Final = pickle.PickleBuffer
-#: What makes of a piece of memory something that does not change when the memory does.
-Keep = Callable[[memoryview], Buffer]
-
-#: Buffers of fewer bytes stay inside the pickle: a frame of their own would cost more.
-OUT_OF_BAND: Final = 16 * 1024
-#: Payload frames of one value at most.
-MOST_BUFFERS: Final = 1024
 
 _PICKLE: Final = "application/x-python-serialize"
 _PLAIN: Final = 0x80  # what every pickle begins with
@@ -244,6 +226,31 @@ def _encode(codec: Codec, value: Any, parts: culprits.Parts | None) -> bytes:
     if isinstance(data, str):
         data = data.encode(codec.content_encoding if codec.is_text else "utf-8")
     return bytes(data)
+
+
+def _pickle_or_explain(
+    value: Any, parts: culprits.Parts | None, keep: Keep | None = None
+) -> Pickled:
+    try:
+        return pickling.dump(value, keep)
+    except Exception as error:
+        text = culprits.explain(value, error, _can_be_pickled, parts or culprits.of_object)
+        raise EncodeError(text) from error
+
+
+def _can_be_pickled(value: Any) -> bool:
+    pickling.dump(value)
+    return True
+
+
+def dumps_exception(exception: BaseException) -> Payload:
+    """Return an exception as bytes; `loads` gives it back as itself.
+
+    Class, arguments, attributes, notes, `__cause__`, `__context__` and the members of a group
+    travel. Of one that cannot be loaded again an `UnpickleableExceptionWrapper` with its text
+    comes. This never fails.
+    """
+    return _sized(failures.dumps(exception), [])
 
 
 # ---------------------------------------------------------------------------------- from bytes
@@ -409,496 +416,6 @@ def _lacking_module(name: str, what: str, text: str) -> str:
     )
 
 
-# ----------------------------------------------------------------------------------- pickling
-
-
-class Pickled(NamedTuple):
-    """A pickle, and what it met on its way."""
-
-    body: bytes
-    buffers: list[Buffer]
-    #: Names of the modules to which it refers.
-    modules: frozenset[str]
-    #: Code that it carries by value.
-    codes: tuple[types.CodeType, ...]
-
-
-#: Place of the file's name among the arguments of `types.CodeType`, in Python 3.11 and later.
-_CODE_FILENAME: Final = 10
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's, but for what is said at each method."""
-
-    def __init__(self, file: io.BytesIO, buffer_callback: Callable[[Any], Any] | None) -> None:
-        super().__init__(file, protocol=5, buffer_callback=buffer_callback)
-        self.modules: set[str] = set()
-        self.codes: list[types.CodeType] = []
-
-    def reducer_override(self, obj: Any) -> Any:
-        kind = type(obj)
-        if kind is types.FunctionType:
-            return self._reduce_function(obj)
-        if kind is types.CodeType:
-            self.codes.append(obj)
-            return self._reduce_code(obj)
-        elif kind is types.ModuleType:
-            self.modules.add(obj.__name__)
-        elif issubclass(kind, type):
-            return self._reduce_class(obj)
-        elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
-            return _NAMED[kind](obj)
-        return super().reducer_override(obj)
-
-    def _reduce_code(self, code: types.CodeType) -> Any:
-        """Keep the name of the file, by which tracebacks find the lines of a notebook's cells.
-
-        cloudpickle 3.1.3 puts "<dynamic-code>" in its place.
-        """
-        make, arguments = self.dispatch_table[types.CodeType](code)
-        filename = _CODE_FILENAME
-        return make, (*arguments[:filename], code.co_filename, *arguments[filename + 1 :])
-
-    def _reduce_function(self, function: types.FunctionType) -> Any:
-        """Take what a decorator hides in its module by reference too.
-
-        Such a function (`@task` in a helper.py) is not what its module has under its name, so
-        that cloudpickle would copy it, with all that it refers to, as it was when imported.
-        """
-        reduced = super().reducer_override(function)
-        if reduced is not NotImplemented and not is_behind(function):
-            return reduced
-        self.modules.add(function.__module__)
-        if reduced is NotImplemented:
-            return reduced
-        return _take_behind, (function.__module__, function.__qualname__)
-
-    def _reduce_class(self, cls: type) -> Any:
-        """Remember which classes were made here.
-
-        When one of them comes back with a result, cloudpickle would overwrite its attributes and
-        methods with those that the worker has.
-        """
-        reduced = super().reducer_override(cls)
-        if reduced is NotImplemented:
-            self.modules.add(cls.__module__)
-        elif isinstance(reduced, tuple) and len(reduced) == 6:
-            if cls not in _from_elsewhere:
-                _made_here.add(cls)
-            *others, state, _, _, set_state = reduced
-            return (*others, (set_state, state), None, None, _set_class_state)
-        return reduced
-
-
-def _reduce_cached(cached: Any) -> tuple[Any, ...]:
-    # The function is only put in afterwards, because it may refer to what caches it.
-    parameters = cached.cache_parameters()
-    return (
-        _make_cached,
-        (parameters["maxsize"], parameters["typed"]),
-        cached.__wrapped__,
-        None,
-        None,
-        _fill_cached,
-    )
-
-
-def _make_cached(maxsize: int | None, typed: bool) -> Any:
-    inside: list[Callable[..., Any]] = []
-
-    @functools.lru_cache(maxsize, typed)
-    def cached(*args: Any, **kwargs: Any) -> Any:
-        return inside[0](*args, **kwargs)
-
-    cached._inside = inside  # type: ignore[attr-defined]
-    return cached
-
-
-def _fill_cached(cached: Any, function: Callable[..., Any]) -> None:
-    inside = cached._inside
-    functools.update_wrapper(cached, function)
-    del cached._inside
-    inside.append(function)
-
-
-def _reduce_alias(alias: Any) -> tuple[Any, ...]:
-    return _make_alias, (alias.__name__, alias.__value__, alias.__type_params__)
-
-
-def _make_alias(name: str, value: Any, parameters: tuple[Any, ...]) -> Any:
-    return typing.TypeAliasType(name, value, type_params=parameters)  # type: ignore[attr-defined]
-
-
-#: Things that say of themselves that their name is enough, which it is not in a notebook.
-_NAMED: Final[dict[type, Callable[[Any], tuple[Any, ...]]]] = {
-    functools._lru_cache_wrapper: _reduce_cached,
-    typing.NewType: lambda it: (typing.NewType, (it.__name__, it.__supertype__)),
-    typing.ParamSpec: lambda it: (typing.ParamSpec, (it.__name__,)),
-    typing.TypeVarTuple: lambda it: (typing.TypeVarTuple, (it.__name__,)),
-}
-if sys.version_info >= (3, 12):
-    _NAMED[typing.TypeAliasType] = _reduce_alias
-
-_made_here: Final[weakref.WeakSet[type]] = weakref.WeakSet()
-_from_elsewhere: Final[weakref.WeakSet[type]] = weakref.WeakSet()
-_trial = threading.local()
-
-
-def _set_class_state(cls: type, state: tuple[Callable[[type, Any], Any], Any]) -> type:
-    known = cls in _from_elsewhere
-    if cls in _made_here or (known and getattr(_trial, "on", False)):
-        return cls
-    _from_elsewhere.add(cls)
-    set_state, inner = state
-    set_state(cls, inner)
-    return cls
-
-
-def is_behind(function: types.FunctionType) -> bool:
-    """Whether an importable module has a decorated `function` under the name of it."""
-    if function.__module__ in (None, "__main__") or "<" in function.__qualname__:
-        return False
-    found: Any = sys.modules.get(function.__module__)
-    for name in function.__qualname__.split("."):
-        found = inspect.getattr_static(found, name, None)
-    return found is not function and _unwrap(found, function) is function
-
-
-def _unwrap(found: Any, wanted: Any = None) -> Any:
-    """Follow `__wrapped__` to the function `wanted`, or to the end."""
-    for _ in range(100):
-        if found is wanted and found is not None:
-            return found
-        inner = getattr(found, "__wrapped__", None)
-        if inner is None:
-            break
-        found = inner
-    return found
-
-
-def _take_behind(module: str, qualname: str) -> Any:
-    found: Any = importlib.import_module(module)
-    for name in qualname.split("."):
-        found = getattr(found, name)
-    return _unwrap(found)
-
-
-def _pickle(value: Any, keep: Keep | None = None) -> Pickled:
-    """Pickle by cloudpickle, with buffers of their own when it is said how to keep them."""
-    views: list[memoryview] = []
-
-    def stays_inside(buffer: pickle.PickleBuffer) -> bool:
-        """Say whether the buffer shall stay inside the pickle."""
-        try:
-            view = buffer.raw()
-        except BufferError:  # not contiguous
-            return True
-        if view.nbytes < OUT_OF_BAND or len(views) >= MOST_BUFFERS:
-            return True
-        views.append(view)
-        return False
-
-    file = io.BytesIO()
-    pickler = _Pickler(file, stays_inside if keep else None)
-    pickler.dump(value)
-    # Only now: when the rest cannot be pickled, nothing has been put anywhere.
-    buffers = [keep(view) for view in views] if keep else []
-    return Pickled(file.getvalue(), buffers, frozenset(pickler.modules), tuple(pickler.codes))
-
-
-def _pickle_or_explain(
-    value: Any, parts: culprits.Parts | None, keep: Keep | None = None
-) -> Pickled:
-    try:
-        return _pickle(value, keep)
-    except Exception as error:
-        text = culprits.explain(value, error, _can_be_pickled, parts or culprits.of_object)
-        raise EncodeError(text) from error
-
-
-def _can_be_pickled(value: Any) -> bool:
-    _pickle(value)
-    return True
-
-
-# ---------------------------------------------------------------------------------- exceptions
-
-
-class _Link(NamedTuple):
-    """One exception of a chain; the others are named by their place in it."""
-
-    #: Pickle of the exception alone, or empty.
-    body: bytes
-    #: Module, name and arguments of it, in case that its class cannot be loaded.
-    module: str
-    name: str
-    args: tuple[str, ...]
-    notes: tuple[str, ...]
-    cause: int | None
-    context: int | None
-    suppress: bool
-    #: Members of an exception group.
-    members: tuple[int, ...] | None
-    #: `str()` of it, in the same case.
-    text: str = ""
-
-
-#: Makes texts of arguments: whole ones as a rule, but no millions of letters.
-_texts: Final = reprlib.Repr()
-_texts.maxstring = _texts.maxother = _texts.maxlong = 2_000
-_texts.maxlist = _texts.maxtuple = _texts.maxdict = _texts.maxset = _texts.maxfrozenset = 100
-
-#: Letters of an exception's own text that travel when the exception itself cannot.
-LONGEST_TEXT: Final = 10_000
-
-#: Links of a chain that travel at most: a RecursionError may hang on hundreds.
-MOST_LINKS: Final = 64
-
-
-def dumps_exception(exception: BaseException) -> Payload:
-    """Return an exception as bytes; `loads` gives it back as itself.
-
-    Class, arguments, attributes, notes, `__cause__`, `__context__` and the members of a group
-    travel. It is tried here whether each of them can be loaded again; one that cannot becomes an
-    `UnpickleableExceptionWrapper` with its text. This never fails.
-    """
-    try:
-        return _sized(pickle.dumps(_Chain(_links(exception)), 5), [])
-    except Exception:
-        wrapper = UnpickleableExceptionWrapper.from_exception(exception)
-        return _sized(pickle.dumps(wrapper, 5), [])
-
-
-class _Chain:
-    """Pickles to the exception that its links make."""
-
-    def __init__(self, links: list[_Link]) -> None:
-        self.links = links
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _join, (tuple(tuple(link) for link in self.links),)
-
-
-def _links(first: BaseException) -> list[_Link]:
-    found: list[BaseException] = [first]
-    places = {id(first): 0}
-
-    def place(exception: BaseException | None) -> int | None:
-        if exception is None:
-            return None
-        if id(exception) not in places:
-            if len(found) >= MOST_LINKS:
-                return None
-            places[id(exception)] = len(found)
-            found.append(exception)
-        return places[id(exception)]
-
-    links = []
-    for exception in found:  # it grows while we go
-        members = None
-        if isinstance(exception, BaseExceptionGroup):
-            members = tuple(n for n in map(place, exception.exceptions) if n is not None)
-        cause, context = place(exception.__cause__), place(exception.__context__)
-        links.append(_link(exception, cause, context, members))
-    return links
-
-
-def _link(
-    exception: BaseException,
-    cause: int | None,
-    context: int | None,
-    members: tuple[int, ...] | None,
-) -> _Link:
-    kind = type(exception)
-    notes = getattr(exception, "__notes__", ())
-    return _Link(
-        _alone(exception, members is not None),
-        kind.__module__,
-        kind.__name__,
-        tuple(map(_texts.repr, exception.args)),
-        tuple(str(note) for note in notes) if isinstance(notes, list | tuple) else (),
-        cause,
-        context,
-        exception.__suppress_context__,
-        members,
-        _text_of(exception),
-    )
-
-
-def _text_of(exception: BaseException) -> str:
-    try:
-        return str(exception)[:LONGEST_TEXT]
-    except Exception:
-        return ""
-
-
-def _alone(exception: BaseException, is_group: bool) -> bytes:
-    """Return a pickle of the exception without its chain that can be loaded again, or nothing."""
-    candidates: list[Callable[[], Any]] = [] if is_group else [lambda: exception]
-    candidates += [lambda: _Bare(exception, {}), lambda: _Bare(exception, _texts_of(exception))]
-    for candidate in candidates:
-        try:
-            body = _pickle(candidate()).body
-            if _survives(exception, body, is_group):
-                return body
-        except Exception:
-            continue
-    return b""
-
-
-def _survives(exception: BaseException, body: bytes, is_group: bool) -> bool:
-    _trial.on = True
-    try:
-        copy = pickle.loads(body)
-    finally:
-        _trial.on = False
-    if is_group:
-        copy = copy([ValueError("stands for a member")])
-    if type(copy) is not type(exception) or is_group:
-        return type(copy) is type(exception)
-    # Without arguments of its own (pydantic's are made in Rust) it is its text that counts.
-    same = len(copy.args) == len(exception.args) or not exception.args
-    return same and bool(str(copy) == str(exception))
-
-
-class _Bare:
-    """Pickles an exception by its parts, for classes whose `__init__` wants other things.
-
-    Attributes in `instead` are replaced by what it says.
-    """
-
-    def __init__(self, exception: BaseException, instead: Mapping[str, str]) -> None:
-        self.exception = exception
-        self.instead = instead
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        exception = self.exception
-        attributes = {**exception.__dict__, **self.instead}
-        if self.instead:
-            names = ", ".join(map(repr, self.instead))
-            note = f"(It cannot be pickled whole: texts stand for its attributes {names}.)"
-            attributes["__notes__"] = [*attributes.get("__notes__", ()), note]
-        slots = _slots_of(exception)
-        if isinstance(exception, BaseExceptionGroup):
-            parts = (type(exception), exception.message, attributes, slots)
-            return _MakeGroup, parts
-        return _make_bare, (type(exception), exception.args, attributes, slots)
-
-
-#: Py_TPFLAGS_HEAPTYPE: the class was made by a class statement.
-_HEAP_TYPE: Final = 1 << 9
-
-#: Attributes of every exception, which travel by other ways or not at all.
-_COMMON: Final = frozenset(
-    {*vars(BaseException), *vars(BaseExceptionGroup), "__dict__", "__weakref__"}
-)
-
-
-def _slots_of(exception: BaseException) -> dict[str, Any]:
-    """Return attributes that do not lie in `__dict__`: errno, filename, `__slots__` ..."""
-    found: dict[str, Any] = {}
-    for cls in type(exception).__mro__:
-        for name, slot in vars(cls).items():
-            is_slot = isinstance(slot, types.MemberDescriptorType | types.GetSetDescriptorType)
-            if not is_slot or name in _COMMON or name in found:
-                continue
-            value = getattr(exception, name, None)
-            # To OSError, None in a slot is not the same as nothing.
-            if value is not None or (cls.__flags__ & _HEAP_TYPE and hasattr(exception, name)):
-                found[name] = value
-    return found
-
-
-def _texts_of(exception: BaseException) -> dict[str, str]:
-    """Return texts for those attributes that cannot be pickled."""
-    instead = {}
-    for name, value in exception.__dict__.items():
-        try:
-            _pickle(value)
-        except Exception:
-            instead[name] = f"{culprits.short_repr(value)} (its text: it cannot be pickled)"
-    return instead
-
-
-def _builtin_base(cls: type) -> type:
-    """Return the class that decides how instances lie in memory."""
-    while cls.__flags__ & _HEAP_TYPE:
-        cls = cast(type, cls.__base__)
-    return cls
-
-
-def _make_bare(
-    cls: type[BaseException],
-    args: tuple[Any, ...],
-    attributes: dict[str, Any],
-    slots: dict[str, Any],
-) -> BaseException:
-    make: Any = _builtin_base(cls).__new__
-    exception = cast(BaseException, make(cls))
-    # Not the class's own __setattr__: a frozen dataclass would refuse.
-    BaseException.__setattr__(exception, "args", args)
-    _set_attributes(exception, attributes, slots)
-    return exception
-
-
-def _set_attributes(
-    exception: BaseException, attributes: dict[str, Any], slots: dict[str, Any]
-) -> None:
-    exception.__dict__.update(attributes)
-    for name, value in slots.items():
-        try:
-            BaseException.__setattr__(exception, name, value)
-        except (AttributeError, TypeError):  # read-only: it follows from the arguments
-            continue
-
-
-class _MakeGroup:
-    """Makes an exception group once its members are there."""
-
-    def __init__(
-        self,
-        cls: type[BaseExceptionGroup[Any]],
-        message: str,
-        attributes: dict[str, Any],
-        slots: dict[str, Any],
-    ) -> None:
-        self.cls, self.message, self.attributes, self.slots = cls, message, attributes, slots
-
-    def __call__(self, members: list[BaseException]) -> BaseException:
-        group = BaseExceptionGroup.__new__(self.cls, self.message, members)
-        _set_attributes(group, self.attributes, self.slots)
-        return group
-
-
-def _join(rows: tuple[tuple[Any, ...], ...]) -> BaseException:
-    """Make the exceptions of a chain and join them; the first is what is wanted."""
-    links = [_Link(*row) for row in rows]
-    made: dict[int, BaseException] = {}
-    # Members come after their group, so the innermost are made first.
-    for place in reversed(range(len(links))):
-        made[place] = _make_link(links[place], made)
-    for place, link in enumerate(links):
-        cause = None if link.cause is None else made[link.cause]
-        context = None if link.context is None else made[link.context]
-        joints = {"__cause__": cause, "__context__": context, "__suppress_context__": link.suppress}
-        for name, value in joints.items():
-            BaseException.__setattr__(made[place], name, value)
-    return made[0]
-
-
-def _make_link(link: _Link, made: Mapping[int, BaseException]) -> BaseException:
-    try:
-        found = pickle.loads(link.body)
-        if link.members is not None:
-            found = found([made[member] for member in link.members])
-        return cast(BaseException, found)
-    except Exception:
-        wrapper = UnpickleableExceptionWrapper(link.module, link.name, link.args, message=link.text)
-        for note in link.notes:
-            wrapper.add_note(note)
-        return wrapper
-
-
 # --------------------------------------------------------------------------------- definitions
 
 
@@ -921,7 +438,7 @@ def _as_it_is(view: memoryview) -> memoryview:
 def size_of(value: Any) -> int:
     """Return the bytes that a value takes in a pickle; 0 when it cannot be pickled."""
     try:
-        pickled = _pickle(value, _as_it_is)
+        pickled = pickling.dump(value, _as_it_is)
     except Exception:
         return 0
     return len(pickled.body) + sum(memoryview(buffer).nbytes for buffer in pickled.buffers)
@@ -999,4 +516,11 @@ def digest(parts: Iterable[Buffer]) -> bytes:
     return state.digest()
 
 
-codecs.add(Codec("pickle", lambda value: _pickle(value).body, pickle.loads, _PICKLE))
+codecs.add(Codec("pickle", lambda value: pickling.dump(value).body, pickle.loads, _PICKLE))
+
+
+# Pickles in the stores of former versions look for these here.
+_make_cached, _fill_cached = pickling.make_cached, pickling.fill_cached
+_make_alias, _set_class_state = pickling.make_alias, pickling.set_class_state
+_take_behind = pickling.take_behind
+_join, _make_bare, _MakeGroup = failures.join, failures.make_bare, failures.MakeGroup

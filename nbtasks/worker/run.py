@@ -27,6 +27,7 @@ from nbtasks.wire import payloads
 from nbtasks.wire.cell import Cell
 from nbtasks.wire.connection import now
 from nbtasks.wire.memory import resident
+from nbtasks.wire.pickling import Keep
 from nbtasks.worker.capture import Capture, clean
 from nbtasks.worker.functions import Function, Functions
 from nbtasks.worker.handover import Assignment, Buffer, Handover, Loaded
@@ -122,7 +123,7 @@ class Runner:
         functions: Functions,
         capture: Capture,
         limit: SoftLimit,
-        keep: payloads.Keep = bytes,
+        keep: Keep = bytes,
     ) -> None:
         self._handover = handover
         self._cell = cell

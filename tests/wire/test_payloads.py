@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import base64
 import json
 import math
 import subprocess
 import sys
 import threading
 import types
+import zlib
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
@@ -25,7 +27,7 @@ from nbtasks.exceptions import (
     SerializerNotInstalled,
     UnpickleableExceptionWrapper,
 )
-from nbtasks.wire import codecs, payloads
+from nbtasks.wire import codecs, payloads, pickling
 from nbtasks.wire.payloads import (
     dumps,
     dumps_arguments,
@@ -661,7 +663,7 @@ SENDER = """
 import functools, sys, typing
 import numpy
 from nbtasks.wire.payloads import *
-from nbtasks.wire import codecs, payloads
+from nbtasks.wire import codecs, payloads, pickling
 
 class Point:
     scale = 10
@@ -752,6 +754,34 @@ def test_class_of_this_process_is_not_overwritten_when_it_comes_back():
     assert point_class.__dict__["get"] is method
 
 
+# ------------------------------------------------------------------------------ former versions
+
+#: `dumps_exception` of a group with a note and a cause, when `payloads` made it all (base 85, zlib).
+FORMER = (
+    "c-n=KPfNov7{=FWWeQG2y!V#&V8xxp>)1RLbMQJ!NVm|{)uc2jx`VJw{R6rA?i2b&Ogf7SLz7$H=Xsysla;&"
+    "va5~M=r#w+qE@b$Sl`JgiG8c3vLA&HmWE|eXAKtIrb<+7qe?V^Nf?b!QDy&KOk}Atp#?7cddYrOCWrDY3?WF"
+    "KzuHGkPno}tWfw?Oc+(HO{S@jM|5$K~y#FnG76s3<S3SxMM0OPmFsX?Elo`2!VDmi1VHvna73{8#8w#JW)Uc"
+    "0LSqfi@)4H_4US+v-^bD%Q$4fky{SQHtfmDLb+@hjdu+1x9Wd%h+2c%0=73pExMpS1u{SMPGcnQ3JIVt%+yr"
+    "kw%kJ!Ez0t2);Gi5YU?4PviZpx~vc5`F?65w_I"
+)
+
+
+def test_what_a_former_version_pickled_can_still_be_loaded():
+    group = loads(zlib.decompress(base64.b85decode(FORMER)))
+
+    (member,) = group.exceptions
+    assert (str(group), repr(member)) == ("g (1 sub-exception)", "KeyError('a')")
+    assert member.__notes__ == ["n"]
+    assert isinstance(member.__cause__, FileNotFoundError)
+
+
+def test_functions_and_classes_of_a_former_version_find_their_makers():
+    makers = ("make_cached", "fill_cached", "make_alias", "set_class_state", "take_behind")
+
+    for name in makers:
+        assert getattr(payloads, f"_{name}") is getattr(pickling, name)
+
+
 # -------------------------------------------------------------------------------------- digests
 
 
@@ -768,7 +798,7 @@ def test_atoms_of_every_kind_take_the_short_way():
 
 @pytest.mark.parametrize("value", [{"progress": 50, "of": "it"}, [1, None], ("a", 2.5), {}, ()])
 def test_flat_containers_of_atoms_take_the_short_way_too(value, monkeypatch):
-    monkeypatch.setattr(payloads, "_pickle", None)
+    monkeypatch.setattr(pickling, "dump", None)
 
     assert round_trip(value) == value
 

@@ -1,0 +1,238 @@
+"""cloudpickle, but for what a notebook and its workers need otherwise.
+
+What `__main__` and notebook cells define travels by value, as cloudpickle has it; functions that a
+decorator hides in an importable module go by reference, code keeps the names of its cells, caches
+and named types of a notebook arrive as what they are, and a class that comes back to where it was
+made is left as it is there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import io
+import pickle
+import sys
+import threading
+import types
+import typing
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+
+import cloudpickle
+
+Buffer = bytes | bytearray | memoryview
+#: What makes of a piece of memory something that does not change when the memory does.
+Keep = Callable[[memoryview], Buffer]
+
+#: Buffers of fewer bytes stay inside the pickle: a frame of their own would cost more.
+OUT_OF_BAND: Final = 16 * 1024
+#: Payload frames of one value at most.
+MOST_BUFFERS: Final = 1024
+
+
+class Pickled(NamedTuple):
+    """A pickle, and what it met on its way."""
+
+    body: bytes
+    buffers: list[Buffer]
+    #: Names of the modules to which it refers.
+    modules: frozenset[str]
+    #: Code that it carries by value.
+    codes: tuple[types.CodeType, ...]
+
+
+#: Place of the file's name among the arguments of `types.CodeType`, in Python 3.11 and later.
+_CODE_FILENAME: Final = 10
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's, but for what is said at each method."""
+
+    def __init__(self, file: io.BytesIO, buffer_callback: Callable[[Any], Any] | None) -> None:
+        super().__init__(file, protocol=5, buffer_callback=buffer_callback)
+        self.modules: set[str] = set()
+        self.codes: list[types.CodeType] = []
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is types.FunctionType:
+            return self._reduce_function(obj)
+        if kind is types.CodeType:
+            self.codes.append(obj)
+            return self._reduce_code(obj)
+        elif kind is types.ModuleType:
+            self.modules.add(obj.__name__)
+        elif issubclass(kind, type):
+            return self._reduce_class(obj)
+        elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
+            return _NAMED[kind](obj)
+        return super().reducer_override(obj)
+
+    def _reduce_code(self, code: types.CodeType) -> Any:
+        """Keep the name of the file, by which tracebacks find the lines of a notebook's cells.
+
+        cloudpickle 3.1.3 puts "<dynamic-code>" in its place.
+        """
+        make, arguments = self.dispatch_table[types.CodeType](code)
+        filename = _CODE_FILENAME
+        return make, (*arguments[:filename], code.co_filename, *arguments[filename + 1 :])
+
+    def _reduce_function(self, function: types.FunctionType) -> Any:
+        """Take what a decorator hides in its module by reference too.
+
+        Such a function (`@task` in a helper.py) is not what its module has under its name, so
+        that cloudpickle would copy it, with all that it refers to, as it was when imported.
+        """
+        reduced = super().reducer_override(function)
+        if reduced is not NotImplemented and not is_behind(function):
+            return reduced
+        self.modules.add(function.__module__)
+        if reduced is NotImplemented:
+            return reduced
+        return take_behind, (function.__module__, function.__qualname__)
+
+    def _reduce_class(self, cls: type) -> Any:
+        """Remember which classes were made here.
+
+        When one of them comes back with a result, cloudpickle would overwrite its attributes and
+        methods with those that the worker has.
+        """
+        reduced = super().reducer_override(cls)
+        if reduced is NotImplemented:
+            self.modules.add(cls.__module__)
+        elif isinstance(reduced, tuple) and len(reduced) == 6:
+            if cls not in _from_elsewhere:
+                _made_here.add(cls)
+            *others, state, _, _, set_state = reduced
+            return (*others, (set_state, state), None, None, set_class_state)
+        return reduced
+
+
+def _reduce_cached(cached: Any) -> tuple[Any, ...]:
+    # The function is only put in afterwards, because it may refer to what caches it.
+    parameters = cached.cache_parameters()
+    return (
+        make_cached,
+        (parameters["maxsize"], parameters["typed"]),
+        cached.__wrapped__,
+        None,
+        None,
+        fill_cached,
+    )
+
+
+def make_cached(maxsize: int | None, typed: bool) -> Any:
+    inside: list[Callable[..., Any]] = []
+
+    @functools.lru_cache(maxsize, typed)
+    def cached(*args: Any, **kwargs: Any) -> Any:
+        return inside[0](*args, **kwargs)
+
+    cached._inside = inside  # type: ignore[attr-defined]
+    return cached
+
+
+def fill_cached(cached: Any, function: Callable[..., Any]) -> None:
+    inside = cached._inside
+    functools.update_wrapper(cached, function)
+    del cached._inside
+    inside.append(function)
+
+
+def _reduce_alias(alias: Any) -> tuple[Any, ...]:
+    return make_alias, (alias.__name__, alias.__value__, alias.__type_params__)
+
+
+def make_alias(name: str, value: Any, parameters: tuple[Any, ...]) -> Any:
+    return typing.TypeAliasType(name, value, type_params=parameters)  # type: ignore[attr-defined]
+
+
+#: Things that say of themselves that their name is enough, which it is not in a notebook.
+_NAMED: Final[dict[type, Callable[[Any], tuple[Any, ...]]]] = {
+    functools._lru_cache_wrapper: _reduce_cached,
+    typing.NewType: lambda it: (typing.NewType, (it.__name__, it.__supertype__)),
+    typing.ParamSpec: lambda it: (typing.ParamSpec, (it.__name__,)),
+    typing.TypeVarTuple: lambda it: (typing.TypeVarTuple, (it.__name__,)),
+}
+if sys.version_info >= (3, 12):
+    _NAMED[typing.TypeAliasType] = _reduce_alias
+
+_made_here: Final[weakref.WeakSet[type]] = weakref.WeakSet()
+_from_elsewhere: Final[weakref.WeakSet[type]] = weakref.WeakSet()
+_trial = threading.local()
+
+
+@contextmanager
+def trial() -> Iterator[None]:
+    """Load in this block what is then thrown away: classes stay as they are."""
+    _trial.on = True
+    try:
+        yield
+    finally:
+        _trial.on = False
+
+
+def set_class_state(cls: type, state: tuple[Callable[[type, Any], Any], Any]) -> type:
+    known = cls in _from_elsewhere
+    if cls in _made_here or (known and getattr(_trial, "on", False)):
+        return cls
+    _from_elsewhere.add(cls)
+    set_state, inner = state
+    set_state(cls, inner)
+    return cls
+
+
+def is_behind(function: types.FunctionType) -> bool:
+    """Whether an importable module has a decorated `function` under the name of it."""
+    if function.__module__ in (None, "__main__") or "<" in function.__qualname__:
+        return False
+    found: Any = sys.modules.get(function.__module__)
+    for name in function.__qualname__.split("."):
+        found = inspect.getattr_static(found, name, None)
+    return found is not function and _unwrap(found, function) is function
+
+
+def _unwrap(found: Any, wanted: Any = None) -> Any:
+    """Follow `__wrapped__` to the function `wanted`, or to the end."""
+    for _ in range(100):
+        if found is wanted and found is not None:
+            return found
+        inner = getattr(found, "__wrapped__", None)
+        if inner is None:
+            break
+        found = inner
+    return found
+
+
+def take_behind(module: str, qualname: str) -> Any:
+    found: Any = importlib.import_module(module)
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    return _unwrap(found)
+
+
+def dump(value: Any, keep: Keep | None = None) -> Pickled:
+    """Return a pickle of a value, with buffers of their own when it is said how to keep them."""
+    views: list[memoryview] = []
+
+    def stays_inside(buffer: pickle.PickleBuffer) -> bool:
+        """Say whether the buffer shall stay inside the pickle."""
+        try:
+            view = buffer.raw()
+        except BufferError:  # not contiguous
+            return True
+        if view.nbytes < OUT_OF_BAND or len(views) >= MOST_BUFFERS:
+            return True
+        views.append(view)
+        return False
+
+    file = io.BytesIO()
+    pickler = _Pickler(file, stays_inside if keep else None)
+    pickler.dump(value)
+    # Only now: when the rest cannot be pickled, nothing has been put anywhere.
+    buffers = [keep(view) for view in views] if keep else []
+    return Pickled(file.getvalue(), buffers, frozenset(pickler.modules), tuple(pickler.codes))
