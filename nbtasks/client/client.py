@@ -35,6 +35,7 @@ import zmq
 
 from nbtasks import exceptions
 from nbtasks.client import ids
+from nbtasks.client.batches import Batches, Entry
 from nbtasks.client.ids import new_id
 from nbtasks.client.record import (
     Bell,
@@ -45,8 +46,8 @@ from nbtasks.client.record import (
     one_over,
     release,
     ring,
-    size_of,
 )
+from nbtasks.client.records import Records
 from nbtasks.client.waiting import pause
 from nbtasks.core.messages import (
     STRANGER,
@@ -92,8 +93,6 @@ log = logging.getLogger("nbtasks.client")
 #: further one makes its caller wait until half of them are accepted.
 UNACCEPTED = 50_000
 UNACCEPTED_BYTES = 64 * 1024**2
-#: Calls in one Submit.
-BATCH = 1_000
 #: Milliseconds for which calls of a loop come together, unless somebody waits.
 GATHER = 1
 #: Seconds after which what is not accepted is said again.
@@ -104,10 +103,6 @@ MISSING = 0.7
 ABSENT = 1.2
 #: Seconds that one attempt to publish waits for a broker.
 ATTEMPT = 0.25
-#: Ended tasks of which late words (output of handlers) are still taken in, and bytes of arguments
-#: and results that these may hold.
-RECENT = 2_000
-RECENT_BYTES = 16 * 1024**2
 #: Seconds that the end of the process waits while nothing more is accepted.
 FAREWELL = 1.5
 #: Seconds within which a broker that dies may have taken an order with it.
@@ -131,38 +126,6 @@ class _Link:
         self.down_since = time.monotonic()
         #: Why there is no cluster, once that is certain.
         self.gone: Exception | None = None
-
-
-#: A submission in the line: call, payload frames, definition, check, confirm, record.
-_Entry = tuple[
-    Call, Sequence[Buffer], tuple[Define, Sequence[Buffer]] | None, bool, bool, Record
-]  # fmt: skip
-
-
-class _Batch:
-    """Calls on their way, until they are accepted."""
-
-    __slots__ = ("buffers", "calls", "defines", "records", "sent_at", "size")
-
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-        self.buffers: list[Buffer] = []
-        self.records: list[Record] = []
-        self.defines: dict[bytes, tuple[Define, Sequence[Buffer]]] = {}
-        self.sent_at = 0.0
-        #: Bytes of arguments.
-        self.size = 0
-
-    def add(self, entries: Iterable[_Entry]) -> None:
-        for call, buffers, define, _check, _confirm, record in entries:
-            self.calls.append(call)
-            self.records.append(record)
-            self.size += len(call.body)
-            if buffers:
-                self.buffers.extend(buffers)
-                self.size += sum(map(segments.length, buffers))
-            if define is not None and call.definition not in self.defines:
-                self.defines[call.definition] = define
 
 
 class Client:
@@ -202,20 +165,13 @@ class Client:
         self._link = _Link()
         self._forked = False
         self._closing = False
-        self._calls: deque[_Entry] = deque()
+        self._calls: deque[Entry] = deque()
         self._outbox: deque[Any] = deque()
         #: Orders of the last moments, and when they were sent.
         self._orders: deque[tuple[float, Sequence[Any]]] = deque()
-        self._records: dict[str, Record] = {}
-        self._recent: dict[str, Record] = {}
-        #: Ids and bytes of the recent ones, oldest first. (The first key of a dict that loses its
-        #: first key all the time takes long to find.)
-        self._endings: deque[tuple[str, int]] = deque()
-        self._recent_bytes = 0
-        self._batches: dict[int, _Batch] = {}
-        #: Sent and not accepted yet, calls and bytes; only the I/O thread counts.
-        self._in_flight = self._bytes_in_flight = 0
-        self._number = 0
+        self._records = Records()
+        #: Sent and not accepted yet.
+        self._batches = Batches()
         self._defined: set[bytes] = set()
         self._requests = itertools.count(1)
         self._questions: dict[int, tuple[Ask, Any, list[Answer]]] = {}
@@ -305,16 +261,16 @@ class Client:
             When there is no broker.
         """
         self._check_usable()
-        waiting = len(self._calls) + self._in_flight
-        if waiting > UNACCEPTED or self._bytes_in_flight > UNACCEPTED_BYTES or buffers:
+        waiting = len(self._calls) + self._batches.calls
+        if waiting > UNACCEPTED or self._batches.size > UNACCEPTED_BYTES or buffers:
             self._await_room(retry, policy)
         if not self._link.up:
             self._await_link(retry, policy)
         record = Record(call.id, call=call, created=time.time())
         if check:
-            record = self._records.setdefault(call.id, record)
+            record = self._records.open.setdefault(call.id, record)
         else:
-            self._records[call.id] = record
+            self._records.open[call.id] = record
         self._calls.append((call, buffers, define, check, confirm, record))
         if self._sleeping:
             self._wake()
@@ -327,25 +283,23 @@ class Client:
     def record(self, task_id: str) -> Record:
         """Return what is known of a task, and follow it if it was not followed yet."""
         self._check_usable()
-        record = self._records.get(task_id) or self._recent.get(task_id)
+        record = self._records.get(task_id)
         if record is None:
-            record = self._records.setdefault(task_id, Record(task_id))
+            record = self._records.open.setdefault(task_id, Record(task_id))
             self.tell(Follow((task_id,), (0,)))
         return record
 
     def hears_of(self, record: Record) -> bool:
         """Whether news of this task still reaches this very record."""
-        return record in (self._records.get(record.id), self._recent.get(record.id))
+        return self._records.hears_of(record)
 
     def drop(self, task_ids: Iterable[str]) -> None:
         """Know nothing of these tasks any more."""
-        for task_id in task_ids:
-            self._records.pop(task_id, None)
-            self._recent.pop(task_id, None)
+        self._records.drop(task_ids)
 
     def follow(self, record: Record) -> None:
         """Go on listening to a task that had ended (it was told to run again)."""
-        self._records[record.id] = record
+        self._records.open[record.id] = record
         self.tell(Follow((record.id,), (record.n,)))
 
     def learn(self, record: Record, timeout: float | None = None) -> None:
@@ -474,7 +428,7 @@ class Client:
             log.warning(
                 "The broker in %s has not accepted %d tasks that were sent last; they may be lost.",
                 self.runtime,
-                len(self._calls) + self._in_flight,
+                len(self._calls) + self._batches.calls,
             )
         self._closing = True
         self._wake()
@@ -522,7 +476,7 @@ class Client:
 
     def _too_much(self, share: float) -> bool:
         """Return whether more than this share of what may wait for acceptance does."""
-        calls, size = len(self._calls) + self._in_flight, self._bytes_in_flight
+        calls, size = len(self._calls) + self._batches.calls, self._batches.size
         size += sum(sum(map(segments.length, entry[1])) for entry in list(self._calls))
         return calls > UNACCEPTED * share or size > UNACCEPTED_BYTES * share
 
@@ -661,9 +615,9 @@ class Client:
     def _say_hello(self) -> None:
         """Introduce ourselves and, in the same breath, ask how our tasks are getting on."""
         hello = Hello("client", self.name, os.getpid(), platform.python_version())
-        pending = {record.id for batch in self._batches.values() for record in batch.records}
+        pending = {record.id for batch in self._batches.open.values() for record in batch.records}
         pending.update(call[5].id for call in list(self._calls))
-        open_ones = [r for r in list(self._records.values()) if r.id not in pending]
+        open_ones = [r for r in list(self._records.open.values()) if r.id not in pending]
         messages: list[Any] = [hello]
         if open_ones:
             messages.append(Follow(tuple(r.id for r in open_ones), tuple(r.n for r in open_ones)))
@@ -713,7 +667,7 @@ class Client:
         self._link.instance, self._link.store = welcome.instance, welcome.store
         self._link.gone = None
         self._probe = 0
-        for number in list(self._batches):
+        for number in list(self._batches.open):
             self._send_batch(number)
         for question, _waiter, _answers in list(self._questions.values()):
             self._outbox.append(((question,), ()))
@@ -736,23 +690,23 @@ class Client:
                 self._say_hello()
         elif self._link.up and self._batches:
             # It knows us, so it is something that was said: better lose that than everything.
-            for number in list(self._batches):
-                for record in self._drop_batch(number).records:
+            for number in list(self._batches.open):
+                for record in self._batches.pop(number).records:
                     self._fail(record, OperationalError(refused.reason))
         else:
             self._give_up(ClusterError(refused.reason))
 
     def _take_lacking(self, lacking: Lacking, _: Any) -> None:
         self._defined.difference_update(lacking.digests)
-        for number, batch in list(self._batches.items()):
+        for number, batch in list(self._batches.open.items()):
             if not batch.defines.keys().isdisjoint(lacking.digests):
                 self._send_batch(number)
 
     def _take_accepted(self, accepted: Accepted, _: Any) -> None:
         for number in accepted.batches:
-            if number not in self._batches:
+            if number not in self._batches.open:
                 continue
-            for record in self._drop_batch(number).records:
+            for record in self._batches.pop(number).records:
                 record.accepted = True
                 record.known = True
                 if record.waiters:
@@ -760,7 +714,7 @@ class Client:
 
     def _take_event(self, event: Event, frames: Any) -> None:
         buffers = take(frames, event.frames) if event.frames else ()
-        record = self._records.get(event.id) or self._recent.get(event.id)
+        record = self._records.get(event.id)
         if record is None or event.n <= record.n:
             return
         # Whoever sees the new state finds all that belongs to it.
@@ -777,26 +731,14 @@ class Client:
             except Exception:
                 log.exception("a listener of task %s failed", event.id)
         if event.final:
-            self._settle(record)
-        elif event.kind == "again" and event.id in self._recent:
-            self._records[event.id] = self._recent.pop(event.id)
-
-    def _settle(self, record: Record) -> None:
-        """Let those go on that wait for a task that is over, and forget it in a while."""
-        self._records.pop(record.id, None)
-        self._recent[record.id] = record
-        size = size_of(record)
-        self._endings.append((record.id, size))
-        self._recent_bytes += size
-        while len(self._endings) > RECENT or self._recent_bytes > RECENT_BYTES:
-            task_id, size = self._endings.popleft()
-            self._recent.pop(task_id, None)
-            self._recent_bytes -= size
-        if record.waiters:
-            ring(record)
+            self._records.settle(record)
+            if record.waiters:
+                ring(record)
+        elif event.kind == "again":
+            self._records.reopen(event.id)
 
     def _take_replayed(self, replayed: Replayed, _: Any) -> None:
-        record = self._records.get(replayed.id) or self._recent.get(replayed.id)
+        record = self._records.get(replayed.id)
         if record is None:
             return
         if not replayed.known and record.accepted:
@@ -804,7 +746,7 @@ class Client:
                 f"The broker does not know task {record.id} any more: its store was emptied, or it "
                 f"was not durable (durability='none') and the broker was restarted."
             )
-            self._records.pop(record.id, None)
+            self._records.open.pop(record.id, None)
         record.known = replayed.known
         ring(record)
 
@@ -825,15 +767,9 @@ class Client:
         if not self._link.up:
             return sent
         while self._calls:
-            self._number += 1
-            number = self._number
-            # The batch stands there before its calls leave the line: `flush` looks at both.
-            batch = self._batches[number] = _Batch()
-            entries = [self._calls.popleft() for _ in range(min(len(self._calls), BATCH))]
-            batch.add(entries)
+            number, entries = self._batches.take(self._calls)
             again = any(entry[3] for entry in entries)
             urgent = any(entry[4] for entry in entries)
-            self._count(batch)
             self._send_batch(number, again, urgent)
             sent += len(entries)
         while self._outbox:
@@ -852,7 +788,7 @@ class Client:
 
     def _send_batch(self, number: int, again: bool = True, urgent: bool = True) -> None:
         """Send a batch; `again` unless it is the first time and all its ids are new."""
-        batch = self._batches[number]
+        batch = self._batches.open[number]
         messages: list[Any] = []
         buffers: list[Buffer] = []
         for digest, (define, payload) in batch.defines.items():
@@ -868,35 +804,20 @@ class Client:
         except (TypeError, ValueError, OverflowError) as error:
             self._take_apart(number, error)
 
-    def _count(self, batch: _Batch, sign: int = 1) -> None:
-        self._in_flight += sign * len(batch.records)
-        self._bytes_in_flight += sign * batch.size
-
-    def _drop_batch(self, number: int) -> _Batch:
-        batch = self._batches.pop(number)
-        self._count(batch, -1)
-        return batch
-
     def _take_apart(self, number: int, error: Exception) -> None:
         """Send the calls of a batch that cannot be encoded one by one: one is to blame."""
-        batch = self._drop_batch(number)
+        batch = self._batches.pop(number)
         if len(batch.calls) == 1:
             text = f"The call cannot be sent: {type(error).__name__}: {error}"
             self._fail(batch.records[0], exceptions.EncodeError(text))
             return
-        frames = iter(batch.buffers)
-        for call, record in zip(batch.calls, batch.records, strict=True):
-            define = batch.defines.get(call.definition)
-            self._number += 1
-            alone = self._batches[self._number] = _Batch()
-            alone.add([(call, take(frames, call.frames), define, True, False, record)])
-            self._count(alone)
-            self._send_batch(self._number)
+        for entry in batch.apart():
+            self._send_batch(self._batches.put(entry))
 
     def _fail(self, record: Record, error: Exception) -> None:
         """Let a submission end in an error, and those go on that wait for it."""
         record.error = error
-        self._records.pop(record.id, None)
+        self._records.open.pop(record.id, None)
         ring(record)
 
     def _look_after(self) -> None:
@@ -906,7 +827,7 @@ class Client:
             if self._link.gone is None and instant - self._link.down_since > MISSING:
                 self._seek_cluster()
         elif self._batches and not self._probe:
-            if any(instant - batch.sent_at > RESEND for batch in self._batches.values()):
+            if any(instant - batch.sent_at > RESEND for batch in self._batches.open.values()):
                 self._probe, self._probed_at = next(self._requests), instant
                 self._post([Ask(self._probe, "peek", {"key": ""})])
 
@@ -917,7 +838,7 @@ class Client:
         times in its mail, which would lie in our memory until then.
         """
         self._probe = 0
-        for number, batch in list(self._batches.items()):
+        for number, batch in list(self._batches.open.items()):
             if batch.sent_at < self._probed_at:
                 self._send_batch(number)
 

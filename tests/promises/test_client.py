@@ -362,7 +362,7 @@ def test_large_arguments_for_a_frozen_broker_take_bounded_memory(
     before = resident()
     with deaf(cluster):
         caller.start()
-        eventually(lambda: cluster.client._bytes_in_flight > clients.UNACCEPTED_BYTES)
+        eventually(lambda: cluster.client._batches.size > clients.UNACCEPTED_BYTES)
         time.sleep(0.5)  # in which nothing more must be sent
         growth, sent = resident() - before, len(results)
     caller.join(SOON)

@@ -756,7 +756,7 @@ def test_class_of_this_process_is_not_overwritten_when_it_comes_back():
 
 # ------------------------------------------------------------------------------ former versions
 
-#: `dumps_exception` of a group with a note and a cause, as `payloads` alone made it (base 85, zlib).
+#: `dumps_exception` of a group with a note and a cause, as payloads.py alone made it (b85, zlib).
 FORMER = (
     "c-n=KPfNov7{=FWWeQG2y!V#&V8xxp>)1RLbMQJ!NVm|{)uc2jx`VJw{R6rA?i2b&Ogf7SLz7$H=Xsysla;&"
     "va5~M=r#w+qE@b$Sl`JgiG8c3vLA&HmWE|eXAKtIrb<+7qe?V^Nf?b!QDy&KOk}Atp#?7cddYrOCWrDY3?WF"
