@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,7 +155,7 @@ def server(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server
     told: list[Any] = []
     monkeypatch.setattr(server, "_send", lambda peer, messages, _: told.extend(messages))
     server.told = told  # type: ignore[attr-defined]
-    say(server, Hello("client", "c", os.getpid(), "3.11"), DEFINE[0], instance=b"")
+    say(server, Hello("client", "c", os.getpid(), platform.python_version()), DEFINE[0], instance=b"")
     yield server
     server.close()
 
