@@ -155,7 +155,8 @@ def server(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server
     told: list[Any] = []
     monkeypatch.setattr(server, "_send", lambda peer, messages, _: told.extend(messages))
     server.told = told  # type: ignore[attr-defined]
-    say(server, Hello("client", "c", os.getpid(), platform.python_version()), DEFINE[0], instance=b"")
+    hello = Hello("client", "c", os.getpid(), platform.python_version())
+    say(server, hello, DEFINE[0], instance=b"")
     yield server
     server.close()
 
