@@ -599,7 +599,7 @@ def _one_line(cell: Any) -> str:
 
 
 def _call(task: dict[str, Any]) -> str:
-    return f"{task['name']}{task['summary'] or '()'}"
+    return f"{task.get('shown', task['name'])}{task['summary'] or '()'}"
 
 
 def _state(task: dict[str, Any]) -> str:

@@ -27,8 +27,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nbtasks import config
-from nbtasks.exceptions import BrokerUnavailable, ClusterError, ImproperlyConfigured, NotPermitted
-from nbtasks.wire import locks, segments
+from nbtasks.exceptions import (
+    BrokerUnavailable,
+    ClusterError,
+    ImproperlyConfigured,
+    NotPermitted,
+    SerializerNotInstalled,
+)
+from nbtasks.wire import codecs, locks, segments
 from nbtasks.wire.connection import (
     FAILED_FILE,
     SEGMENTS,
@@ -541,9 +547,17 @@ def _settings(place: Place, options: Options) -> Settings:
         extra={
             "folder": os.getcwd(),
             "python": sys.executable,
-            "accept_content": ours.accept_content,
+            "accept_content": _content_types(ours.accept_content),
         },
     )
+
+
+def _content_types(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Return what `accept_content` means; workers do not know yet what was registered here."""
+    try:
+        return None if names is None else tuple(sorted(codecs.content_types(names)))
+    except SerializerNotInstalled as error:
+        raise ImproperlyConfigured(f"accept_content: {error}") from None
 
 
 def _processors() -> int:
@@ -803,6 +817,7 @@ def _forget_store(place: Place) -> None:
     """Remove the store and what refers to it. The start lock is held and nobody is at work."""
     for path in place.data.glob(f"{STORE_FILE}*"):
         path.unlink()
+    segments.remove(place.data / SEGMENTS, segments.there(place.data / SEGMENTS))
     for path in (place.runtime / "cells").glob("*"):
         path.unlink()
 

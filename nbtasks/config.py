@@ -77,7 +77,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # How tasks run.
     task_always_eager: bool = False
     task_eager_propagates: bool = False
-    task_store_eager_result: bool = False
     task_ignore_result: bool = False
     task_store_errors_even_if_ignored: bool = False
     task_track_started: bool = False
@@ -102,8 +101,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     timezone: str = "UTC"
     enable_utc: bool = True
 
-    # Taken for the sake of existing configurations; nothing here depends on them: workers prefetch
-    # by time rather than by count, and events are always told.
+    # Taken for the sake of existing configurations; nothing here depends on them: what runs eagerly
+    # is kept by its result alone, workers prefetch by time rather than by count, and events are
+    # always told.
+    task_store_eager_result: bool = False
     worker_prefetch_multiplier: int = 4
     worker_send_task_events: bool = False
     task_send_sent_event: bool = False

@@ -115,15 +115,24 @@ class Request:
     _channel: Channel | None = None
     #: Whether the body has begun, so that calling the task again is a direct call.
     _protected: bool = False
-    #: Whether `before_start` is over: errors before that are not retried.
+    #: Whether an error would be the body's, so that it may be retried by itself.
     _begun: bool = False
+    #: The last Retry that `retry` has raised.
+    _raised: BaseException | None = None
     #: Last progress told: part of the whole, and what else was said.
     _told: tuple[float, dict[str, Any]] | None = None
 
     def __init__(self, **fields: Any) -> None:
-        #: Ids of the tasks that this run has sent.
-        self.children: list[str] = []
+        #: Ids (or, in `apply()`, results) of the tasks that this run has sent.
+        self._sent: list[Any] = []
         self.__dict__.update(fields)
+
+    @property
+    def children(self) -> list[Any]:
+        """Results of the tasks that this run has sent, in a list of its own."""
+        from nbtasks.result import AsyncResult
+
+        return [AsyncResult(sent) if isinstance(sent, str) else sent for sent in self._sent]
 
     @property
     def correlation_id(self) -> str | None:
@@ -140,7 +149,8 @@ class Request:
         return getattr(self, name, default)
 
     def __repr__(self) -> str:
-        told = ((name, value) for name, value in sorted(vars(self).items()) if name[0] != "_")
+        fields = {**vars(self), "children": self._sent}
+        told = ((name, value) for name, value in sorted(fields.items()) if name[0] != "_")
         return f"<Request: {', '.join(f'{name}={value!r}' for name, value in told)}>"
 
 

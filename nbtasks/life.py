@@ -30,7 +30,7 @@ import threading
 import traceback
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import copy_context
-from functools import partial
+from functools import partial, wraps
 from types import CodeType, CoroutineType, TracebackType
 from typing import Any, Final
 
@@ -272,8 +272,18 @@ def _attempt(
         runtime = clock() - began
         outcome = _judge(task, request, error)
         outcome.runtime = runtime
-        return outcome
-    return Outcome(states.SUCCESS, value, None, None, clock() - began)
+    else:
+        outcome = Outcome(states.SUCCESS, value, None, None, clock() - began)
+    if request._raised is not None:
+        _heed_swallowed(request, outcome)
+    return outcome
+
+
+def _heed_swallowed(request: Request, outcome: Outcome) -> None:
+    """Retry beside a run that has swallowed its Retry: who asks for one gets it."""
+    swallowed: Any = request._raised
+    if swallowed._plan is not outcome.plan and request._channel is not None:
+        request._channel.again(swallowed._plan, swallowed.exc, ExceptionInfo(swallowed))
 
 
 def _body(
@@ -288,12 +298,41 @@ def _body(
         task._wake()  # the base's __init__, which has not run in this process yet
     if _BEFORE in own:
         finish(task.before_start(request.id, args, kwargs))
-    request._begun = True
     if _CALL in own:
+        return _call_own(task, request, args, kwargs)
+    request._begun = request._protected = True
+    return finish(task.run(*args, **kwargs))
+
+
+def _call_own(task: Any, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the `__call__` of the task's own; autoretry stands around `run`, so it sees the Retry."""
+    run = task.run
+
+    @wraps(run)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        frame = context.top()
+        if frame is None or frame.request is not request:  # a direct call, from the body
+            return run(*args, **kwargs)
+        try:
+            value = run(*args, **kwargs)
+        except Exception as error:
+            raise _consider_autoretry(task, request, error)  # noqa: B904 (or the same error)
+        return _watch(value) if isinstance(value, CoroutineType) else value
+
+    async def _watch(value: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            return await value
+        except Exception as error:
+            raise _consider_autoretry(task, request, error)  # noqa: B904 (or the same error)
+
+    if task.autoretry_for:
+        task.__dict__["run"] = watched
+    try:
         # It calls super().__call__, which sees that the run has been prepared already.
         return finish(task(*args, **kwargs))
-    request._protected = True
-    return finish(task.run(*args, **kwargs))
+    finally:
+        if task.__dict__.get("run") is watched:
+            del task.__dict__["run"]
 
 
 def _judge(task: Any, request: Request, error: BaseException) -> Outcome:
@@ -333,22 +372,21 @@ def _consider_autoretry(task: Any, request: Request, error: BaseException) -> Ba
     """Return how the run really ends: with `error`, or with what `retry` makes of it."""
     if isinstance(error, TaskPredicate):  # Ignore, Reject and Retry are said on purpose
         return error
-    if isinstance(error, exception_classes("dont_autoretry_for", task.dont_autoretry_for)):
-        return error
-    if not isinstance(error, exception_classes("autoretry_for", task.autoretry_for)):
-        return error
-    options = dict(task.retry_kwargs or {})
-    if task.retry_backoff:
-        from random import randrange
-
-        jitter = randrange if task.retry_jitter else None
-        options["countdown"] = backoff(
-            request.retries, task.retry_backoff, task.retry_backoff_max, jitter
-        )
-    options["throw"] = True
     try:
-        task.retry(exc=error, **options)
-    except BaseException as decided:
+        if not isinstance(error, exception_classes("autoretry_for", task.autoretry_for)):
+            return error
+        if isinstance(error, exception_classes("dont_autoretry_for", task.dont_autoretry_for)):
+            return error
+        options = dict(task.retry_kwargs or {})
+        if task.retry_backoff:
+            from random import randrange
+
+            jitter = randrange if task.retry_jitter else None
+            options["countdown"] = backoff(
+                request.retries, task.retry_backoff, task.retry_backoff_max, jitter
+            )
+        task.retry(**{**options, "exc": error, "throw": True})
+    except BaseException as decided:  # also where an option that the body has set is none
         return decided
     return error
 
@@ -402,10 +440,17 @@ def _log(task: Any, request: Request, outcome: Outcome) -> None:
             text = _text_of(value, task.resultrepr_maxsize)
             runs.info("Task %s[%s] succeeded in %.3f s: %s", *who, outcome.runtime, text)
     elif outcome.state == states.FAILURE:
-        if isinstance(value, exception_classes("throws", task.throws)):
+        if _is_expected(task, value):
             runs.info("Task %s[%s] raised expected: %r", *who, value)
         else:
             runs.error("Task %s[%s] raised unexpected: %r\n%s", *who, value, outcome.einfo)
+
+
+def _is_expected(task: Any, error: BaseException) -> bool:
+    try:
+        return isinstance(error, exception_classes("throws", task.throws))
+    except TypeError:  # a body has set it to something else
+        return False
 
 
 def _text_of(value: object, most: int) -> str:

@@ -333,7 +333,7 @@ def _over(task: Mapping[str, Any], now: float) -> tuple[Cell, ...]:
 
 
 def _call(state: str, task: Mapping[str, Any]) -> Cell:
-    called = f"{short_name(task['name'])}{task['summary'] or '()'}"
+    called = f"{short_name(task.get('shown', task['name']))}{task['summary'] or '()'}"
     return Cell(f"{WORDS[state][0]} {shorten(called, CALLED)}", STATE_STYLES.get(state, ""))
 
 

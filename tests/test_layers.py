@@ -58,6 +58,7 @@ ARROWS: dict[str, set[str]] = {
 LAZY: dict[tuple[str, str], str] = {
     ("client/result.py", "jupyter"): "result.widget() is the one word for the panel of a task",
     ("client/client.py", "cluster"): "the first call finds or starts the cluster",
+    ("context.py", "result"): "request.children are results, made when somebody looks at them",
 }
 
 #: third-party or guarded standard module → the only files (or folders) that may import it.

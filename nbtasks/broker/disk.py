@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from queue import SimpleQueue
 
+from nbtasks.wire import segments
 from nbtasks.wire.connection import sync
 
 log = logging.getLogger("nbtasks.broker")
@@ -46,10 +47,12 @@ class Disk:
 
     def __init__(self, folder: Path, ring: Callable[[], None]) -> None:
         self._folder, self._ring = folder, ring
-        #: (number of the wish, names of files); None: the end.
-        self._wishes: SimpleQueue[tuple[int, tuple[str, ...]] | None] = SimpleQueue()
+        #: (number of the wish, names of files to keep, and to unlink then); None: the end.
+        self._wishes: SimpleQueue[tuple[int, tuple[str, ...], tuple[str, ...]] | None]
+        self._wishes = SimpleQueue()
         #: What the thread does not know of yet: it will be one wish.
         self._noted: list[str] = []
+        self._dropped: list[str] = []
         #: When it shall know of it (boot clock).
         self._due = 0.0
         self._last = 0
@@ -71,24 +74,37 @@ class Disk:
         self._noted.extend(names)
         return self._last + 1
 
+    def drop(self, names: Iterable[str], instant: float) -> None:
+        """Unlink files, once those that were to be kept so far have reached the disk.
+
+        Parameters
+        ----------
+        instant
+            The present, on the boot clock.
+        """
+        if not self._noted:
+            self._due = instant + MOMENT
+        self._dropped.extend(names)
+
     def hurry(self) -> None:
         """Let the next `begin` begin: somebody waits."""
         self._due = 0.0
 
     def wait(self, instant: float) -> float | None:
         """Return the seconds until `begin` has something to do, or None."""
-        return max(self._due - instant, 0.0) if self._noted else None
+        return max(self._due - instant, 0.0) if self._noted or self._dropped else None
 
     def begin(self, instant: float) -> None:
         """Let the thread begin with what was asked for, if it is time.
 
         Whoever has to write something urgent meanwhile would wait for all of it.
         """
-        if not self._noted or instant < self._due:
+        if self.wait(instant) != 0.0:
             return
         self._last += 1
-        self._wishes.put((self._last, tuple(self._noted)))
+        self._wishes.put((self._last, tuple(self._noted), tuple(self._dropped)))
         self._noted.clear()
+        self._dropped.clear()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="nbtasks-disk", daemon=True)
             self._thread.start()
@@ -105,9 +121,10 @@ class Disk:
 
     def _run(self) -> None:
         while (wish := self._wishes.get()) is not None:
-            number, names = wish
+            number, names, dropped = wish
             if not all(map(self._sync, [*names, "", ".."])):
                 return
+            segments.remove(self._folder, dropped)
             self.through = number
             self._ring()
 

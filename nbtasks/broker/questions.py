@@ -98,7 +98,8 @@ class Questions:
         if row is None:
             return None
         began = instant.wall - (instant.boot - worker.progress_at)
-        return {"id": row.id, "name": row.name, "summary": row.summary, "began": began}
+        facts = {"id": row.id, "name": row.name, "shown": row.shown, "summary": row.summary}
+        return {**facts, "began": began}
 
     def _answer_activity(self, instant: Now) -> dict[str, Any]:
         """Tell which tasks start next by the clock, and which failed and which ended last."""
@@ -203,6 +204,7 @@ class Questions:
         return {
             "id": row.id,
             "name": row.name,
+            "shown": row.shown,
             "state": row.state,
             "phase": row.phase,
             "summary": row.summary,

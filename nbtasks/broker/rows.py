@@ -19,6 +19,7 @@ from nbtasks.core.actions import (
     SaveGiven,
     SaveRevoked,
     SaveTask,
+    SaveUnwanted,
     Task,
 )
 from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Now
@@ -45,6 +46,12 @@ class TaskRow(Row, gc=False):
     #: The arguments as short text.
     summary: str = ""
 
+    @property
+    def shown(self) -> str:
+        """The name to show: `shadow`, where the call has it."""
+        shadow = None if self.options is None else self.options.shadow
+        return shadow or self.name
+
 
 # ---------------------------------------------------------------------------------------- a turn
 
@@ -54,7 +61,7 @@ class Turn:
 
     __slots__ = (
         "calls", "cleared", "definitions", "emptied", "events", "forgotten", "given", "revoked",
-        "tasks",
+        "tasks", "unwanted",
     )  # fmt: skip
 
     def __init__(self, saves: Iterable[Save]) -> None:
@@ -64,6 +71,8 @@ class Turn:
         self.definitions: list[SaveDefinition] = []
         self.forgotten: set[int] = set()
         self.emptied: set[int] = set()
+        #: Payload frames of calls that were known already.
+        self.unwanted: list[Buffer] = []
         #: Id of a call that has not come → whether to remember that it was revoked.
         self.revoked: dict[str, bool] = {}
         #: Worker → (ticket, seq) of what it was given; worker → below which ticket that is over.
@@ -87,6 +96,8 @@ class Turn:
                 self.forgotten.add(save.seq)
             elif type(save) is SaveEmptied:
                 self.emptied.add(save.seq)
+            elif type(save) is SaveUnwanted:
+                self.unwanted.extend(save.buffers)
             elif type(save) is SaveRevoked:
                 self.revoked[save.id] = save.kept
         if self.forgotten:

@@ -42,6 +42,7 @@ from nbtasks.core.messages import (
     Ask,
     Call,
     Define,
+    Event,
     Hello,
     Now,
     Policy,
@@ -52,6 +53,7 @@ from nbtasks.core.messages import (
     take,
 )
 from nbtasks.core.scheduler import Scheduler
+from nbtasks.core.states import DONE
 from nbtasks.exceptions import ClusterError, StoreCorrupt
 from nbtasks.wire import locks, segments, sockets
 from nbtasks.wire.connection import (
@@ -420,6 +422,10 @@ class Server:
             log.info("the store can write again")
         self.store_failed_at = None
         self._saves.clear()
+        if self.store.replaced and self._disk is not None:
+            self._sync()
+            self._disk.drop(self.store.replaced, instant.boot)
+            self.store.replaced.clear()
         self.scheduler.committed()
         return True
 
@@ -498,6 +504,10 @@ class Server:
         if send.replay is not None:
             seq, after = send.replay
             told: list[tuple[Any, Iterable[Buffer]]] = list(self.store.events(seq, after))
+            if message.phase == DONE and not any(event.final for event, _ in told):
+                if after < message.n:  # nothing was kept of its end, but over it is
+                    end = Event(message.id, message.n, now().wall, "end", final=True)
+                    told.append((end, ()))
             return [*told, (message, ())]
         if send.fetch:
             found = self.store.definition(send.fetch)
@@ -545,6 +555,7 @@ class Server:
         """Use a quiet moment to bring some of the store's journal into its tables."""
         try:
             self.store.settle(CATCH_UP)
+            self.store.sync()  # so that files go which nobody needs
         except StoreCorrupt:
             raise
         except ClusterError as error:

@@ -179,8 +179,14 @@ class Store:
         self._folder = path.parent / SEGMENTS
         #: Tasks whose calls have some there.
         self._large: set[int] = set()
-        #: Files that are not needed once the present transaction is through.
+        #: Files that are not needed once the present transaction is through; those of them that a
+        #: call had before it got others.
         self._spare: set[str] = set()
+        self._former: set[str] = set()
+        #: Files that are not needed once the disk has what was saved.
+        self._freed: set[str] = set()
+        #: The same, once the disk has the files that took their place, too: for whoever knows that.
+        self.replaced: set[str] = set()
         #: Files that no row referred to → how often in a row `sweep` has seen that.
         self._suspects: dict[str, int] = {}
         #: Whether tasks have gone since functions were last looked through.
@@ -260,6 +266,8 @@ class Store:
         if turn.definitions:
             self._write_definitions(turn.definitions, now)
         self._write_payloads(turn)
+        if turn.unwanted:
+            self._refuse(turn.unwanted)
         if turn.emptied:
             self._empty(turn.emptied)
         if turn.forgotten:
@@ -305,7 +313,9 @@ class Store:
 
     def _write_payloads(self, turn: Turn) -> None:
         """Write what calls and events carry; what calls carried before goes."""
+        others, self._spare = self._spare, set()
         self._empty(seq for seq in turn.calls if seq <= self._top)
+        self._former, self._spare = self._spare, others
         rows = [
             part
             for save in turn.calls.values()
@@ -321,7 +331,7 @@ class Store:
         self._put(_PUT_PAYLOAD, rows)
         for seq, n, _, _, data in rows:
             if name := segments.name_in(data):
-                self._spare.discard(name)  # it may have been that of the call before
+                self._former.discard(name)  # it may have been that of the call before
                 if n == 0:
                     self._large.add(seq)
 
@@ -334,13 +344,16 @@ class Store:
             When the disk fails; it may be tried again.
         """
         self._db.sync()
+        if self._freed:
+            segments.remove(self._folder, self._freed)
+            self._freed.clear()
 
     # -------------------------------------------------------------- from the journal to the tables
 
     @property
     def behind(self) -> bool:
-        """Whether something is in the journal that is not yet in its tables."""
-        return bool(self._backlog)
+        """Whether something is in the journal that is not yet in its tables, or to be unlinked."""
+        return bool(self._backlog or self._freed)
 
     def settle(self, rows: int | None = None) -> None:
         """Bring what is in the journal into its tables.
@@ -470,10 +483,27 @@ class Store:
 
     @contextlib.contextmanager
     def _unlinking(self) -> Iterator[None]:
-        """Unlink the files that are not needed any more when the block is through, if it is."""
+        """Free the files that are not needed any more when the block is through, if it is.
+
+        They go once the disk knows that nobody needs them: until then a loss of power would bring
+        back rows that do.
+        """
         self._spare.clear()
+        self._former.clear()
         yield
-        segments.remove(self._folder, self._spare)
+        self._freed |= self._spare
+        self.replaced |= self._former
+        if self._db.durability != "full":
+            segments.remove(self._folder, self._freed | self.replaced)
+            self._freed.clear()
+            self.replaced.clear()
+
+    def _refuse(self, frames: Iterable[Any]) -> None:
+        """Let go of files of calls that were known already, if no row refers to them."""
+        for frame in frames:
+            name = segments.name_in(frame)
+            if name and self._db.value(f"{_FILES} AND data = ? LIMIT 1", (bytes(frame),)) is None:
+                self._spare.add(name)
 
     def _let_go(self, query: str, values: Sequence[Any] = ()) -> None:
         """Note the files of rows that go."""
@@ -609,9 +639,10 @@ class Store:
         query = "SELECT event FROM events WHERE seq = ? AND n > ? ORDER BY n"
         events = [self._event(data) for (data,) in self._read(query, (seq, after))]
         if after < 1 and not (events and events[0].n == 1):
-            only = self._db.value("SELECT only_event FROM tasks WHERE seq = ?", (seq,))
-            if only is not None:
-                events.insert(0, self._event(only))
+            # Not from the table itself: on a full disk the journal's events are not there.
+            for (only,) in self._read("SELECT only_event FROM tasks WHERE seq = ?", (seq,)):
+                if only is not None:
+                    events.insert(0, self._event(only))
         if not any(event.frames for event in events):
             return [(event, ()) for event in events]
         found: dict[int, list[tuple[int, bytes]]] = {}
@@ -815,4 +846,5 @@ class Store:
         """Let go of the file."""
         with contextlib.suppress(StoreError):  # the journal is kept
             self.settle()
+            self.sync()
         self._db.close()

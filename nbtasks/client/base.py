@@ -380,7 +380,7 @@ class Task:
         <AsyncResult: 7ad6...>
         """
         if type(args) is not tuple:
-            args = as_args(args)
+            args = as_args(args, kwargs)
         if type(kwargs) is not dict:
             kwargs = as_kwargs(kwargs)
         prepared = self._prepared
@@ -451,7 +451,7 @@ class Task:
         if throw is None:
             throw = config.settings().task_eager_propagates
         self._ensure_name()
-        return eager.apply(self, as_args(args), as_kwargs(kwargs), given, throw)
+        return eager.apply(self, as_args(args, kwargs), as_kwargs(kwargs), given, throw)
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult:
         """Return the result of a call of this task, by its id."""
@@ -516,15 +516,20 @@ class Task:
         from nbtasks.client import retrying
 
         request = self.request
-        if isinstance(exc, type):
+        if isinstance(exc, type) and issubclass(exc, BaseException):
             exc = exc()
+        if exc is not None and not isinstance(exc, BaseException):
+            raise TypeError(
+                f"retry() got exc={exc!r}, which is no exception: it is what is raised when there "
+                f"are no retries left. Give an exception, such as exc=ConnectionError(...)."
+            )
         if request.called_directly:
             retrying.raise_here(Retry("Task can be retried", None) if exc is None else exc)
         new = (
             None if args is None else as_args(args),
             None if kwargs is None else as_kwargs(kwargs),
         )
-        limit = self.max_retries if max_retries is None else max_retries
+        limit = retrying.limit_of(self, max_retries)
         if limit is not None and request.retries >= limit:
             retrying.raise_here(retrying.exceeded(self, request, *new) if exc is None else exc)
         plan = retrying.plan(self, request, *new, eta, countdown, options)
@@ -533,6 +538,7 @@ class Task:
         decided = Retry(exc=exc, when=when, is_eager=request.is_eager)
         if throw:
             decided._plan = plan  # type: ignore[attr-defined]
+            request._raised = decided
             raise decided
         decided._sent = True  # type: ignore[attr-defined]
         if request._channel is not None:
@@ -629,6 +635,7 @@ class Task:
         from nbtasks.client.calls import Prepared
 
         self._ensure_name()
+        self._validate()
         prepared = Prepared(self, settings)
         self.__dict__["_prepared"] = prepared
         return prepared
@@ -644,6 +651,7 @@ class Task:
         parse_rate(self.rate_limit)
         for option in ("autoretry_for", "dont_autoretry_for", "throws"):
             exception_classes(option, getattr(self, option))
+        options.check_retry_kwargs(self.retry_kwargs)
         if self.retry_backoff:
             backoff(0, self.retry_backoff, self.retry_backoff_max, None)
         if self.priority is not None:
@@ -696,6 +704,12 @@ class Task:
 
     def __repr__(self) -> str:
         return f"<@task: {self.name}>"
+
+    def __copy__(self) -> Task:
+        return self  # there is one of each name in a process
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Task:
+        return self
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # In two steps, so that a function may refer to its own task: first an empty task, which
@@ -754,15 +768,18 @@ def send(
     return calls.send(task, args, kwargs, given, **more)
 
 
-def as_args(args: Any) -> tuple[Any, ...]:
+def as_args(args: Any, kwargs: Any = None) -> tuple[Any, ...]:
     if args is None:
         return ()
     if isinstance(args, (tuple, list)):
         return tuple(args)
     given = arguments.shown(args)
+    both = given
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        both = f"{given}, {arguments.shown(kwargs)}"
     raise TypeError(
         f"The positional arguments of a task must be a tuple or a list, not {given}. Write "
-        f"apply_async(({given},)), or delay({given})."
+        f"apply_async(({both}{',' if both == given else ''})), or delay({both})."
     )
 
 
@@ -780,10 +797,19 @@ def as_kwargs(kwargs: Any) -> dict[str, Any]:
 
 def _update_other(task_id: str, state: str, meta: Any) -> None:
     from nbtasks.client import client as clients
+    from nbtasks.client import waiting
     from nbtasks.core.messages import Update
     from nbtasks.wire import payloads
 
+    client = clients.current()
+    record = client.record(task_id)
+    client.learn(record, waiting.PATIENCE)
+    if record.known is False:
+        client.drop((task_id,))
+        raise ValueError(
+            f"The cluster knows no task {task_id!r}, so there is nothing whose state could be set. "
+            f"The id may be mistyped, or the task not sent yet."
+        )
     dumps = payloads.dumps_exception if isinstance(meta, BaseException) else payloads.dumps
     body, buffers = dumps(meta)
-    update = Update(task_id, state, body, len(buffers))
-    clients.current().tell(update, buffers=buffers)
+    client.tell(Update(task_id, state, body, len(buffers)), buffers=buffers)

@@ -142,7 +142,7 @@ def send(
         call, buffers, define, retry=prepared.retry, policy=prepared.policy
     )
     if frame is not None and frame.task.trail:
-        frame.request.children.append(call.id)
+        frame.request._sent.append(call.id)
     return AsyncResult._of(record, prepared.name, None, prepared.ignored)
 
 
@@ -210,7 +210,7 @@ def _send_with_options(
         policy=policy,
     )
     if frame is not None and frame.task.trail and given.get("add_to_parent", True):
-        frame.request.children.append(call.id)
+        frame.request._sent.append(call.id)
     return AsyncResult._of(record, task.name, None, ignored)
 
 

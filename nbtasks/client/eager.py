@@ -17,8 +17,10 @@ from nbtasks.client.client import new_id
 from nbtasks.client.eager_result import EagerResult
 from nbtasks.context import Request, RetryPlan
 from nbtasks.core import states
+from nbtasks.core.retry import merge_policy
 from nbtasks.wire import payloads
 from nbtasks.wire.connection import now
+from nbtasks.wire.shared import Shared
 
 if TYPE_CHECKING:
     from nbtasks.client.base import Task
@@ -49,7 +51,9 @@ def apply(
     throw: bool,
 ) -> EagerResult:
     """Run a task here until it has ended, and return its result."""
-    options.check_known("apply()", given)
+    _check(task, given)
+    args = tuple(map(_without_sharing, args))
+    kwargs = {name: _without_sharing(value) for name, value in kwargs.items()}
     request = _request(task, args, kwargs, given)
     channel = _Here()
     outcome = _run(task, request, channel)
@@ -63,9 +67,13 @@ def apply(
         waiting.extend(channel.plans)
         if best.state != states.SUCCESS:  # a success is never overwritten
             best = outcome
+    result = _result(task, request, best)
+    frame = context.current_frame()
+    if frame is not None and frame.task.trail and given.get("add_to_parent", True):
+        frame.request._sent.append(result)
     if throw and best.state == states.FAILURE:
         raise best.value
-    return _result(task, request, best)
+    return result
 
 
 def apply_instead(
@@ -85,6 +93,26 @@ def apply_instead(
     )
     args, kwargs = payloads.loads(body, buffers)
     return apply(task, tuple(args), dict(kwargs), given, throw)
+
+
+def _without_sharing(value: Any) -> Any:
+    return value.value() if type(value) is Shared else value
+
+
+def _check(task: Task, given: dict[str, Any]) -> None:
+    """Raise where an option cannot be used, as a call that is sent does."""
+    options.check_known("apply()", given)
+    hard = options.limit_of("time_limit", task.time_limit)
+    soft = options.limit_of("soft_time_limit", task.soft_time_limit)
+    options.check_limits(soft, hard)
+    options.rare_options(given, hard, soft)
+    merge_policy(given.get("retry_policy"))
+    options.retries_of("retries", given.get("retries") or 0)
+    if given.get("priority") is not None:
+        options.priority_of(given["priority"])
+    queue = given.get("queue") or given.get("routing_key")
+    if queue is not None:
+        options.queue_of(queue)
 
 
 def _run(task: Task, request: Request, channel: _Here) -> life.Outcome:
@@ -116,8 +144,6 @@ def _request(
     frame = context.current_frame()
     outer = frame.request if frame is not None else Request()
     task_id = options.id_of(get("task_id"), get("idempotency_key"), task.name) or new_id()
-    if frame is not None and frame.task.trail and get("add_to_parent", True):
-        frame.request.children.append(task_id)
     instant = now()
     start = options.start_of(get("countdown"), get("eta"), instant)
     end = options.end_of(given.get("expires", task.expires), instant.wall)
@@ -166,6 +192,9 @@ def _next_request(request: Request, plan: RetryPlan) -> Request:
     args = request.args if plan.args is None else plan.args
     kwargs = request.kwargs if plan.kwargs is None else plan.kwargs
     changes = {name: plan.options[name] for name in _CHANGEABLE if name in plan.options}
+    delivery = {"priority": "priority", "queue": "routing_key"}
+    news = {delivery[name]: plan.options[name] for name in delivery if name in plan.options}
+    changes["delivery_info"] = {**request.delivery_info, **news}
     return Request(**{**fields, **changes, "args": args, "kwargs": kwargs, "retries": plan.retries})
 
 

@@ -65,7 +65,7 @@ class Messages:
             "task_id": record.id,
             "status": event.state,
             "result": self._value(record, event),
-            "traceback": event.traceback or None,
+            "traceback": outcome.traceback_of(record, event, self._result._name),
             "children": [((child, None), None) for child in event.children],
             "date_done": outcome.moment(event.at).isoformat() if done else None,
             "worker": event.worker or None,
@@ -75,7 +75,7 @@ class Messages:
 
     def _value(self, record: Record, event: Event) -> Any:
         if event.state in states.EXCEPTION_STATES:
-            return self._result._error(record, event)
+            return self._result._reason(record, event)
         return outcome.load(record, event)
 
     def _fixed(self) -> dict[str, Any]:

@@ -15,11 +15,12 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from nbtasks.config import parse_size
 from nbtasks.core.messages import INLINE_LIMIT, Now, Options
 from nbtasks.exceptions import NaiveTimeWarning
+from nbtasks.wire.codecs import find_compression, find_serializer
 
 #: Options of `apply_async` that this module turns into `Options`.
 RARE: Final = frozenset(
@@ -149,9 +150,17 @@ def seconds(option: str, value: Any) -> float:
     return number
 
 
+_FIRST: Final = datetime(1, 1, 1, tzinfo=UTC).timestamp()
+_LAST: Final = datetime(9999, 12, 31, 23, 59, 58, tzinfo=UTC).timestamp()
+
+
 def timestamp(option: str, value: Any) -> float:
-    """Return a datetime, or ISO text, as seconds since the epoch. Without a zone it is UTC."""
-    return moment(option, value).timestamp()
+    """Return a datetime, or ISO text, as seconds since the epoch. Without a zone it is UTC.
+
+    What lies beyond a datetime's range when it is turned into UTC (`datetime.max` for "never") is
+    the last, or the first, second that lies in it.
+    """
+    return min(max(moment(option, value).timestamp(), _FIRST), _LAST)
 
 
 def moment(option: str, value: Any) -> datetime:
@@ -182,15 +191,20 @@ def moment(option: str, value: Any) -> datetime:
     return value
 
 
-_warned = False
+#: Seconds from which on a time without a zone may well be a local one: no zone is off by less.
+_FAR: Final = 14 * 60
+#: Of which it was warned: of none, of one that is near, of one that is far off (True). The second
+#: kind is warned of even after the first: `utcnow()` is near and right, `now()` is neither.
+_warned: bool | Literal["near"] = False
 
 
 def _warn_of_naive(option: str, value: datetime) -> None:
     global _warned
-    if _warned:
-        return
-    _warned = True
     off = (value - datetime.now(UTC)).total_seconds()
+    far = abs(off) > _FAR
+    if _warned is True or (_warned and not far):
+        return
+    _warned = True if far else "near"
     warnings.warn(
         f"{option} has no time zone and was taken as UTC: {value:%Y-%m-%d %H:%M:%S} UTC, which is "
         f"{_in_words(off)}. If local time was meant, write datetime.now().astimezone() "
@@ -442,18 +456,48 @@ def origin() -> str:
     return f"{os.getpid()}@{platform.node()}"
 
 
+#: Parameters of `Task.retry` that no call has.
+_OF_RETRY: Final = frozenset({"args", "kwargs", "exc", "throw", "max_retries"})
+
+
+def check_retry_kwargs(given: Any) -> None:
+    """Raise when these cannot be keywords of `Task.retry`.
+
+    Raises
+    ------
+    TypeError, ValueError, NotImplementedError
+        As `retry` does.
+    """
+    if not given:
+        return
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"retry_kwargs={given!r} is no mapping. Give a dict of what retry() takes, such as "
+            f"{{'max_retries': 5, 'countdown': 2}}."
+        )
+    rest = {name: value for name, value in given.items() if name not in _OF_RETRY}
+    if rest.pop("countdown", None) is not None:
+        seconds("countdown", given["countdown"])
+    rest.pop("eta", None)
+    normalize_for_retry(rest, 0.0)
+    limit = given.get("max_retries")
+    if limit is not None and not isinstance(limit, (int, float)):
+        retries_of("max_retries", limit)
+
+
 def normalize_for_retry(options: Mapping[str, Any], wall: float) -> dict[str, Any]:
     """Return options that `retry` was given, as `RetryPlan.options` has them.
 
     Raises
     ------
-    TypeError, ValueError, NotImplementedError
+    TypeError, ValueError, NotImplementedError, SerializerNotInstalled
         As `apply_async` does.
     """
     check_known("retry()", options)
     found = _plain(options)
-    for name in ("serializer", "compression"):
+    for name, find in (("serializer", find_serializer), ("compression", find_compression)):
         if options.get(name) is not None:
+            find(options[name])
             found[name] = options[name]
     if "expires" in options:
         found["expires"] = end_of(options["expires"], wall)

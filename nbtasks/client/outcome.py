@@ -68,6 +68,15 @@ def latest(record: Record) -> Event | None:
     return None
 
 
+def present(record: Record) -> Event | None:
+    """Return the event whose contents belong to the task's present state, or None.
+
+    Mostly the one that decides; `update_state` may set another state than FAILURE afterwards.
+    """
+    decided, last = deciding(record), latest(record)
+    return last if decided is None or (last is not None and last.n > decided.n) else decided
+
+
 def deciding(record: Record) -> Event | None:
     """Return the event that holds what `get` gives; None when there is nothing to give.
 
@@ -152,9 +161,25 @@ def load_error(record: Record, event: Event, name: str | None) -> BaseException:
     return error
 
 
+def traceback_of(record: Record, event: Event, name: str | None) -> str | None:
+    """Return the text of a failure's traceback; of a run that was killed it is its last line."""
+    if event.traceback or event.state not in (states.FAILURE, states.RETRY):
+        return event.traceback or None
+    reason = load_reason(record, event, name)
+    return None if reason is None else "".join(traceback.format_exception_only(reason))
+
+
+def load_reason(record: Record, event: Event, name: str | None) -> BaseException | None:
+    """Return the same of a RETRY, FAILURE or REVOKED; None when `retry` was given no exception."""
+    if event.state == states.RETRY and load(record, event) is None:
+        return None
+    return load_error(record, event, name)
+
+
 def _explain(error: BaseException, text: str, name: str) -> None:
     """Add the remote traceback, once, in a form that shows the lines of the notebook's cells."""
-    notes = [str(note) for note in getattr(error, "__notes__", None) or ()]
+    own = getattr(error, "__notes__", None)
+    notes = [str(note) for note in own] if isinstance(own, list | tuple) else []
     lines = readable(_without_notes(text, notes)).rstrip().splitlines()
     note = "\n".join([f"\nRemote traceback of task {name}:", *("  " + line for line in lines)])
     # The note says it all, and better: Python knows nothing of cells of other processes.

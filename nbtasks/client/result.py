@@ -184,11 +184,11 @@ class AsyncResult(Family):
         by `update_state`; None when there is nothing.
         """
         record = self._learned()
-        event = outcome.deciding(record) or outcome.latest(record)
+        event = outcome.present(record)
         if event is None:
             return None
         if event.state in states.EXCEPTION_STATES:
-            return self._error(record, event)
+            return self._reason(record, event)
         return self._load(record, event)
 
     info = result
@@ -197,8 +197,8 @@ class AsyncResult(Family):
     def traceback(self) -> str | None:
         """Text of the remote traceback after FAILURE and during RETRY, else None."""
         record = self._learned()
-        event = outcome.deciding(record) or outcome.latest(record)
-        return (event.traceback or None) if event is not None else None
+        event = outcome.present(record)
+        return None if event is None else outcome.traceback_of(record, event, self._name)
 
     def ready(self) -> bool:
         """Say whether the task is over, in whatever way."""
@@ -247,6 +247,9 @@ class AsyncResult(Family):
 
     def _error(self, record: Record, event: Event) -> BaseException:
         return outcome.load_error(record, event, self._name)
+
+    def _reason(self, record: Record, event: Event) -> BaseException | None:
+        return outcome.load_reason(record, event, self._name)
 
     # --------------------------------------------------------------------------------- waiting
 
@@ -320,6 +323,10 @@ class AsyncResult(Family):
         parents = self._parents() if propagate and follow_parents and self.parent else []
         for parent in parents:
             parent.maybe_throw()
+        if timeout is not None:
+            timeout = waiting.seconds_of(timeout)
+        if on_message is not None:
+            waiting.check_callable("on_message", on_message)
         record = self._follow()
         if on_message is not None or record.final is None:
             beat = waiting.Beat(on_interval, parents)
@@ -480,6 +487,7 @@ class AsyncResult(Family):
         AsyncResult
             This result.
         """
+        waiting.check_callable("callback", callback)
         hold: Callable[[], Self | None] = weakref.ref(self) if weak else lambda: self
 
         def call() -> None:
@@ -514,6 +522,7 @@ class AsyncResult(Family):
         callable
             Call it to hear no more.
         """
+        waiting.check_callable("listener", listener)
         messages = Messages(self, listener)
         record = self._follow()
 

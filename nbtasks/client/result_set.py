@@ -47,6 +47,12 @@ class ResultSet(ResultBase):
     def __init__(self, results: Iterable[Any], app: Any = None, **kwargs: Any) -> None:
         #: The members, in order.
         self.results: list[Any] = list(results)
+        for member in self.results:
+            if isinstance(member, str):
+                raise TypeError(
+                    f"A set of results got the text {member!r}, which is none. Give "
+                    f"AsyncResult({member!r})."
+                )
         self.parent: ResultBase | None = None
 
     # ------------------------------------------------------------------------------- as a list
@@ -306,6 +312,7 @@ class ResultSet(ResultBase):
         weak
             Whether the callback is dropped when nobody else holds this set any more.
         """
+        waiting.check_callable("callback", callback)
         hold: Callable[[], Self | None] = weakref.ref(self) if weak else lambda: self
         left = deque(self._leaves())
 
@@ -342,6 +349,9 @@ class _Gathering:
         on_message: Listener | None = None,
         on_interval: Callable[[], object] | None = None,
     ) -> None:
+        timeout = waiting.seconds_of(timeout)
+        if on_message is not None:
+            waiting.check_callable("on_message", on_message)
         self._members = results.results
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout

@@ -7,11 +7,25 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from nbtasks.client import arguments, options
 from nbtasks.context import Request, RetryPlan
-from nbtasks.exceptions import EncodeError, Reject
+from nbtasks.exceptions import EncodeError, Reject, SerializerNotInstalled
 from nbtasks.wire.connection import now
 
 if TYPE_CHECKING:
     from nbtasks.client.base import Task
+
+
+def limit_of(task: Task, given: Any) -> float | None:
+    """Return how many retries there may be: what `retry` was given, or what the task says.
+
+    Raises
+    ------
+    ValueError
+        When it is no number.
+    """
+    limit = task.max_retries if given is None else given
+    if limit is None or isinstance(limit, (int, float)):
+        return limit
+    return options.retries_of("max_retries", limit)
 
 
 def plan(
@@ -75,7 +89,7 @@ def _new_arguments(
             changes.get("compression", task.compression),
             task,
         )
-    except (TypeError, EncodeError) as error:
+    except (TypeError, EncodeError, SerializerNotInstalled) as error:
         raise Reject(error, requeue=False) from error
     return merged
 

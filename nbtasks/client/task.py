@@ -112,6 +112,12 @@ def register_task(task: Task | type[Task]) -> Task:
         )
     instance._ensure_name()
     instance._validate()
+    if instance.pydantic and instance._made is None:
+        raise TypeError(
+            f"The class {type(instance).__name__} says pydantic=True, but only functions have "
+            f"their arguments validated. Write the body as a function: "
+            f"@task(base={type(instance).__name__})."
+        )
     return _register(instance)
 
 
@@ -147,7 +153,7 @@ def send_task(name: str, args: Any = None, kwargs: Any = None, **options: Any) -
     if known is None:
         target.name = name
     target._prepare(settings)
-    return send(target, as_args(args), as_kwargs(kwargs), options, known=known is not None)
+    return send(target, as_args(args, kwargs), as_kwargs(kwargs), options, known=known is not None)
 
 
 def _make(function: Callable[..., Any], options: dict[str, Any]) -> Task:
@@ -162,8 +168,8 @@ def make(function: Callable[..., Any], options: dict[str, Any]) -> Task:
     base = given.pop("base", None) or Task
     if not (isinstance(base, type) and issubclass(base, Task)):
         raise TypeError(f"base={base!r} is no class of tasks. Derive it from nbtasks.Task.")
-    if given.get("name") is None:
-        given["name"] = base.name or name_of(function)
+    if not given.get("name"):  # that of the base is for its other children, too
+        given["name"] = name_of(function)
     if given.get("bind") and not inspect.isroutine(function):
         raise TypeError(
             f"bind=True needs a function whose first parameter is the task, but {function!r} is "

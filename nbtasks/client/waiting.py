@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal as signals
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from nbtasks.client import options
 from nbtasks.client.family import ResultBase
 from nbtasks.core.messages import Forget
 
@@ -107,6 +109,27 @@ def awaiting() -> Iterator[None]:
         awaited -= 1
 
 
+def seconds_of(timeout: Any) -> float | None:
+    """Return a timeout in seconds; None, or infinity: none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When it is no number of seconds.
+    """
+    if timeout is None or timeout == math.inf:
+        return None
+    return options.seconds("timeout", timeout)
+
+
+def check_callable(name: str, function: Any) -> None:
+    """Raise TypeError where a function is wanted and something else was given."""
+    if not callable(function):
+        raise TypeError(
+            f"{name}={function!r} cannot be called. Give a function, such as {name}=print."
+        )
+
+
 class Beat:
     """What `get` does about each second while it waits."""
 
@@ -192,6 +215,8 @@ def signal_name(signal: str | int | None) -> str:
             return "SIGTERM"
         if isinstance(signal, int):
             return signals.Signals(signal).name
+        if not isinstance(signal, str):
+            raise ValueError
         name = signal.upper() if signal.upper().startswith("SIG") else f"SIG{signal.upper()}"
         return signals.Signals[name].name
     except (KeyError, ValueError):

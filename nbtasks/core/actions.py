@@ -134,6 +134,12 @@ class SaveEmptied(msgspec.Struct, frozen=True, gc=False):
     seq: int
 
 
+class SaveUnwanted(msgspec.Struct, frozen=True, gc=False):
+    """Let go of what a call carried that was known already, as far as nobody else needs it."""
+
+    buffers: tuple[Any, ...]
+
+
 class SaveRevoked(msgspec.Struct, frozen=True, gc=False):
     """Keep, or no longer keep, that the call of this id is unwanted should it ever come."""
 
@@ -161,6 +167,6 @@ class Send(msgspec.Struct, frozen=True, gc=False):
 
 Save = (
     SaveCall | SaveTask | SaveEvent | SaveDefinition | SaveGiven | SaveCleared | SaveForget
-    | SaveEmptied | SaveRevoked
+    | SaveEmptied | SaveUnwanted | SaveRevoked
 )  # fmt: skip
 Action = Save | Send

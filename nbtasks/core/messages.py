@@ -359,7 +359,7 @@ class Forget(Message, frozen=True):
 
 
 class Update(Message, frozen=True):
-    """`update_state` for a task that is not running here."""
+    """`update_state` for a task that is not running here, or whose run is over."""
 
     id: str
     state: str
@@ -568,7 +568,7 @@ WORDS: dict[str, frozenset[type]] = {
         Bye, Define, Submit, Follow, Unfollow, Revoke, Hasten, Redo, Forget, Update, Ask, Scale,
         Stop,
     }),
-    "worker": frozenset({Bye, Started, Report, Output, Done, Again, Returned, Fetch}),
+    "worker": frozenset({Bye, Started, Report, Update, Output, Done, Again, Returned, Fetch}),
     "supervisor": frozenset({Bye, Pool, Died, Stop}),
 }  # fmt: skip
 

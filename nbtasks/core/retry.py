@@ -99,11 +99,18 @@ def merge_policy(*policies: Mapping[str, Any] | None) -> dict[str, Any]:
 
     Raises
     ------
+    TypeError
+        When a policy is no mapping.
     ValueError
         When a key is unknown or a value no number that can be meant.
     """
     merged = dict(PUBLISH_POLICY)
     for policy in policies:
+        if policy is not None and not isinstance(policy, Mapping):
+            raise TypeError(
+                f"retry_policy={policy!r} is no mapping. Give a dict, such as "
+                f"{{'max_retries': 3}}; it knows: {', '.join(PUBLISH_POLICY)}."
+            )
         merged.update(policy or {})
     if unknown := sorted(set(merged) - set(PUBLISH_POLICY)):
         raise ValueError(
@@ -111,8 +118,11 @@ def merge_policy(*policies: Mapping[str, Any] | None) -> dict[str, Any]:
         )
     for key in ("interval_start", "interval_step", "interval_max"):
         merged[key] = _not_negative(f"retry_policy[{key!r}]", merged[key])
+    exception_classes("retry_policy['retry_errors']", merged["retry_errors"])
     limit = merged["max_retries"]
-    if limit is not None:
+    if limit == math.inf:
+        merged["max_retries"] = None
+    elif limit is not None:
         merged["max_retries"] = int(_not_negative("retry_policy['max_retries']", limit))
     return merged
 
@@ -199,6 +209,6 @@ def _not_negative(name: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = -1.0
-    if not number >= 0.0:
+    if not 0.0 <= number < math.inf:
         raise ValueError(f"{name}={value!r} cannot be used. Give a number, 0 or more.")
     return number

@@ -43,6 +43,7 @@ from nbtasks.core.actions import (
     SaveGiven,
     SaveRevoked,
     SaveTask,
+    SaveUnwanted,
     Send,
     Task,
     task_of,
@@ -270,6 +271,12 @@ class Scheduler:
             id=task.id, n=task.n, at=fields.pop("at", 0.0) or now.wall, kind=kind, **fields
         )
 
+    def _tell_again(self, task: Task, why: str, now: Now) -> None:
+        """Tell that a task will run once more; a SUCCESS that it has stored itself stays."""
+        if task.state != states.SUCCESS:
+            event = self._event(task, now, "again", text=why, retries=task.retries)
+            self._tell(task, event, ())
+
     def _make_ready(self, task: Task, front: bool = False) -> None:
         self._step(task, "ready")
         task.worker = ""  # the ticket stays: what was noted under it is void
@@ -383,6 +390,9 @@ class Scheduler:
                 )
             else:
                 self._accept(peer, call, payload, now)
+                continue
+            if payload:
+                self._out.append(SaveUnwanted(payload))
         batches, urgent = self._accepted.get(peer, ([], False))
         batches.append(submit.batch)
         self._accepted[peer] = (batches, urgent or submit.urgent)
@@ -572,8 +582,7 @@ class Scheduler:
             task.state, task.ended_at, task.client = states.PENDING, None, peer
             task.due = task.eta = task.expires = None
             task.deaths, task.wish = 0, ""
-            event = self._event(task, now, "again", text="run again by hand")
-            self._tell(task, event, ())
+            self._tell_again(task, "run again by hand", now)
             self._make_ready(task)
             self._save(task)
 
@@ -585,7 +594,7 @@ class Scheduler:
 
     def _update(self, peer: bytes, update: Update, now: Now, buffers: Iterator[Any]) -> None:
         payload = take(buffers, update.frames)
-        task = self.tasks.get(update.id)
+        task = self.tasks.get(update.id) or self._ended(update.id)
         if task is not None:
             self._new_state(task, update, payload, now)
 
@@ -809,8 +818,7 @@ class Scheduler:
         if done.runtime:
             definition.learn(done.runtime)
         if done.state == "REQUEUE":
-            event = self._event(task, now, "again", text="rejected, put back into the queue")
-            self._tell(task, event, ())
+            self._tell_again(task, "rejected, put back into the queue", now)
             task.deaths = max(task.deaths, 1)  # what the worker sees as `redelivered`
             if not self._is_unwanted(task, now):
                 self._make_ready(task)
@@ -855,6 +863,10 @@ class Scheduler:
         self, task: Task, state: str, error: str, args: list[Any], now: Now, traceback: str = ""
     ) -> None:
         """End a task with one of our own exceptions, by name: the broker never pickles."""
+        if task.state == states.SUCCESS:  # set by update_state, never overwritten
+            event = self._event(task, now, "end", worker=task.worker, final=True)
+            self._end(task, states.SUCCESS, event, (), now)
+            return
         event = self._event(
             task, now, "state", state=state, text=json.dumps([error, args]), traceback=traceback,
             worker=task.worker, retries=task.retries, final=True,
@@ -943,14 +955,14 @@ class Scheduler:
         task.retries, task.due, task.eta = call.retries, call.due, call.eta
         task.expires, task.priority, task.queue = call.expires, call.priority, call.queue
         task.options = call.options
-        if task.state != states.SUCCESS:
+        if task.state != states.SUCCESS:  # set by update_state, never overwritten
             task.state = states.RETRY
-        event = self._event(
-            task, now, "state", state=states.RETRY, body=again.reason, frames=len(reason),
-            traceback=again.traceback, worker=worker.name, retries=call.retries, at=again.at,
-            runtime=again.runtime, due=call.due, children=again.children,
-        )  # fmt: skip
-        self._tell(task, event, reason)
+            event = self._event(
+                task, now, "state", state=states.RETRY, body=again.reason, frames=len(reason),
+                traceback=again.traceback, worker=worker.name, retries=call.retries, at=again.at,
+                runtime=again.runtime, due=call.due, children=again.children,
+            )  # fmt: skip
+            self._tell(task, event, reason)
         self._out.append(SaveCall(task.seq, call, task.client, now.wall, mine))
         self._keep(task, call, mine)
         if call.expires is not None:
@@ -1069,8 +1081,7 @@ class Scheduler:
         self._end_by_broker(task, states.FAILURE, "WorkerLostError", [text], now)
 
     def _run_again(self, task: Task, why: str, now: Now) -> None:
-        event = self._event(task, now, "again", text=f"worker {why}", retries=task.retries)
-        self._tell(task, event, ())
+        self._tell_again(task, f"worker {why}", now)
         if self._is_unwanted(task, now):
             return
         self._make_ready(task, front=True)

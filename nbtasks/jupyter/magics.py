@@ -138,7 +138,9 @@ class Commands:
         ids = {task["id"] for task in tasks}
         for task in tasks:
             if task["parent"] not in ids:  # the others come below the task that has sent them
-                cells.attach(client.record(task["id"]), (task["name"], task["summary"]))
+                cells.attach(
+                    client.record(task["id"]), (task.get("shown", task["name"]), task["summary"])
+                )
         return "" if tasks else "No task is open."
 
     def do_cancel(self, *task_ids: str) -> str:
@@ -279,7 +281,7 @@ def show_text(task: Mapping[str, Any]) -> str:
 
 
 def call_text(task: Mapping[str, Any]) -> str:
-    return f"{short_name(task['name'])}{task['summary'] or '()'}"
+    return f"{short_name(task.get('shown', task['name']))}{task['summary'] or '()'}"
 
 
 def state_text(task: Mapping[str, Any]) -> str:

@@ -156,7 +156,7 @@ def several(lists: Iterable[list[str]]) -> list[str]:
 def shown(here: client.Client, task_id: str) -> tuple[str, str]:
     """Return name and arguments of a task, or nothing of one that the broker does not know."""
     task = here.ask("show", timeout=PATIENCE, id=task_id)
-    return (task["name"], task["summary"]) if task else ("", "")
+    return (task.get("shown", task["name"]), task["summary"]) if task else ("", "")
 
 
 def client_at(home: Path | None) -> client.Client | None:

@@ -25,6 +25,9 @@ from typing import Any, Final, NamedTuple, cast
 
 from nbtasks.exceptions import ContentDisallowed, SerializerNotInstalled
 
+#: Encodings of codecs that give bytes.
+BINARY: Final = ("binary", "ascii-8bit")
+
 
 class Codec(NamedTuple):
     """A serializer, or a compression."""
@@ -38,7 +41,7 @@ class Codec(NamedTuple):
     @property
     def is_text(self) -> bool:
         """Whether `decode` gets text rather than bytes."""
-        return self.content_encoding not in ("binary", "ascii-8bit")
+        return self.content_encoding not in BINARY
 
 
 _serializers: Final[dict[str, Codec]] = {}
@@ -75,10 +78,24 @@ def register(
     content_encoding
         Encoding of text; `binary` when `decode` wants bytes.
 
+    Raises
+    ------
+    TypeError, ValueError
+        When a function or the encoding is none.
+
     Notes
     -----
     Workers need not import it: it travels with the tasks that are sent afterwards.
     """
+    _check("register", encode=encode, decode=decode)
+    if content_encoding not in BINARY:
+        try:
+            "".encode(content_encoding)
+        except LookupError:
+            raise ValueError(
+                f"register() got content_encoding={content_encoding!r}, which Python does not "
+                f"know. Give one such as 'utf-8', or 'binary' when decode wants bytes."
+            ) from None
     codec = Codec(name, encode, decode, content_type, content_encoding)
     add(codec, ())
     _note(("serializer", name), codec, ())
@@ -116,9 +133,16 @@ def register_compression(
     aliases
         Names to be given instead.
     """
+    _check("register_compression", encoder=encoder, decoder=decoder)
     codec = Codec(aliases[0] if aliases else content_type, encoder, decoder, content_type)
     _add_compression(codec, tuple(aliases))
     _note(("compression", content_type), codec, tuple(aliases))
+
+
+def _check(what: str, **functions: Any) -> None:
+    for name, function in functions.items():
+        if not callable(function):
+            raise TypeError(f"{what}() got {name}={function!r}, which is no function.")
 
 
 def _note(key: tuple[str, str], codec: Codec | None, aliases: tuple[str, ...]) -> None:
@@ -198,9 +222,18 @@ def accept(names: Iterable[str] | None) -> None:
     if names is None:
         accepted = None
     else:
-        accepted = frozenset(
-            name if "/" in name else find_serializer(name).content_type for name in names
-        )
+        accepted = content_types(names)
+
+
+def content_types(names: Iterable[str]) -> frozenset[str]:
+    """Return the content types that names of serializers, or content types themselves, mean.
+
+    Raises
+    ------
+    SerializerNotInstalled
+        When there is no serializer of such a name.
+    """
+    return frozenset(name if "/" in name else find_serializer(name).content_type for name in names)
 
 
 def check_accepted(content_type: str) -> None:
@@ -278,6 +311,8 @@ _FROM_TEXT: Final[dict[str, Callable[[str], Any]]] = {
 
 
 def _refuse(value: Any) -> TypeError:
+    if isinstance(value, int):
+        return TypeError("it knows no integers of more than 64 bits")
     return TypeError(f"it knows no objects of type {type(value).__name__}")
 
 
@@ -309,6 +344,22 @@ def _json_decode(text: str) -> Any:
     return json.loads(text, object_hook=_json_hook)
 
 
+def _check_keys(value: Any) -> None:
+    """Raise for keys that would come back as lists, which are no keys."""
+    waiting, seen = [value], set()
+    while waiting:
+        found = waiting.pop()
+        if not isinstance(found, dict | list | tuple) or id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, dict):
+            if any(isinstance(key, tuple) for key in found):
+                raise TypeError("it knows no tuples as keys")
+            waiting.extend(found.values())
+        else:
+            waiting.extend(found)
+
+
 _MSGPACK_CODE: Final = 1
 
 
@@ -323,6 +374,7 @@ def _msgpack_encode(value: Any) -> bytes:
             return other.__json__()
         raise _refuse(other)
 
+    _check_keys(value)
     return bytes(msgpack.packb(value, default=default, use_bin_type=True))
 
 
@@ -368,6 +420,7 @@ def _yaml_classes() -> tuple[type[Any], type[Any]]:
 
 
 def _yaml_encode(value: Any) -> str:
+    _check_keys(value)
     dumper, _ = _yaml_classes()
     return cast(str, package("yaml", "yaml").dump(value, Dumper=dumper, sort_keys=False))
 
@@ -379,7 +432,7 @@ def _yaml_decode(text: str) -> Any:
 
 def _raw_encode(value: Any) -> bytes:
     if not isinstance(value, bytes | bytearray | memoryview):
-        raise TypeError("it takes bytes only")
+        raise TypeError("it takes bytes only: it is for results, not for arguments")
     return bytes(value)
 
 

@@ -146,7 +146,8 @@ def of_data(value: Any) -> Iterable[Part]:
     """Return what a list, tuple or dict holds: all that json and its like look into."""
     if isinstance(value, Mapping):
         for key, item in value.items():
-            yield Part(f"key {short_repr(key)}", {key: None})
+            if len(value) > 1 or item is not None:  # else it is this very part
+                yield Part(f"key {short_repr(key)}", {key: None})
             yield Part(f"item {short_repr(key)}", item)
     elif isinstance(value, list | tuple):
         for place, item in enumerate(value):

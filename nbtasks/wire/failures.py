@@ -58,7 +58,10 @@ def dumps(exception: BaseException) -> bytes:
     try:
         return pickle.dumps(_Chain(_links(exception)), 5)
     except Exception:
-        wrapper = UnpickleableExceptionWrapper.from_exception(exception)
+        kind = type(exception)
+        wrapper = UnpickleableExceptionWrapper(
+            kind.__module__, kind.__name__, (), message=_text_of(exception)
+        )
         return pickle.dumps(wrapper, 5)
 
 
@@ -108,7 +111,7 @@ def _link(
         _alone(exception, members is not None),
         kind.__module__,
         kind.__name__,
-        tuple(map(_texts.repr, exception.args)),
+        tuple(map(_texts.repr, _args_of(exception))),
         tuple(str(note) for note in notes) if isinstance(notes, list | tuple) else (),
         cause,
         context,
@@ -116,6 +119,12 @@ def _link(
         members,
         _text_of(exception),
     )
+
+
+def _args_of(exception: BaseException) -> tuple[Any, ...]:
+    """Return the arguments, whatever the class has made of that name."""
+    args: tuple[Any, ...] = BaseException.args.__get__(exception)  # type: ignore[attr-defined]
+    return args
 
 
 def _text_of(exception: BaseException) -> str:
@@ -147,8 +156,9 @@ def _survives(exception: BaseException, body: bytes, is_group: bool) -> bool:
     if type(copy) is not type(exception) or is_group:
         return type(copy) is type(exception)
     # Without arguments of its own (pydantic's are made in Rust) it is its text that counts.
-    same = len(copy.args) == len(exception.args) or not exception.args
-    return same and bool(str(copy) == str(exception))
+    own = _args_of(exception)
+    same = len(_args_of(copy)) == len(own) or not own
+    return same and _text_of(copy) == _text_of(exception)
 
 
 class _Bare:

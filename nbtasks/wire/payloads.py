@@ -196,10 +196,23 @@ def _dumps(
         content_type, encoding = codec.content_type, codec.content_encoding
         data = _encode(codec, value, parts)
     if packer is not None:
-        data = packer.encode(data)
+        data = _compress(packer, data)
     head = "\n".join((content_type, encoding, packer.content_type if packer else "")).encode()
     body = b"".join((bytes((_HEADED,)), len(head).to_bytes(2, "big"), head, data))
     return _sized(body, [], keep)
+
+
+def _compress(packer: Codec, data: bytes) -> bytes:
+    try:
+        packed = packer.encode(data)
+        return bytes(memoryview(packed))
+    except SerializerNotInstalled:
+        raise
+    except Exception as error:
+        raise EncodeError(
+            f"The compression {packer.name!r} has failed: {type(error).__name__}: {error}. Give "
+            f"compression=None, or correct its encoder, which must return bytes."
+        ) from error
 
 
 def _sized(body: bytes, buffers: list[Buffer], keep: Keep = bytes) -> Payload:
@@ -223,9 +236,15 @@ def _encode(codec: Codec, value: Any, parts: culprits.Parts | None) -> bytes:
         raise EncodeError(
             culprits.explain(value, error, works, parts or culprits.of_data, verb=codec.name)
         ) from error
-    if isinstance(data, str):
-        data = data.encode(codec.content_encoding if codec.is_text else "utf-8")
-    return bytes(data)
+    if isinstance(data, str) and codec.is_text:
+        return data.encode(codec.content_encoding)
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
+    wanted = "text or bytes" if codec.is_text else "bytes (its content_encoding is 'binary')"
+    raise EncodeError(
+        f"The serializer {codec.name!r} has returned {type(data).__name__} instead of {wanted}. "
+        f"Correct its encode function, or register it with another content_encoding."
+    )
 
 
 def _pickle_or_explain(

@@ -68,6 +68,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             self.modules.add(obj.__name__)
         elif issubclass(kind, type):
             return self._reduce_class(obj)
+        elif kind.__name__ in _ARRAYS and kind.__module__ == "numpy":
+            return _reduce_array(obj)
         elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
             return _NAMED[kind](obj)
         return super().reducer_override(obj)
@@ -110,6 +112,19 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             *others, state, _, _, set_state = reduced
             return (*others, (set_state, state), None, None, set_class_state)
         return reduced
+
+
+#: Arrays of which numpy itself makes bytes inside the pickle: all that are mapped, and times.
+_ARRAYS: Final = frozenset({"memmap", "ndarray"})
+
+
+def _reduce_array(array: Any) -> Any:
+    """Let the memory of an array lie beside the pickle, where numpy knows no way to that."""
+    kind = type(array)
+    plain = array.view(kind.__mro__[1]) if kind.__name__ == "memmap" else array
+    if array.dtype.kind in "mM":
+        return type(plain).view, (plain.view("i8"), array.dtype)
+    return NotImplemented if plain is array else (type(plain).view, (plain, kind))
 
 
 def _reduce_cached(cached: Any) -> tuple[Any, ...]:

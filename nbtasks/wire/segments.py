@@ -26,9 +26,12 @@ import re
 import secrets
 import stat
 import struct
+import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -42,7 +45,9 @@ Buffer = bytes | bytearray | memoryview
 #: Pieces from this size on (bytes) go into files.
 LARGE: Final = 256 * 1024
 #: Files that this process has written and may link to.
-REMEMBERED: Final = 64
+REMEMBERED: Final = 4_096
+#: Names of one piece that are remembered: the newest may be freed before an older one.
+NAMES: Final = 64
 #: Bytes of a piece by which it is recognised before it is compared.
 SAMPLES: Final = 256
 #: Bytes that are compared at once: few enough to stay near the processor.
@@ -73,8 +78,8 @@ class Segments:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        #: What a piece looks like at a glance → name of the last file that was written for such.
-        self._known: dict[tuple[int, bytes], str] = {}
+        #: What a piece looks like at a glance → names of files that were written for such.
+        self._known: dict[tuple[int, bytes], deque[str]] = {}
         #: What `hold` has written, mapped read-only → name of a file that still holds it.
         self._held: weakref.WeakKeyDictionary[mmap.mmap, str] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -132,22 +137,27 @@ class Segments:
     def _put(self, view: memoryview) -> str:
         look = (view.nbytes, view[:: view.nbytes // SAMPLES].tobytes())
         with self._lock:
-            known = self._known.pop(look, None)
+            known = self._known.pop(look, None) or deque(maxlen=NAMES)
         name = secrets.token_hex(16)
-        if known is None or not self._link(known, name, view):
+        if not self._link(known, name, view):
             self._write(name, view)
+        known.append(name)
         with self._lock:
-            self._known[look] = name
+            self._known[look] = known
             if len(self._known) > REMEMBERED:
                 del self._known[next(iter(self._known))]
         return name
 
-    def _link(self, known: str, name: str, view: memoryview) -> bool:
-        """Give a file a second name if it (still) holds these bytes; return whether it does."""
+    def _link(self, known: deque[str], name: str, view: memoryview) -> bool:
+        """Give a file one more name if it (still) holds these bytes; return whether it does."""
         path = self._folder / name
-        try:
-            path.hardlink_to(self._folder / known)
-        except OSError:  # freed meanwhile, or a file system without links
+        while known:
+            try:
+                path.hardlink_to(self._folder / known[-1])
+                break
+            except OSError:  # freed meanwhile, or a file system without links
+                known.pop()
+        else:
             return False
         with contextlib.suppress(OSError):
             if _is_same(path, view):
@@ -237,7 +247,7 @@ def opened(frame: Buffer) -> Buffer:
         with contextlib.suppress(FileNotFoundError), _open(folder / name) as file:
             if os.fstat(file.fileno()).st_size != size or not size:
                 raise _unreadable(folder / name, f"it has not the {size} bytes that were written")
-            if len(_mapped) >= MOST_MAPPED:
+            if len(_mapped) >= min(MOST_MAPPED, _descriptors() // 4):
                 return bytearray(file.read())
             mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
             _mapped.add(mapped)
@@ -247,6 +257,17 @@ def opened(frame: Buffer) -> Buffer:
         f"Arguments are kept until their task has succeeded, results until they are forgotten or "
         f"expire (result_expires), and both until the cluster is purged. Send the task again."
     )
+
+
+@cache
+def _descriptors() -> int:
+    """Return how many descriptors this process may have."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, where there are enough
+        return sys.maxsize
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft < 0 else soft
 
 
 def _open(path: Path) -> BinaryIO:

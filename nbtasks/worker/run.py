@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from nbtasks import exceptions, life
 from nbtasks.context import Channel, Request, RetryPlan
 from nbtasks.core import states
-from nbtasks.core.messages import Again, Call, Done, Options, Policy, Report, Started
+from nbtasks.core.messages import Again, Call, Done, Options, Policy, Report, Started, Update
 from nbtasks.exceptions import NotRegistered, TaskRevokedError
 from nbtasks.wire import payloads
 from nbtasks.wire.cell import Cell
@@ -66,7 +66,7 @@ class RunRequest(Request):
         call = run.call
         assert call is not None
         self._channel = channel
-        self.children = []
+        self._sent = []
         self.origin = run.sender or None
         self.id = call.id
         self.task = function.name
@@ -303,7 +303,7 @@ class Runner:
             "" if einfo is None else clean(einfo.traceback),
             outcome.runtime,
             time.time(),
-            tuple(request.children),
+            _ids_of(request),
         )
         return Loaded(done, buffers) if buffers else done
 
@@ -328,7 +328,7 @@ class Runner:
             clean(einfo.traceback) if einfo is not None else "",
             runtime,
             time.time(),
-            tuple(self._request.children),
+            _ids_of(self._request),
             over,
         )
         return Loaded(again, frames) if frames else again
@@ -396,8 +396,13 @@ class Runner:
             body, buffers = payloads.dumps(meta, keep=self._keep_piece)
         while len(self._handover.outbox) > BACKLOG:
             time.sleep(0.005)
-        report = Report(self._ticket, clean(state), body, len(buffers), time.time())
-        self._handover.post(Loaded(report, buffers) if buffers else report)
+        message: Report | Update
+        if self._handover.ended == self._ticket:  # a handler says so: the broker knows the end
+            assert self._request.id is not None
+            message = Update(self._request.id, clean(state), body, len(buffers))
+        else:
+            message = Report(self._ticket, clean(state), body, len(buffers), time.time())
+        self._handover.post(Loaded(message, buffers) if buffers else message)
 
     def again(
         self, plan: RetryPlan, reason: BaseException | None, einfo: life.ExceptionInfo | None
@@ -405,7 +410,7 @@ class Runner:
         """Retry beside this run, which goes on: a task of its own, child of this one."""
         message = self._again(plan, reason, einfo, 0.0, over=False)
         again = message.message if isinstance(message, Loaded) else message
-        self._request.children.append(again.call.id)
+        self._request._sent.append(again.call.id)
         self._handover.post(message)
 
     def cancelled(self) -> bool:
@@ -430,6 +435,11 @@ def _is_limited(policy: Policy, call: Call) -> bool:
         and policy.memory_limit is None
         and (options is None or (options.time_limit is None and options.memory_limit is None))
     )
+
+
+def _ids_of(request: Request) -> tuple[str, ...]:
+    """Return the ids of the tasks that a run has sent; what it ran by itself is not among them."""
+    return tuple([sent for sent in request._sent if type(sent) is str])
 
 
 def _start_of(plan: RetryPlan) -> tuple[float | None, float | None]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -76,7 +75,9 @@ def arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each (default: 3)")
+    parser.add_argument(
+        "--rounds", type=plan.positive, default=3, help="turns of each (default: 3)"
+    )
     parser.add_argument("--only", help=f"systems, with commas: {','.join(drivers())}")
     parser.add_argument("--quick", action="store_true", help="only what is quickly installed")
     parser.add_argument("--workloads", help=f"workloads, with commas: {','.join(plan.WORKLOADS)}")
@@ -111,9 +112,7 @@ def machine() -> dict[str, Any]:
 
 def main() -> int:
     given = arguments()
-    # Also in the background, where the first is ignored: what was started ends, and is told so far.
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.default_int_handler)
+    plan.end_in_order()
     about: dict[str, Any] = {"machine": machine(), "rounds": given.rounds}
     began = time.monotonic()
     systems = [System(name) for name in given.only]

@@ -25,6 +25,7 @@ from nbtasks.core import states
 from nbtasks.core.actions import Send
 from nbtasks.core.messages import Event, Policy, Revoke
 from nbtasks.simulation import CLIENT, Simulation
+from tests.benchmarks import plan
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -158,7 +159,7 @@ def wrong(day: Day) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="./dev day", description=__doc__.partition("\n")[0])
-    parser.add_argument("--tasks", type=int, default=10_000_000)
+    parser.add_argument("--tasks", type=plan.positive, default=10_000_000)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
     day, process, memory = Day(asked.tasks, asked.seed), psutil.Process(), [0.0]

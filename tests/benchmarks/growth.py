@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 import nbtasks
-from tests.benchmarks import works
+from tests.benchmarks import plan, works
 from tests.benchmarks.systems import ENVIRONMENTS
 
 #: Part by which a task may cost more than in the row to compare with.
@@ -177,6 +177,7 @@ def show(title: str, rows: dict[int, Row]) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="./dev growth", description=__doc__.partition("\n")[0])
     parser.add_argument("--million", action="store_true", help="with 1,000,000 queued as well")
+    plan.end_in_order()
     sizes = [1_000, 10_000, 100_000] + [1_000_000] * parser.parse_args().million
     kinds = {
         "queued tasks (client and broker, us of a task)": (queued, sizes),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import signal
+
 #: In the order in which a turn does them: memory is measured before large things come and go,
 #: and what may leave a system in a bad way comes last.
 WORKLOADS = (
@@ -27,3 +30,17 @@ LIMITS = {"backlog": 600, "backlog_million": 1800}
 
 def limit(workload: str) -> int:
     return LIMITS.get(workload, LIMIT)
+
+
+def positive(text: str) -> int:
+    """Return a number of rounds, seconds or tasks, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def end_in_order() -> None:
+    """Let SIGTERM, and SIGINT in the background too, end what was started: as Ctrl+C does."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)

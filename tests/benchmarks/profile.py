@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 import nbtasks
-from tests.benchmarks import works
+from tests.benchmarks import plan, works
 from tests.benchmarks.systems import ENVIRONMENTS, last_line
 
 #: Looks a second; tasks in a burst; functions shown of each process.
@@ -76,8 +76,8 @@ def py_spy() -> Path:
     return program
 
 
-def look_at(pid: int, seconds: float, stacks: Path) -> subprocess.Popen[str]:
-    how = ["record", "--rate", str(RATE), "--duration", str(int(seconds)), "--format", "raw"]
+def look_at(pid: int, seconds: int, stacks: Path) -> subprocess.Popen[str]:
+    how = ["record", "--rate", str(RATE), "--duration", str(seconds), "--format", "raw"]
     command = [str(py_spy()), *how, "--output", str(stacks), "--pid", str(pid)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -103,14 +103,15 @@ def work(seconds: float, *, trips: bool) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="./dev profile", description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long to look")
+    parser.add_argument("--seconds", type=plan.positive, default=10, help="how long to look")
     parser.add_argument("--trips", action="store_true", help="one task at a time")
     asked = parser.parse_args()
+    plan.end_in_order()
     with tempfile.TemporaryDirectory(prefix="nbt-") as folder:
         profile(Path(folder), asked.seconds, trips=asked.trips)
 
 
-def profile(folder: Path, seconds: float, *, trips: bool) -> None:
+def profile(folder: Path, seconds: int, *, trips: bool) -> None:
     cluster = nbtasks.start(workers=2, dir=folder / "nb")
     try:
         work(1.0, trips=trips)  # so that all know the function and how long it takes

@@ -83,13 +83,20 @@ def round_trip(driver: drivers.Driver, number: int = 300) -> Figures:
 
 
 def fsync(driver: drivers.Driver, number: int = 200) -> Figures:
-    """Put one page of a database on the disk that the system's files are on."""
+    """Put one page of a database on the disk that the system's files are on.
+
+    Over one that is there already, as a database does with its log: that is the cheaper way.
+    """
     times = []
-    with open(driver.folder / "fsync", "wb", buffering=0) as file:
+    keep = getattr(os, "fdatasync", os.fsync)
+    with open(driver.folder / "fsync", "w+b", buffering=0) as file:
+        file.write(bytes(4096 * number))
+        os.fsync(file)
+        file.seek(0)
         for _ in range(number):
             began = time.perf_counter()
             file.write(bytes(4096))
-            os.fsync(file)
+            keep(file.fileno())
             times.append((time.perf_counter() - began) * 1000)
     return {"median": statistics.median(times), "p99": sorted(times)[int(number * 0.99)]}
 
@@ -173,11 +180,14 @@ def timers(driver: drivers.Driver, number: int = 10_000, wait: float = 15.0) -> 
     return {"median": statistics.median(late), "p99": late[int(number * 0.99)], "first": late[0]}
 
 
-def progress(driver: drivers.Driver, number: int = 10_000) -> Figures:
-    """Let one task tell often how far it is."""
-    began = time.perf_counter()
-    arrived = driver.progress(number)
-    return {"rate": arrived / (time.perf_counter() - began), "number": arrived}
+def progress(driver: drivers.Driver, number: int = 10_000, times: int = 5) -> Figures:
+    """Let one task tell often how far it is, and then another one: the first finds all cold."""
+    rates = []
+    for _ in range(times):
+        began = time.perf_counter()
+        arrived = driver.progress(number)
+        rates.append(arrived / (time.perf_counter() - began))
+    return {"rate": statistics.median(rates), "number": arrived}
 
 
 def recovery(driver: drivers.Driver, times: int = 3) -> Figures:

@@ -156,7 +156,10 @@ def test_status_tells_what_each_worker_runs_and_since_when(asked: Asked) -> None
     told = [worker["current"] for worker in asked.ask("status")["workers"]]
 
     assert told == [
-        {"id": task_id, "name": "invented", "summary": "(lr=0.1)", "began": pytest.approx(began)},
+        {
+            **{"id": task_id, "name": "invented", "shown": "invented", "summary": "(lr=0.1)"},
+            "began": pytest.approx(began),
+        },
         None,
     ]
 

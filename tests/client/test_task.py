@@ -51,6 +51,7 @@ class FakeClient:
     def __init__(self):
         self.sent = []
         self.told = []
+        self.unknown = set()
         self.error = None
 
     def submit(self, call, buffers=(), define=None, **how):
@@ -61,6 +62,15 @@ class FakeClient:
 
     def tell(self, *messages, buffers=()):
         self.told.extend(messages)
+
+    def record(self, task_id):
+        return clients.Record(task_id)
+
+    def learn(self, record, timeout=None):
+        record.known = record.id not in self.unknown
+
+    def drop(self, task_ids):
+        pass
 
     @property
     def last(self):
@@ -1154,6 +1164,15 @@ def test_update_state_of_another_task_goes_to_the_broker(add, client):
         *("other", "PROGRESS", {"progress": 1}),
     )
     assert str(payloads.loads(second.body)) == "x"
+
+
+def test_update_state_of_a_task_that_nobody_knows_is_an_error(add, client):
+    client.unknown.add("lost")
+
+    with pytest.raises(ValueError, match="knows no task 'lost'"):
+        add.update_state("lost", "PROGRESS", {"progress": 1})
+
+    assert client.told == []
 
 
 def test_update_state_in_a_direct_call_has_no_id(add):
