@@ -17,7 +17,7 @@ from nbtasks.broker.server import Server
 from nbtasks.core.messages import Accepted, Hello, Submit
 from nbtasks.wire.connection import Settings, now, prepare_directory
 from nbtasks.wire.frames import pack_to_broker
-from nbtasks.wire.segments import LARGE, Segments
+from nbtasks.wire.segments import LARGE, Segments, name_in
 from tests.living import eventually
 from tests.promises.peers import DEFINE, a_call
 
@@ -223,3 +223,24 @@ def test_real_disk_ends_the_wait_of_the_loop(server):
     assert server._wake_up.recv(1) == b"\0"
     server._accept_what_is_kept()
     assert accepted(server) == [1]
+
+
+def test_what_is_replaced_goes_after_its_replacement_is_on_the_disk(server, monkeypatch):
+    folder = Path(server.settings.data) / "segments"
+    new, old = a_reference(server), a_reference(server)
+    seen = []
+
+    def sync(path: Path) -> None:
+        seen.append((path.name, (folder / str(name_in(old))).exists()))
+
+    monkeypatch.setattr("nbtasks.broker.disk.sync", sync)
+    disk = server._disk = Disk(folder, server._ring)
+
+    wish = disk.keep([str(name_in(new))], now().boot)
+    disk.drop([str(name_in(old))], now().boot)
+    disk.hurry()
+    disk.begin(now().boot)
+
+    eventually(lambda: disk.through == wish)
+    assert seen[0] == (name_in(new), True)
+    assert not (folder / str(name_in(old))).exists()

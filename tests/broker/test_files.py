@@ -20,6 +20,7 @@ from nbtasks.core.actions import (
     SaveEvent,
     SaveForget,
     SaveTask,
+    SaveUnwanted,
     Task,
 )
 from nbtasks.core.messages import Event
@@ -158,6 +159,44 @@ def test_retry_with_other_arguments_frees_the_former(store, keep):
     store.commit([SaveCall(1, call, CLIENT, NOW.wall, (present,)), SaveTask(task)], NOW)
 
     assert there(store) == names(present)
+
+
+@pytest.fixture
+def synced(path: Path) -> Iterator[Store]:
+    """Return a store that promises to survive a loss of power."""
+    with contextlib.closing(Store(path, "full")) as store:
+        yield store
+
+
+def test_files_go_once_the_disk_knows_that_nobody_needs_them(synced, keep):
+    frame = keep()
+
+    finish(synced, accept_with(synced, 1, frame))
+
+    assert (there(synced), synced.behind) == (names(frame), True)
+    synced.sync()
+    assert there(synced) == set()
+
+
+def test_files_that_others_took_the_place_of_are_for_whoever_knows_of_those(synced, keep):
+    former, present = keep(), keep()
+    task = accept_with(synced, 1, former)
+    call = call_for(1, frames=1, retries=1)
+
+    synced.commit([SaveCall(1, call, CLIENT, NOW.wall, (present,)), SaveTask(task)], NOW)
+    synced.sync()
+
+    assert there(synced) == names(former, present)
+    assert synced.replaced == names(former)
+
+
+def test_file_of_a_call_that_is_known_goes_unless_a_row_needs_it(store, keep):
+    needed, unwanted = keep(), keep()
+    accept_with(store, 1, needed)
+
+    store.commit([SaveUnwanted((needed, unwanted, b"no reference"))], NOW)
+
+    assert there(store) == names(needed)
 
 
 def test_result_stays_until_it_expires(store, keep):

@@ -930,6 +930,21 @@ def test_full_disk_is_read_with_what_is_in_the_journal_only(store, monkeypatch):
     assert (in_journal(store), in_tables(store)) == (3, 0)
 
 
+def test_full_disk_tells_the_end_that_is_in_the_journal_only(store, monkeypatch):
+    task = accept(store, 1)
+    event = Event("task-1", 1, NOW.wall, "state", "SUCCESS", b"value", final=True)
+    task.phase, task.state, task.n, task.ended_at = "done", "SUCCESS", 1, NOW.wall
+    store.commit([SaveTask(task), SaveEvent(1, event)], NOW)
+
+    def fail() -> None:
+        raise StoreError("The disk is full.")
+
+    monkeypatch.setattr(store, "settle", fail)
+
+    assert store.events(1) == [(event, ())]
+    assert in_tables(store) == 0
+
+
 def copy_of(path: Path) -> Path:
     """Return a copy of a store that is open: what a crash would leave."""
     copy = path.with_name("copy.sqlite")

@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 import weakref
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -1576,3 +1576,51 @@ def test_eager_result_needs_no_cluster(monkeypatch):
 @pytest.mark.usefixtures("in_a_task")
 def test_eager_result_may_be_had_inside_a_task():
     assert EagerResult("1", 4, "SUCCESS").get() == 4
+
+
+# ----------------------------------------------------------------------------- what cannot be meant
+
+
+@pytest.mark.parametrize("timeout", ["1", float("nan"), object()])
+def test_timeout_that_is_none_is_refused(task, timeout):
+    for waits in (task, ResultSet([task])):
+        with pytest.raises((TypeError, ValueError), match="timeout="):
+            waits.get(timeout=timeout)
+
+
+def test_timeout_may_be_a_timedelta_or_without_end(client, record, task):
+    with pytest.raises(exceptions.TimeoutError, match=r"within 0\.01 s"):
+        task.get(timeout=timedelta(seconds=0.01))
+
+    client.succeed(record, 4)
+
+    assert task.get(timeout=float("inf")) == 4
+
+
+def test_what_is_no_function_is_not_called_later(task):
+    for waits in (task, ResultSet([task])):
+        with pytest.raises(TypeError, match="on_message=5 cannot be called"):
+            waits.get(on_message=5)
+        with pytest.raises(TypeError, match="callback=5 cannot be called"):
+            waits.then(5)
+    with pytest.raises(TypeError, match="listener=5 cannot be called"):
+        task.listen(5)
+
+
+def test_set_of_results_is_not_one_of_ids():
+    with pytest.raises(TypeError, match=r"Give AsyncResult\('some-id'\)"):
+        ResultSet(["some-id"])
+
+
+def test_signal_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"no signal 5\.5"):
+        waiting.signal_name(5.5)
+
+
+def test_notes_that_are_none_do_not_hide_the_error(client, record, task):
+    error = ValueError("it")
+    error.__notes__ = 5
+    client.fail(record, error, traceback="Traceback")
+
+    with pytest.raises(ValueError, match="it"):
+        task.get()

@@ -591,3 +591,27 @@ def test_a_fork_is_told_to_connect_anew(cluster):
 
     assert "ForkedError" in said
     assert "fork" in said
+
+
+def test_serializers_that_workers_accept_are_known_where_they_are_registered(
+    make_cluster, short_path, monkeypatch
+):
+    from nbtasks import config
+    from nbtasks.wire import codecs, payloads
+
+    monkeypatch.setattr(config, "_configured", {})
+    nbtasks.configure(accept_content=["nope"])
+    with pytest.raises(ImproperlyConfigured, match="no serializer 'nope'"):
+        make_cluster(dir=short_path / "a")
+    payloads.register("mine", repr, eval, "application/x-mine")
+    try:
+        nbtasks.configure(accept_content=["json", "mine"])
+        make_cluster(dir=short_path / "b")
+        assert add.apply_async((1, 2), serializer="json").get(timeout=30) == 3
+        assert add.apply_async((1, 2), serializer="mine").get(timeout=30) == 3
+        with pytest.raises(nbtasks.exceptions.ContentDisallowed):
+            add.apply_async((1, 2), serializer="pickle").get(timeout=30)
+    finally:
+        payloads.unregister("mine")
+        codecs._custom.clear()
+        config.reset()

@@ -421,3 +421,85 @@ def test_nothing_is_left_of_many(cluster, make_cluster: Callable[..., Any]):
     no_files(cluster)
     grown = {pid: descriptors(pid) - count for pid, count in before.items()}
     assert max(grown.values()) <= 4, grown
+
+
+def test_purging_the_cluster_leaves_no_file(make_cluster, short_path):
+    cluster = make_cluster(dir=short_path / "c")
+    assert double.delay(ARRAY).get(timeout=SOON)[1] == 2.0
+    assert files(cluster)
+
+    cluster.shutdown(purge=True)
+
+    assert files(cluster) == []
+
+
+def test_call_that_was_known_already_leaves_no_file(cluster):
+    results = [total.apply_async((ARRAY,), idempotency_key="once", confirm=True) for _ in range(3)]
+
+    assert results[0].get(timeout=SOON) == ARRAY.sum()
+    again = total.apply_async((ARRAY,), idempotency_key="once", confirm=True)
+    assert again.get(timeout=SOON) == ARRAY.sum()
+    no_files(cluster)
+
+
+def written(cluster: Any) -> int:
+    """Return how many files there are, each counted once."""
+    return len({path.stat().st_ino for path in files(cluster)})
+
+
+def test_value_of_many_pieces_is_written_once(cluster):
+    pieces = [numpy.arange(70_000.0) + n for n in range(80)]
+
+    results = [total.apply_async((pieces,), countdown=3600, confirm=True) for _ in range(3)]
+
+    assert (len(files(cluster)), written(cluster)) == (240, 80)
+    for result in results:
+        result.revoke()
+        result.forget()
+
+
+def test_what_a_long_task_holds_is_not_written_again_for_short_ones(cluster):
+    gate = cluster.dir / "gate"
+    long = total.delay(ARRAY, gate)
+    eventually(lambda: files(cluster))
+
+    for _ in range(3):
+        quick = total.apply_async((ARRAY,), countdown=3600, confirm=True)
+        assert (len(files(cluster)), written(cluster)) == (2, 1)
+        hasten(quick)
+        assert quick.get(timeout=SOON) == ARRAY.sum()
+        eventually(lambda: len(files(cluster)) == 1)
+    gate.touch()
+    assert long.get(timeout=SOON) == ARRAY.sum()
+
+
+@nbtasks.task
+def where_are_times(array):
+    return mapped_from(address_of(array)), type(array).__name__, str(array.dtype), str(array[-1])
+
+
+def test_times_and_files_are_mapped_too(cluster, short_path):
+    times = numpy.arange("2020-01-01", "2022-01-01", dtype="M8[m]")
+    spans = (times - times[0]).astype(">m8[s]")
+    numpy.save(short_path / "file.npy", ARRAY)
+    file = numpy.load(short_path / "file.npy", mmap_mode="r")
+
+    for array in (times, spans, file):
+        told = where_are_times.delay(array).get(timeout=SOON)
+
+        assert told[0].split(" ")[0].startswith(str(cluster.dir))
+        assert told[1:] == (type(array).__name__, str(array.dtype), str(array[-1]))
+
+    frame = pandas.DataFrame({"when": times})
+    path, last = where_is_times.delay(frame).get(timeout=SOON)
+    assert path
+    assert last == frame["when"].iloc[-1]
+
+
+@nbtasks.task
+def where_is_times(frame):
+    return mapped_from(address_of(frame["when"].to_numpy())), frame["when"].iloc[-1]
+
+
+def test_shared_value_can_be_used_here_as_well(cluster):
+    assert total.apply((nbtasks.share(ARRAY),)).get() == ARRAY.sum()

@@ -1927,3 +1927,311 @@ def test_a_task_made_anew_holds_for_new_calls_and_queued_ones_keep_their_code():
     assert nbtasks.send_task("the.word").get(timeout=SOON) == "new"
     assert waiting.get(timeout=SOON) == "old"
     assert ready.get(timeout=SOON) == "old"
+
+
+# ------------------------------------------------------------------------ what must not be lost
+
+
+@task(bind=True, autoretry_for=(ValueError,), max_retries=1)
+def bends_its_options(self, name, value):
+    setattr(self, name, value)
+    raise ValueError("the original")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("autoretry_for", "x"),
+        ("dont_autoretry_for", 5),
+        ("retry_kwargs", 5),
+        ("retry_backoff", "x"),
+    ],
+)
+def test_an_option_that_the_body_spoils_costs_no_worker(change):
+    error = bends_its_options.delay(*change).get(timeout=SOON, propagate=False)
+
+    assert isinstance(error, (TypeError, ValueError))
+    assert not isinstance(error, WorkerLostError)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"retry_kwargs": 5}, "is no mapping"),
+        ({"retry_kwargs": {"max_retriez": 1}}, "retriez"),
+        ({"retry_kwargs": {"countdown": "soon"}}, "no number of seconds"),
+        ({"retry_kwargs": {"max_retries": "5"}}, "no number of retries"),
+    ],
+)
+def test_keywords_of_retry_are_checked_when_the_task_is_made(options, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        task(autoretry_for=(ValueError,), **options)(lambda: None)
+
+
+def test_an_option_that_is_set_later_is_checked_at_the_call():
+    @task(autoretry_for=(ValueError,))
+    def later():
+        pass
+
+    later.autoretry_for = "x"
+
+    with pytest.raises(TypeError, match="autoretry_for='x'"):
+        later.delay()
+
+
+@task(bind=True, max_retries=2)
+def asks_in_vain(self, what):
+    self.retry(**what)
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "said"),
+    [
+        ({"exc": "text"}, TypeError, "exc='text', which is no exception"),
+        ({"max_retries": "3"}, ValueError, "max_retries='3' is no number of retries"),
+        ({"serializer": "nope"}, exceptions.SerializerNotInstalled, "no serializer 'nope'"),
+    ],
+)
+def test_a_retry_that_cannot_be_meant_fails_at_once(what, kind, said):
+    with pytest.raises(kind, match=said):
+        asks_in_vain.delay(what).get(timeout=SOON)
+
+
+@task(bind=True)
+def parent_of_two(self):
+    first, second = answer.delay(1), answer.delay(2)
+    here = answer.apply((3,))
+    mine = self.request.children
+    return [child.id for child in mine], [first.id, second.id, here.id], type(mine[0]).__name__
+
+
+@task
+def answer(number):
+    return number
+
+
+def test_children_are_results_and_what_ran_by_itself_is_nobody_elses():
+    result = parent_of_two.delay()
+
+    ids, sent, kind = result.get(timeout=SOON)
+    assert ids == sent
+    assert kind == "AsyncResult"
+    assert [child.id for child in result.children] == sent[:2]
+    assert [value for _, value in result.collect(timeout=SOON)][1:] == [1, 2]
+
+
+@task(bind=True, max_retries=2)
+def succeeds_early(self, then):
+    if self.request.retries == 0 and not self.request.delivery_info["redelivered"]:
+        self.update_state(state="SUCCESS", meta="early")
+        time.sleep(0.05)
+        if then == "retry":
+            self.retry(countdown=0)
+        if then == "die":
+            os._exit(3)
+        time.sleep(60 if then == "limit" else 0)
+    return "late"
+
+
+@pytest.mark.parametrize("then", ["retry", "die", "limit", "end"])
+def test_a_success_that_was_stored_is_never_overwritten(cluster, then):
+    limits = {"time_limit": 0.3} if then == "limit" else {}
+    result = succeeds_early.apply_async((then,), **limits)
+
+    eventually(lambda: cluster.client.ask("show", id=result.id)["phase"] == "done")
+    assert (result.state, result.get(timeout=SOON)) == ("SUCCESS", "early")
+    again = cluster.client.ask("show", id=result.id)
+    assert again["state"] == "SUCCESS"
+
+
+@task
+def fails():
+    raise ValueError("it fails")
+
+
+def test_another_state_may_follow_a_failure():
+    result = fails.delay()
+    assert isinstance(result.get(timeout=SOON, propagate=False), ValueError)
+
+    fails.update_state(task_id=result.id, state="EXCUSED", meta={"by": "me"})
+
+    eventually(lambda: result.state == "EXCUSED")
+    assert result.info == {"by": "me"}
+    with pytest.raises(ValueError, match="it fails"):
+        result.get(timeout=SOON)
+
+
+class Excuses(Task):
+    def on_failure(self, exc, task_id, args, kwargs, einfo):
+        self.update_state(state="EXCUSED", meta="by the handler")
+
+
+def test_a_handler_may_set_a_state_after_the_end():
+    @task(base=Excuses)
+    def fails_too():
+        raise ValueError
+
+    result = fails_too.delay()
+
+    eventually(lambda: result.state == "EXCUSED")
+    assert result.info == "by the handler"
+
+
+def test_a_state_for_an_id_that_nobody_knows_is_an_error():
+    with pytest.raises(ValueError, match="knows no task 'never sent'"):
+        answer.update_state(task_id="never sent", state="LOST", meta=1)
+
+
+@task(bind=True, max_retries=1)
+def swallows_its_retry(self):
+    if self.request.parent_id is None and self.request.retries == 0:
+        with contextlib.suppress(Exception):
+            self.retry(countdown=0)
+    return self.request.retries
+
+
+def test_a_retry_that_the_body_swallows_happens_all_the_same():
+    result = swallows_its_retry.delay()
+
+    assert result.get(timeout=SOON) == 0
+    (beside,) = result.children
+    assert beside.get(timeout=SOON) == 1
+
+
+class Catching(Task):
+    def __call__(self, *args, **kwargs):
+        try:
+            return self.run(*args, **kwargs)
+        except ValueError:
+            return "swallowed"
+
+
+class CallingAndFailing(Task):
+    def __call__(self, *args, **kwargs):
+        super().__call__(*args, **kwargs)
+        raise ValueError("after the body")
+
+
+def test_autoretry_stands_around_the_body_and_inside_of_ones_own_call(log):
+    @task(base=Catching, autoretry_for=(ValueError,), retry_kwargs={"countdown": 0}, max_retries=1)
+    def twice(path):
+        write(path, "ran")
+        raise ValueError
+
+    @task(base=CallingAndFailing, autoretry_for=(ValueError,), max_retries=3)
+    def once(path):
+        write(path, "ran")
+
+    @task(base=Catching, autoretry_for=(ValueError,), retry_kwargs={"countdown": 0}, max_retries=1)
+    async def twice_too(path):
+        write(path, "ran")
+        raise ValueError
+
+    assert twice.delay(log.path).get(timeout=SOON) == "swallowed"
+    assert log.lines() == ["ran", "ran"]
+    with pytest.raises(ValueError, match="after the body"):
+        once.delay(log.path).get(timeout=SOON)
+    assert log.lines() == ["ran", "ran", "ran"]
+    with pytest.raises(ValueError, match="Remote"):  # its __call__ has seen a coroutine only
+        twice_too.delay(log.path).get(timeout=SOON)
+    assert log.lines() == ["ran"] * 5
+
+
+def test_a_retry_without_an_exception_shows_none():
+    @task(bind=True, max_retries=1)
+    def waits(self):
+        self.retry(countdown=60)
+
+    result = waits.delay()
+
+    eventually(lambda: result.state == "RETRY")
+    assert result.result is None
+    result.revoke()
+
+
+def test_the_traceback_of_a_run_that_was_killed_is_its_error():
+    @task(time_limit=0.2)
+    def sleeps():
+        time.sleep(60)
+
+    said = []
+    result = sleeps.delay()
+    with pytest.raises(TimeLimitExceeded):
+        result.get(timeout=SOON, on_message=said.append)
+
+    assert "TimeLimitExceeded" in result.traceback
+    assert said[-1]["traceback"] == result.traceback
+
+
+def test_for_ever_is_an_expiry_too():
+    never = datetime.max.replace(tzinfo=timezone(-timedelta(hours=12)))
+    long_ago = datetime.min.replace(tzinfo=timezone(timedelta(hours=12)))
+
+    assert answer.apply_async((1,), expires=never).get(timeout=SOON) == 1
+    assert answer.apply_async((2,), eta=long_ago).get(timeout=SOON) == 2
+    assert answer.apply((3,), expires=datetime.max.replace(tzinfo=UTC)).get() == 3
+
+
+def test_a_naive_time_that_is_far_off_is_warned_of_after_one_that_is_near(monkeypatch):
+    from nbtasks.client import options
+
+    monkeypatch.setattr(options, "_warned", False)
+    near = datetime.now(UTC).replace(tzinfo=None)
+
+    with pytest.warns(exceptions.NaiveTimeWarning):
+        answer.apply_async((1,), eta=near)
+    with pytest.warns(exceptions.NaiveTimeWarning):
+        answer.apply_async((1,), expires=near + timedelta(hours=5))
+    answer.apply_async((1,), expires=near + timedelta(hours=5))
+
+
+def test_lists_show_the_name_that_the_caller_wants_to_be_shown(cluster):
+    result = answer.apply_async((1,), shadow="the shown one")
+    result.get(timeout=SOON)
+
+    shown = cluster.client.ask("show", id=result.id)
+    assert (shown["name"], shown["shown"]) == (answer.name, "the shown one")
+
+
+def test_an_ignored_end_is_an_end_for_everybody(cluster):
+    result = answer.apply_async((1,), ignore_result=True)
+    eventually(lambda: cluster.client.ask("show", id=result.id)["phase"] == "done")
+    code = f"""
+        import nbtasks
+        nbtasks.connect({str(cluster.dir)!r})
+        print(nbtasks.AsyncResult({result.id!r}).get(timeout=30))
+    """
+    assert script(code) == "None"
+
+
+def test_options_are_checked_in_eager_calls_too(monkeypatch):
+    bad = [
+        {"priority": 99},
+        {"queue": 5},
+        {"headers": 5},
+        {"time_limit": 1, "soft_time_limit": 2},
+        {"retry_policy": {"x": 1}},
+        {"retries": "x"},
+    ]
+    for options in bad:
+        with pytest.raises((TypeError, ValueError)):
+            answer.apply((1,), **options)
+
+
+def test_a_task_is_one_of_its_kind_for_copy():
+    import copy
+
+    assert copy.copy(answer) is answer
+    assert copy.deepcopy({"task": answer})["task"] is answer
+
+
+class Named(Task):
+    name = "of the base"
+
+
+def test_the_name_of_a_base_is_not_that_of_its_tasks():
+    @task(base=Named, name="")
+    def one_of_them():
+        pass
+
+    assert one_of_them.name.endswith("one_of_them")

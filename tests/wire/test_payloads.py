@@ -825,3 +825,120 @@ def test_subclasses_of_atoms_keep_their_class():
 )
 def test_pickle_takes_the_rest(value):
     assert round_trip([value, datetime(2020, 1, 1, tzinfo=UTC)])[0] == value
+
+
+# -------------------------------------------------------------------------- what codecs do wrong
+
+
+def test_key_that_json_does_not_know_is_named_once():
+    with pytest.raises(EncodeError) as caught:
+        dumps_arguments(({(1, 2): 3},), {}, "json")
+
+    assert str(caught.value).count("(1, 2)") == 1
+
+
+@pytest.mark.parametrize("serializer", ["msgpack", "yaml"])
+def test_tuples_as_keys_are_refused_where_they_would_not_come_back(serializer):
+    with pytest.raises(EncodeError, match="no tuples as keys"):
+        dumps({"a": [{(1, 2): 3}]}, serializer)
+
+
+def test_msgpack_says_how_large_numbers_may_be():
+    with pytest.raises(EncodeError, match="no integers of more than 64 bits"):
+        dumps(2**80, "msgpack")
+
+
+@pytest.fixture
+def registering():
+    yield
+    codecs._serializers.pop("mine", None)
+    codecs._custom.clear()
+
+
+@pytest.mark.usefixtures("registering")
+@pytest.mark.parametrize(
+    ("encode", "encoding", "said"),
+    [
+        (lambda value: 5, "utf-8", "has returned int instead of text or bytes"),
+        (lambda value: None, "binary", "has returned NoneType instead of bytes"),
+        (repr, "binary", "has returned str instead of bytes"),
+    ],
+)
+def test_serializer_that_gives_something_else_is_named(encode, encoding, said):
+    register("mine", encode, eval, "application/x-mine", encoding)
+
+    with pytest.raises(EncodeError, match=said):
+        dumps([1], "mine")
+
+
+@pytest.mark.usefixtures("registering")
+def test_compression_that_fails_is_named():
+    register_compression(lambda data: "text", bytes, "application/x-bad", ("bad",))
+
+    with pytest.raises(EncodeError, match="The compression 'bad' has failed"):
+        dumps([1], "pickle", "bad")
+    codecs._compressions.pop("bad")
+    codecs._compressions.pop("application/x-bad")
+
+
+def test_what_is_no_function_or_encoding_cannot_be_registered():
+    with pytest.raises(TypeError, match="encode=5, which is no function"):
+        register("mine", 5, eval, "application/x-mine")
+    with pytest.raises(TypeError, match="decoder=None, which is no function"):
+        register_compression(bytes, None, "application/x-mine")
+    with pytest.raises(ValueError, match="content_encoding='latin-99'"):
+        register("mine", repr, eval, "application/x-mine", "latin-99")
+
+
+class NoArgs(Exception):
+    @property
+    def args(self):
+        raise RuntimeError("no arguments")
+
+
+class NoText(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def test_exceptions_without_arguments_or_text_arrive_as_something():
+    assert isinstance(loads(*dumps_exception(NoText(1))), NoText)
+    assert isinstance(loads(*dumps_exception(NoArgs(1))), (NoArgs, UnpickleableExceptionWrapper))
+
+
+# --------------------------------------------------------------------------------- kinds of arrays
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        numpy.arange("2020-01-01", "2021-01-01", dtype="M8[m]"),
+        numpy.arange(100_000).astype(">m8[s]"),
+        numpy.asfortranarray(numpy.arange(90_000).reshape(300, 300).astype("M8[D]")),
+        numpy.arange(100_000).astype("M8[D]")[::2],
+        numpy.array(["NaT"], dtype="M8[s]"),
+        numpy.array(5, dtype="m8"),
+        numpy.empty((0, 3), dtype="M8[s]"),
+    ],
+)
+def test_times_travel_beside_the_pickle(array):
+    body, buffers = dumps(array)
+
+    assert len(body) < 1_000
+    assert len(buffers) == (array.nbytes >= 16 * 1024)
+    back = loads(body, buffers)
+    assert back.dtype == array.dtype
+    assert back.flags.f_contiguous == array.flags.f_contiguous or array.base is not None
+    numpy.testing.assert_array_equal(back, array)
+
+
+def test_mapped_array_travels_beside_the_pickle(tmp_path):
+    numpy.save(tmp_path / "it.npy", numpy.arange(10_000.0))
+    array = numpy.load(tmp_path / "it.npy", mmap_mode="r")
+
+    body, buffers = dumps(array)
+
+    back = loads(body, buffers)
+    assert (len(body) < 1_000, len(buffers)) == (True, 1)
+    assert type(back) is numpy.memmap
+    numpy.testing.assert_array_equal(back, array)
