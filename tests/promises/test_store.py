@@ -299,13 +299,19 @@ def disk(request: pytest.FixtureRequest, short_path: Path) -> Iterator[Disk]:
 BLOB = bytes(300_000)
 
 
+@nbtasks.task(acks_late=True)
+def late_length(data):
+    """Return the length, also where a worker dies that is just at it."""
+    return len(data)
+
+
 def test_full_disk_is_waited_for(disk: Disk, make_cluster: MakeCluster, measure: Measure):
     cluster = make_cluster(dir=disk.place / "c")
     before = add.delay(1, 2)
     before.get(timeout=SOON)
 
     disk.fill(cluster)
-    results = [length.delay(BLOB) for _ in range(60)]
+    results = [late_length.delay(BLOB) for _ in range(60)]
     eventually(lambda: cluster.status()["store_failing"])
     told = {result.id for result in results if result.accepted}
     kill(cluster.worker_pids()[0])  # its replacement finds no room either
