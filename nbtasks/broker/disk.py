@@ -69,22 +69,18 @@ class Disk:
         instant
             The present, on the boot clock.
         """
-        if not self._noted:
-            self._due = instant + MOMENT
+        self._set_due(instant)
         self._noted.extend(names)
         return self._last + 1
 
     def drop(self, names: Iterable[str], instant: float) -> None:
-        """Unlink files, once those that were to be kept so far have reached the disk.
-
-        Parameters
-        ----------
-        instant
-            The present, on the boot clock.
-        """
-        if not self._noted:
-            self._due = instant + MOMENT
+        """Unlink files, once those that were to be kept so far have reached the disk."""
+        self._set_due(instant)
         self._dropped.extend(names)
+
+    def _set_due(self, instant: float) -> None:
+        if not self._noted and not self._dropped:
+            self._due = instant + MOMENT
 
     def hurry(self) -> None:
         """Let the next `begin` begin: somebody waits."""
