@@ -452,6 +452,7 @@ def test_nine_comes_first_and_nought_last(make_cluster: MakeCluster, ledger, gat
         write_down.apply_async((ledger, word), priority=priority)
         for word, priority in given.items()
     ]
+    eventually(lambda: all(result.accepted for result in results))
     gate.touch()
 
     for result in results:
