@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple
 
 from nbtasks.wire import segments
 from nbtasks.wire.connection import sync
@@ -34,6 +35,15 @@ RETRY = 0.2
 LAST_ORDERS = 1.0
 
 
+class Wish(NamedTuple):
+    """What the thread is asked for at once."""
+
+    number: int
+    #: Names of files that shall reach the disk, and of those that are to be unlinked then.
+    kept: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
 class Disk:
     """Makes files survive a loss of power.
 
@@ -47,10 +57,9 @@ class Disk:
 
     def __init__(self, folder: Path, ring: Callable[[], None]) -> None:
         self._folder, self._ring = folder, ring
-        #: (number of the wish, names of files to keep, and to unlink then); None: the end.
-        self._wishes: SimpleQueue[tuple[int, tuple[str, ...], tuple[str, ...]] | None]
-        self._wishes = SimpleQueue()
-        #: What the thread does not know of yet: it will be one wish.
+        #: None: the end.
+        self._wishes: SimpleQueue[Wish | None] = SimpleQueue()
+        #: What the thread does not know of yet, to be kept and to be unlinked: one wish.
         self._noted: list[str] = []
         self._dropped: list[str] = []
         #: When it shall know of it (boot clock).
@@ -98,7 +107,7 @@ class Disk:
         if self.wait(instant) != 0.0:
             return
         self._last += 1
-        self._wishes.put((self._last, tuple(self._noted), tuple(self._dropped)))
+        self._wishes.put(Wish(self._last, tuple(self._noted), tuple(self._dropped)))
         self._noted.clear()
         self._dropped.clear()
         if self._thread is None:
@@ -117,11 +126,10 @@ class Disk:
 
     def _run(self) -> None:
         while (wish := self._wishes.get()) is not None:
-            number, names, dropped = wish
-            if not all(map(self._sync, [*names, "", ".."])):
+            if not all(map(self._sync, [*wish.kept, "", ".."])):
                 return
-            segments.remove(self._folder, dropped)
-            self.through = number
+            segments.remove(self._folder, wish.dropped)
+            self.through = wish.number
             self._ring()
 
     def _sync(self, name: str) -> bool:

@@ -98,8 +98,13 @@ class Questions:
         if row is None:
             return None
         began = instant.wall - (instant.boot - worker.progress_at)
-        facts = {"id": row.id, "name": row.name, "shown": row.shown, "summary": row.summary}
-        return {**facts, "began": began}
+        return {
+            "id": row.id,
+            "name": row.name,
+            "shown": row.shown,
+            "summary": row.summary,
+            "began": began,
+        }
 
     def _answer_activity(self, instant: Now) -> dict[str, Any]:
         """Tell which tasks start next by the clock, and which failed and which ended last."""

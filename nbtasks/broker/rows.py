@@ -22,7 +22,7 @@ from nbtasks.core.actions import (
     SaveUnwanted,
     Task,
 )
-from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Now
+from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Now, Options
 from nbtasks.core.states import DONE, PENDING, QUEUED
 
 Buffer = bytes | bytearray | memoryview
@@ -49,8 +49,12 @@ class TaskRow(Row, gc=False):
     @property
     def shown(self) -> str:
         """The name to show: `shadow`, where the call has it."""
-        shadow = None if self.options is None else self.options.shadow
-        return shadow or self.name
+        return shown_name(self.name, self.options)
+
+
+def shown_name(name: str, options: Options | None) -> str:
+    """Return the name to show for a call."""
+    return name if options is None else options.shadow or name
 
 
 # ---------------------------------------------------------------------------------------- a turn

@@ -504,10 +504,12 @@ class Server:
         if send.replay is not None:
             seq, after = send.replay
             told: list[tuple[Any, Iterable[Buffer]]] = list(self.store.events(seq, after))
-            if message.phase == DONE and not any(event.final for event, _ in told):
-                if after < message.n:  # nothing was kept of its end, but over it is
-                    end = Event(message.id, message.n, now().wall, "end", final=True)
-                    told.append((end, ()))
+            is_new = message.phase == DONE and after < message.n
+            if is_new and not any(event.final for event, _ in told):
+                # Nothing was kept of its end, but over it is.
+                row = self.store.find(message.id)
+                at = now().wall if row is None or row.ended_at is None else row.ended_at
+                told.append((Event(message.id, message.n, at, "end", final=True), ()))
             return [*told, (message, ())]
         if send.fetch:
             found = self.store.definition(send.fetch)

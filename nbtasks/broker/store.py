@@ -40,6 +40,7 @@ from nbtasks.broker.rows import (
     joined,
     pack_given,
     parts,
+    shown_name,
     state_row,
     task_for,
     unpack_given,
@@ -709,8 +710,7 @@ class Store:
     def _child(self, task_id: str, function: int, call: bytes) -> tuple[str, str, str]:
         read = self._call(call)
         name = self._function_names[function][1]
-        shadow = read.options.shadow if read.options is not None else None
-        return task_id, shadow or name, read.summary
+        return task_id, shown_name(name, read.options), read.summary
 
     def listing(self, state: str | None = None, limit: int = 100) -> list[TaskRow]:
         """Return tasks, newest first.

@@ -321,6 +321,19 @@ def retries_of(option: str, value: Any) -> int | None:
     )
 
 
+def bound_of(limit: Any) -> float | None:
+    """Return the most retries of one decision, which may be any number.
+
+    Raises
+    ------
+    ValueError
+        When it is none.
+    """
+    if limit is None or isinstance(limit, (int, float)):
+        return limit
+    return retries_of("max_retries", limit)
+
+
 def text_of(option: str, value: Any) -> str:
     """Return text that says which task, queue or function is meant.
 
@@ -480,9 +493,7 @@ def check_retry_kwargs(given: Any) -> None:
         seconds("countdown", given["countdown"])
     rest.pop("eta", None)
     normalize_for_retry(rest, 0.0)
-    limit = given.get("max_retries")
-    if limit is not None and not isinstance(limit, (int, float)):
-        retries_of("max_retries", limit)
+    bound_of(given.get("max_retries"))
 
 
 def normalize_for_retry(options: Mapping[str, Any], wall: float) -> dict[str, Any]:

@@ -22,10 +22,7 @@ def limit_of(task: Task, given: Any) -> float | None:
     ValueError
         When it is no number.
     """
-    limit = task.max_retries if given is None else given
-    if limit is None or isinstance(limit, (int, float)):
-        return limit
-    return options.retries_of("max_retries", limit)
+    return options.bound_of(task.max_retries if given is None else given)
 
 
 def plan(
