@@ -30,7 +30,7 @@ class Batch:
         self.records: list[Record] = []
         self.defines: dict[bytes, tuple[Define, Sequence[Buffer]]] = {}
         self.sent_at = 0.0
-        #: Bytes of arguments.
+        #: Bytes that its arguments take, in memory or in files.
         self.size = 0
 
     def add(self, entries: Iterable[Entry]) -> None:
@@ -40,7 +40,7 @@ class Batch:
             self.size += len(call.body)
             if buffers:
                 self.buffers.extend(buffers)
-                self.size += sum(map(segments.length, buffers))
+                self.size += sum(map(segments.cost, buffers))
             if define is not None and call.definition not in self.defines:
                 self.defines[call.definition] = define
 
@@ -59,7 +59,7 @@ class Batches:
         self._number = 0
         #: By number, the oldest first.
         self.open: dict[int, Batch] = {}
-        #: Calls and bytes of arguments in them.
+        #: Calls in them, and bytes that their arguments take.
         self.calls = self.size = 0
 
     def __bool__(self) -> bool:

@@ -89,8 +89,8 @@ __all__ = [
 
 log = logging.getLogger("nbtasks.client")
 
-#: Calls that may wait for acceptance, and bytes of arguments (in memory or in files), before a
-#: further one makes its caller wait until half of them are accepted.
+#: Calls that may wait for acceptance, and bytes that their arguments take (in memory or in files),
+#: before a further one makes its caller wait until half of them are accepted.
 UNACCEPTED = 50_000
 UNACCEPTED_BYTES = 64 * 1024**2
 #: Milliseconds for which calls of a loop come together, unless somebody waits.
@@ -477,7 +477,7 @@ class Client:
     def _too_much(self, share: float) -> bool:
         """Return whether more than this share of what may wait for acceptance does."""
         calls, size = len(self._calls) + self._batches.calls, self._batches.size
-        size += sum(sum(map(segments.length, entry[1])) for entry in list(self._calls))
+        size += sum(sum(map(segments.cost, entry[1])) for entry in list(self._calls))
         return calls > UNACCEPTED * share or size > UNACCEPTED_BYTES * share
 
     def _await_room(self, retry: bool, policy: dict[str, Any] | None) -> None:

@@ -541,6 +541,8 @@ class Died(Message, frozen=True):
     words: str = ""
     #: Why the supervisor itself ended it, for people, or empty.
     why: str = ""
+    #: How many messages it had sent at most, Hello not counted; None: that is not known.
+    sent: Count | None = None
 
 
 class Kill(Message, frozen=True):

@@ -97,7 +97,8 @@ from nbtasks.core.workers import STRANDED, Rate, Worker, Workers
 LIMITS = ("TimeLimitExceeded", "MemoryLimitExceeded")
 #: Processes that may die under one task before it is given up.
 MAX_DEATHS = 3
-#: Seconds between the news of a death and its consequences: what the dead had sent comes first.
+#: Seconds between the news of a death and its consequences, where something is still to come that
+#: the dead had sent.
 MOURNING = 0.02
 #: Seconds in which a worker must report, to a new broker, what it was given by the old one.
 ROLL_CALL = 1.0
@@ -179,6 +180,8 @@ class Scheduler:
             buffers = iter(())
         role = self.role_of(peer)
         if type(message) is Hello or type(message) in WORDS.get(role, ()):
+            if role == "worker" and type(message) is not Hello:
+                self._worker_of[peer].heard += 1
             self._receivers[type(message)](peer, message, now, buffers)
         else:
             take(buffers, message.frames)
@@ -1019,7 +1022,9 @@ class Scheduler:
             self._out.append(SaveCleared(died.name, self._ticket + 1))
         elif not worker.dead:
             worker.dead = True
-            self.agenda.add_boot(now.boot + MOURNING, "died", (worker, died))
+            complete = died.sent is not None and worker.heard >= died.sent
+            wait = 0.0 if complete else MOURNING
+            self.agenda.add_boot(now.boot + wait, "died", (worker, died))
 
     def _bury(self, worker: Worker, died: Died, now: Now) -> None:
         """Decide on everything that a dead worker held."""

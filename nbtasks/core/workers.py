@@ -104,7 +104,7 @@ class Worker:
     """A worker, and what it holds."""
 
     __slots__ = (
-        "ahead", "dead", "held", "leaving", "name", "noted", "peer", "pid", "progress_at",
+        "ahead", "dead", "heard", "held", "leaving", "name", "noted", "peer", "pid", "progress_at",
         "queues", "recalled_at", "verdicts", "wishes",
     )  # fmt: skip
 
@@ -127,6 +127,8 @@ class Worker:
         self.wishes: dict[int, Revoke] = {}
         #: Ticket to be confirmed at the end of the turn.
         self.noted = 0
+        #: How many messages have come from it, Hello not counted.
+        self.heard = 0
         self.dead = False
         #: Told to stop: gets nothing more.
         self.leaving = False

@@ -368,6 +368,7 @@ class Supervisor:
             remains.outcomes,
             last_words(remains.words, exit_),
             self._reasons.pop(name, ""),
+            remains.sent,
         )
         self._deaths[name] = (died, None)
         self._tell_deaths()

@@ -7,10 +7,11 @@ begun, which were over, and which had merely been waiting their turn.
 
 What the dead would still have said lies here too: the outcomes of calls that the broker may not
 have saved yet, so that a call which kills the process takes nobody along, and the last words that
-the running call has printed. And, for the living, how much memory it may take.
+the running call has printed; and how many messages it had sent, so that the broker knows whether it
+has heard them all. And, for the living, how much memory it may take.
 
     pid | started | finished | limited, base, limit      numbers of 8 bytes
-    said | noted | used, used                            (`Reading`, `_SAID` ...)
+    said | noted | used, used | sent                     (`Reading`, `_SAID` ...)
     words          a ring of WORDS bytes
     outcomes       two halves of HALF bytes; each outcome: its size in 4 bytes, then the message
 
@@ -32,10 +33,11 @@ import msgspec
 
 from nbtasks.core.messages import Again, Done
 
-_LAYOUT = struct.Struct("=10Q")
+_LAYOUT = struct.Struct("=11Q")
 _SIZE = struct.Struct("<L")
 #: Places of the numbers.
 _STARTED, _FINISHED, _LIMITED, _BASE, _LIMIT, _SAID, _NOTED, _USED = range(1, 9)
+_SENT = 10
 
 #: Bytes of what the running call has said that are kept.
 WORDS = 4096
@@ -76,6 +78,8 @@ class Remains(NamedTuple):
     words: str = ""
     #: Outcomes that may not have been saved, in order.
     outcomes: tuple[Done | Again, ...] = ()
+    #: How many messages it had sent at most, Hello not counted; None: that is not known.
+    sent: int | None = None
 
 
 class Cell:
@@ -92,7 +96,7 @@ class Cell:
             self._memory = mmap.mmap(descriptor, _WHOLE)
         finally:
             os.close(descriptor)
-        _LAYOUT.pack_into(self._memory, 0, os.getpid(), *(0,) * 9)
+        _LAYOUT.pack_into(self._memory, 0, os.getpid(), *(0,) * 10)
         self._numbers = memoryview(self._memory)[: _LAYOUT.size].cast("Q")
         self._said = 0
         #: The half that is being filled, its bytes in use, and the last ticket of each half.
@@ -109,6 +113,10 @@ class Cell:
     def finish(self, ticket: int) -> None:
         """Note that `ticket` is over and its outcome is on its way."""
         self._numbers[_FINISHED] = ticket
+
+    def send(self, number: int) -> None:
+        """Note that so many messages have been sent, or are about to be."""
+        self._numbers[_SENT] = number
 
     def limit(self, ticket: int, base: int, limit: int) -> None:
         """Note that the process may grow from `base` bytes by `limit` while it runs `ticket`."""
@@ -180,7 +188,7 @@ def remains(path: Path) -> Remains:
         return Remains()
     if len(data) != _WHOLE:
         return Remains()
-    *_, said, noted, used, other = _LAYOUT.unpack_from(data)
+    *_, said, noted, used, other, sent = _LAYOUT.unpack_from(data)
     ring = data[_LAYOUT.size : _OUTCOMES]
     place = said % WORDS
     words = ring[:said] if said <= WORDS else ring[place:] + ring[:place]
@@ -191,7 +199,7 @@ def remains(path: Path) -> Remains:
         if outcome.ticket > noted
     ]
     outcomes.sort(key=lambda outcome: outcome.ticket)
-    return Remains(words.decode("utf-8", "replace"), tuple(outcomes))
+    return Remains(words.decode("utf-8", "replace"), tuple(outcomes), sent)
 
 
 def _decode(half: memoryview) -> Iterator[Done | Again]:

@@ -67,6 +67,28 @@ _folders: dict[Path, None] = {}
 _mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 
+class Reference(bytes):
+    """Travels in place of a piece.
+
+    Parameters
+    ----------
+    name
+        Of the file.
+    size
+        Bytes of the piece.
+    written
+        Bytes that were written for it: none where a file held the piece already.
+    """
+
+    written: int
+
+    def __new__(cls, name: str, size: int, written: int = 0) -> Reference:
+        """Put it into the bytes that travel."""
+        made = super().__new__(cls, _REFERENCE.pack(_MAGIC, size, bytes.fromhex(name)))
+        made.written = written
+        return made
+
+
 class Segments:
     """The folder of a cluster, for a process that sends.
 
@@ -107,8 +129,7 @@ class Segments:
             return bytes(view)
 
     def _refer(self, view: memoryview) -> Buffer:
-        name = self._put_held(view) or self._put(view)
-        return _REFERENCE.pack(_MAGIC, view.nbytes, bytes.fromhex(name))
+        return self._put_held(view) or self._put(view)
 
     def _map(self, view: memoryview) -> Buffer:
         name = secrets.token_hex(16)
@@ -120,7 +141,7 @@ class Segments:
         weakref.finalize(held, _remove_own, path, os.getpid())
         return memoryview(held)
 
-    def _put_held(self, view: memoryview) -> str | None:
+    def _put_held(self, view: memoryview) -> Reference | None:
         """Give a piece that `hold` has written one more name; None when it is no such."""
         mapping = mapping_of(view)
         known = None if mapping is None else self._held.get(mapping)
@@ -132,21 +153,23 @@ class Segments:
         except OSError:  # swept away, or a file system without links
             self._write(name, view)
             self._held[mapping] = name
-        return name
+            return Reference(name, view.nbytes, view.nbytes)
+        return Reference(name, view.nbytes)
 
-    def _put(self, view: memoryview) -> str:
+    def _put(self, view: memoryview) -> Reference:
         look = (view.nbytes, view[:: view.nbytes // SAMPLES].tobytes())
         with self._lock:
             known = self._known.pop(look, None) or deque(maxlen=NAMES)
         name = secrets.token_hex(16)
-        if not self._link(known, name, view):
+        linked = self._link(known, name, view)
+        if not linked:
             self._write(name, view)
         known.append(name)
         with self._lock:
             self._known[look] = known
             if len(self._known) > REMEMBERED:
                 del self._known[next(iter(self._known))]
-        return name
+        return Reference(name, view.nbytes, 0 if linked else view.nbytes)
 
     def _link(self, known: deque[str], name: str, view: memoryview) -> bool:
         """Give a file one more name if it (still) holds these bytes; return whether it does."""
@@ -229,6 +252,11 @@ def length(frame: Buffer) -> int:
     if name_in(frame) is None:
         return memoryview(frame).nbytes
     return int(_REFERENCE.unpack(frame)[1])
+
+
+def cost(frame: Buffer) -> int:
+    """Return the bytes that a payload frame has taken of memory or disk, for whoever sends it."""
+    return frame.written if isinstance(frame, Reference) else memoryview(frame).nbytes
 
 
 def opened(frame: Buffer) -> Buffer:

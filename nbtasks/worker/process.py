@@ -62,6 +62,7 @@ from nbtasks.wire.frames import Buffer, ProtocolError, pack_to_broker, unpack_fr
 from nbtasks.worker.handover import Assignment, Handover, Leave, Loaded, Receipt, Reply
 
 if TYPE_CHECKING:
+    from nbtasks.wire.cell import Cell
     from nbtasks.worker.capture import Capture
     from nbtasks.worker.limits import SoftLimit
 
@@ -110,6 +111,7 @@ class Link:
         self._name = name
         self._queues = queues
         self._parent = parent
+        self._cell: Cell | None = None
         self._capture: Capture | None = None
         self._limit: SoftLimit | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -133,6 +135,8 @@ class Link:
         self._held: deque[Run] = deque()
         #: Outcomes that may not have been saved yet, in order.
         self._unnoted: deque[Done | Again | Loaded] = deque()
+        #: Messages, Hello not counted.
+        self._sent = 0
         self._news_at = 0.0
         self._flush_at: float | None = None
         self._leaving: Leave | None = None
@@ -153,9 +157,9 @@ class Link:
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self._thread.start()
 
-    def attend(self, capture: Capture, limit: SoftLimit) -> None:
-        """Keep an eye on printed text and on the soft time limit, too."""
-        self._capture, self._limit = capture, limit
+    def attend(self, cell: Cell, capture: Capture, limit: SoftLimit) -> None:
+        """Write down what is sent, and keep an eye on printed text and on the soft time limit."""
+        self._cell, self._capture, self._limit = cell, capture, limit
 
     def _ring(self) -> None:
         try:
@@ -298,6 +302,9 @@ class Link:
     def _say(self, messages: list[Any], buffers: list[Buffer]) -> None:
         large = any(len(buffer) >= ZERO_COPY for buffer in buffers) if buffers else False
         frames = pack_to_broker(self._instance, messages, buffers)
+        self._sent += len(messages)
+        if self._cell is not None:
+            self._cell.send(self._sent)
         self._socket.send_multipart(frames, copy=not large)
 
     def _say_hello(self) -> None:

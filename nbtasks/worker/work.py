@@ -46,7 +46,7 @@ class Work:
         limit = SoftLimit(handover.stir)
         limit.install()
         capture.install()
-        link.attend(capture, limit)
+        link.attend(cell, capture, limit)
         keep = Segments(Path(settings.data) / SEGMENTS).keep
         self._runner = Runner(name, handover, cell, Functions(handover), capture, limit, keep)
         if hasattr(os, "register_at_fork"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nbtasks.core.messages import Died, Done, Hello, Kill, Now, Policy, Run
-from nbtasks.core.scheduler import Scheduler
+from nbtasks.core.scheduler import MOURNING, Scheduler
 from nbtasks.simulation import SUPERVISOR, Simulation
 
 
@@ -41,6 +41,34 @@ def test_late_acked_task_is_not_put_back_where_that_is_not_wanted(world: Simulat
 
     assert world.state(task_id) == "FAILURE"
     assert "reject_on_worker_lost=True" in error_of(world, task_id)[1][0]
+
+
+def bury(world: Simulation, unheard: int) -> str:
+    """Let the only worker die with so many of its messages not there yet; return the state then."""
+    task_id = world.submit(seconds=10)
+    world.advance(1)
+    (worker,) = world.workers.values()
+    heard = world.scheduler.workers[worker.name].heard
+    world.say(SUPERVISOR, Died(worker.name, 1, -9, worker.started, sent=heard + unheard))
+    world.advance(MOURNING / 2)
+    return world.state(task_id)
+
+
+def test_nothing_is_waited_for_where_all_that_the_dead_had_sent_is_there(world) -> None:
+    assert bury(world, unheard=0) == "FAILURE"
+
+
+def test_what_the_dead_had_sent_is_waited_for(world) -> None:
+    assert bury(world, unheard=1) == "PENDING"
+
+
+def test_second_hello_is_none_of_the_messages_that_are_counted(world) -> None:
+    (worker,) = world.workers.values()
+    before = world.scheduler.workers[worker.name].heard
+
+    world.say(worker.peer, Hello("worker", worker.name, 1, "3.11"))
+
+    assert world.scheduler.workers[worker.name].heard == before
 
 
 def test_reason_and_last_words_are_told(world: Simulation) -> None:

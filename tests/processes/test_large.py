@@ -15,10 +15,12 @@ import pyarrow
 import pytest
 
 import nbtasks
+from nbtasks.client.client import UNACCEPTED_BYTES
 from nbtasks.core.messages import Hasten
 from nbtasks.result import AsyncResult
 from nbtasks.wire import segments
 from tests.living import SOON, eventually, family, kill, run, said
+from tests.promises.faults import deaf
 
 SIZE = 500_000
 ARRAY = numpy.arange(float(SIZE))
@@ -239,6 +241,16 @@ def test_shared_value_reaches_each_task_and_goes_with_the_last(cluster):
     assert [result.get(timeout=SOON) for result in results] == [ARRAY.sum()] * 10
     del shared
     no_files(cluster)
+
+
+def test_calls_with_a_value_that_is_written_already_wait_for_nothing(cluster):
+    shared = nbtasks.share(numpy.zeros(UNACCEPTED_BYTES // 8))
+
+    with deaf(cluster):
+        results = [total.delay(shared) for _ in range(10)]
+        assert len(results) == 10
+
+    assert [result.get(timeout=SOON) for result in results] == [0.0] * 10
 
 
 def test_shared_value_outlives_the_broker(cluster):

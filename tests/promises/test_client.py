@@ -353,10 +353,9 @@ def test_large_arguments_for_a_frozen_broker_take_bounded_memory(
     number = 500 if full else 120
     assert length.delay(b"x").get(timeout=SOON) == 1
     results: list[AsyncResult] = []
-    blob = os.urandom(1_000_000)
 
     def submit():
-        results.extend(length.delay(blob) for _ in range(number))
+        results.extend(length.delay(os.urandom(1_000_000)) for _ in range(number))
 
     caller = threading.Thread(target=submit)
     before = resident()
@@ -367,7 +366,7 @@ def test_large_arguments_for_a_frozen_broker_take_bounded_memory(
         growth, sent = resident() - before, len(results)
     caller.join(SOON)
 
-    assert [result.get(timeout=SOON) for result in results] == [len(blob)] * number
+    assert [result.get(timeout=SOON) for result in results] == [1_000_000] * number
     assert sent < number
     what = f"memory of {number} calls of 1 MB each to a frozen broker"
     measure("P14", what, growth, most=90, unit="MB")

@@ -111,4 +111,12 @@ def test_what_is_no_cell_says_nothing(tmp_path: Path) -> None:
     path.write_bytes(b"short")
 
     assert read(path) is None
-    assert remains(path) == ("", ())
+    assert remains(path) == ("", (), None)
+
+
+def test_number_of_messages_sent_is_told(cell: Cell) -> None:
+    assert remains(cell.path).sent == 0
+
+    cell.send(3)
+
+    assert remains(cell.path).sent == 3

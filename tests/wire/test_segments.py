@@ -442,6 +442,13 @@ def test_held_piece_is_written_once_and_never_compared(segments, folder, monkeyp
     assert all(bytes(opened(frame)) == piece() for frame in frames)
 
 
+def test_reference_costs_what_was_written_for_it(segments):
+    held = segments.hold(memoryview(piece(seed=2)))
+    frames = [segments.keep(memoryview(data)) for data in (piece(), piece(), held, b"small")]
+
+    assert [segments_module.cost(frame) for frame in frames] == [LARGE, 0, 0, len(b"small")]
+
+
 def test_held_piece_outlives_its_own_name(segments, folder):
     held = segments.hold(memoryview(piece()))
     segments_module.remove(folder, segments_module.there(folder))
