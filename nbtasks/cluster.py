@@ -548,6 +548,7 @@ def _settings(place: Place, options: Options) -> Settings:
             "folder": os.getcwd(),
             "python": sys.executable,
             "accept_content": _content_types(ours.accept_content),
+            "task_default_queue": ours.task_default_queue,
         },
     )
 

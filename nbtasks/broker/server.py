@@ -35,7 +35,7 @@ import zmq
 from nbtasks.broker.disk import Disk
 from nbtasks.broker.questions import Questions
 from nbtasks.broker.store import Store
-from nbtasks.core.actions import Action, Row, Send
+from nbtasks.core.actions import Action, Row, Send, call_now
 from nbtasks.core.messages import (
     STRANGER,
     Accepted,
@@ -520,9 +520,7 @@ class Server:
             return []
         call, buffers = calls[task.seq]
         task.options = call.options
-        if call.retries != task.retries:
-            call = msgspec.structs.replace(call, retries=task.retries)
-        return [(msgspec.structs.replace(message, call=call), buffers)]
+        return [(msgspec.structs.replace(message, call=call_now(call, task)), buffers)]
 
     def _send(self, peer: bytes, messages: list[Any], buffers: list[Buffer]) -> None:
         frames = [peer, *pack(self.instance, messages, buffers)]

@@ -731,6 +731,8 @@ class Task:
         changes = {name: own[name] for name in sorted(names)}
         for name in _SETTING_OPTIONS:
             changes.setdefault(name, getattr(self, name))
+        if not self.queue and not self.routing_key:
+            changes["queue"] = config.settings().task_default_queue
         return changes
 
     def _wake(self) -> None:

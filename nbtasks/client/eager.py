@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nbtasks import context, life
 from nbtasks.client import options
 from nbtasks.client.client import new_id
-from nbtasks.client.eager_result import EagerResult
+from nbtasks.client.eager_result import EagerResult, Ran
 from nbtasks.context import Request, RetryPlan
 from nbtasks.core import states
 from nbtasks.core.retry import merge_policy
@@ -24,6 +24,7 @@ from nbtasks.wire.shared import Shared
 
 if TYPE_CHECKING:
     from nbtasks.client.base import Task
+    from nbtasks.client.result import AsyncResult
 
 
 class _Here:
@@ -58,16 +59,17 @@ def apply(
     channel = _Here()
     outcome = _run(task, request, channel)
     waiting = deque(channel.plans)
-    best = outcome
+    best, children = outcome, request.children
     while waiting or outcome.plan is not None:
         plan = outcome.plan or waiting.popleft()
         request = _next_request(request, plan)
         channel = _Here()
         outcome = _run(task, request, channel)
         waiting.extend(channel.plans)
+        children += request.children
         if best.state != states.SUCCESS:  # a success is never overwritten
             best = outcome
-    result = _result(task, request, best)
+    result = _result(task, request, best, children)
     frame = context.current_frame()
     if frame is not None and frame.task.trail and given.get("add_to_parent", True):
         frame.request._sent.append(result)
@@ -131,10 +133,14 @@ def _store_nothing(outcome: life.Outcome) -> None:
     pass
 
 
-def _result(task: Task, request: Request, outcome: life.Outcome) -> EagerResult:
+def _result(
+    task: Task, request: Request, outcome: life.Outcome, children: list[AsyncResult]
+) -> EagerResult:
     assert request.id is not None
     text = outcome.einfo.traceback if outcome.einfo is not None else None
-    return EagerResult(request.id, outcome.value, outcome.state, traceback=text, name=task.name)
+    queue = request.delivery_info["routing_key"]
+    ran = Ran(request.args, request.kwargs, request.retries, queue, tuple(children))
+    return EagerResult(request.id, outcome.value, outcome.state, text, task.name, ran)
 
 
 def _request(
@@ -165,7 +171,7 @@ def _request(
         delivery_info={
             "is_eager": True,
             "exchange": get("exchange"),
-            "routing_key": get("routing_key"),
+            "routing_key": get("queue") or get("routing_key"),
             "priority": get("priority"),
             "redelivered": False,
         },

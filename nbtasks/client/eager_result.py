@@ -6,15 +6,25 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from nbtasks import exceptions
 from nbtasks.client import outcome, waiting
 from nbtasks.client.family import Callback, Listener
-from nbtasks.client.listening import Facts
 from nbtasks.client.outcome import Moment
 from nbtasks.client.result import AsyncResult
 from nbtasks.core import states
+
+
+class Ran(NamedTuple):
+    """What is known of the run behind a result, as far as it is known."""
+
+    args: Any = None
+    kwargs: Any = None
+    retries: int | None = None
+    queue: str | None = None
+    #: Results of the tasks that it has sent.
+    children: tuple[AsyncResult, ...] = ()
 
 
 class EagerResult(AsyncResult):
@@ -32,6 +42,8 @@ class EagerResult(AsyncResult):
         Text of the traceback, after an error.
     name
         Name of the task.
+    ran
+        What else is known of the run.
 
     Examples
     --------
@@ -40,7 +52,7 @@ class EagerResult(AsyncResult):
     (True, 4)
     """
 
-    __slots__ = ("_at", "_result", "_state", "_tb", "_traceback")
+    __slots__ = ("_at", "_ran", "_result", "_state", "_tb", "_traceback")
 
     supports_native_join = False
 
@@ -51,8 +63,10 @@ class EagerResult(AsyncResult):
         state: str,
         traceback: str | None = None,
         name: str | None = None,
+        ran: Ran | None = None,
     ) -> None:
         super().__init__(id, task_name=name)
+        self._ran = ran or Ran()
         self._result = ret_value
         self._state = state
         self._traceback = traceback
@@ -134,19 +148,20 @@ class EagerResult(AsyncResult):
         return self.get()
 
     def _message(self) -> dict[str, Any]:
+        ran = self._ran
         return {
             "task_id": self.id,
             "status": self._state,
             "result": self._result,
             "traceback": self._traceback,
-            "children": [],
+            "children": [((child.id, None), None) for child in ran.children],
             "date_done": outcome.moment(self._at).isoformat(),
             "name": self._name,
-            "args": None,
-            "kwargs": None,
+            "args": ran.args,
+            "kwargs": ran.kwargs,
             "worker": None,
-            "retries": 0,
-            "queue": None,
+            "retries": ran.retries or 0,
+            "queue": ran.queue,
         }
 
     def _when_over(self, function: Callable[[], object]) -> None:
@@ -190,8 +205,20 @@ class EagerResult(AsyncResult):
         """Name of the task."""
         return self._name
 
-    def _facts(self) -> Facts:
-        return Facts(self._name)
+    @property
+    def args(self) -> Any:
+        """Positional arguments of the run, None when unknown."""
+        return self._ran.args
+
+    @property
+    def kwargs(self) -> Any:
+        """Keyword arguments of the run, None when unknown."""
+        return self._ran.kwargs
+
+    @property
+    def queue(self) -> str | None:
+        """The queue that the call named, else None: it went to no queue."""
+        return self._ran.queue
 
     @property
     def worker(self) -> str | None:
@@ -200,8 +227,8 @@ class EagerResult(AsyncResult):
 
     @property
     def retries(self) -> int | None:
-        """None: not told apart in an eager run."""
-        return None
+        """How often the task was retried, None when unknown."""
+        return self._ran.retries
 
     @property
     def date_done(self) -> datetime | None:
@@ -224,11 +251,11 @@ class EagerResult(AsyncResult):
 
     def revoke(
         self,
-        connection: Any = None,
         terminate: bool = False,
         signal: str | int = "SIGTERM",
         wait: bool = False,
         timeout: float | None = None,
+        connection: Any = None,
     ) -> None:
         """Set the state to REVOKED, although it has run; all arguments are ignored."""
         self._state = states.REVOKED
@@ -247,11 +274,13 @@ class EagerResult(AsyncResult):
 
     @property
     def children(self) -> list[Any] | None:
-        """Nothing: an eager run keeps no record of what it has sent."""
-        return []
+        """Results of the tasks that this task has sent."""
+        return list(self._ran.children)
 
     def __copy__(self) -> Self:
-        return type(self)(self.id, self._result, self._state, self._traceback, self._name)
+        made, parts = self.__reduce__()
+        return made(*parts)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.id, self._result, self._state, self._traceback, self._name)
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        told = self._result, self._state, self._traceback, self._name, self._ran
+        return type(self), (self.id, *told)

@@ -325,8 +325,7 @@ class AsyncResult(Family):
             parent.maybe_throw()
         if timeout is not None:
             timeout = waiting.seconds_of(timeout)
-        if on_message is not None:
-            waiting.check_callable("on_message", on_message)
+        waiting.check_given(callback=callback, on_message=on_message, on_interval=on_interval)
         record = self._follow()
         if on_message is not None or record.final is None:
             beat = waiting.Beat(on_interval, parents)
@@ -638,11 +637,11 @@ class AsyncResult(Family):
 
     def revoke(
         self,
-        connection: Any = None,
         terminate: bool = False,
         signal: str | int = "SIGTERM",
         wait: bool = False,
         timeout: float | None = None,
+        connection: Any = None,
     ) -> None:
         """Do not run the task; with `terminate`, also end it when it is running.
 
@@ -651,8 +650,6 @@ class AsyncResult(Family):
 
         Parameters
         ----------
-        connection
-            Taken for the sake of Celery's signature; not used.
         terminate
             Whether a running task is ended, by killing its process.
         signal
@@ -661,6 +658,8 @@ class AsyncResult(Family):
             Whether to wait until the task is over.
         timeout
             Seconds to wait at most.
+        connection
+            Taken for the sake of Celery's signature; not used.
 
         Raises
         ------

@@ -122,13 +122,17 @@ class ResultSet(ResultBase):
             leaf._follow()
         return self.results
 
-    def _leaves(self) -> Iterator[AsyncResult]:
-        """Return all members that run in workers, those of sets among the members, too."""
+    def _everyone(self) -> Iterator[AsyncResult]:
+        """Yield all members, those of sets among the members, too."""
         for member in self.results:
             if isinstance(member, ResultSet):
-                yield from member._leaves()
-            elif not isinstance(member, EagerResult):
+                yield from member._everyone()
+            else:
                 yield member
+
+    def _leaves(self) -> Iterator[AsyncResult]:
+        """Yield all members that run in workers."""
+        return (member for member in self._everyone() if not isinstance(member, EagerResult))
 
     def ready(self) -> bool:
         """Say whether all members are over."""
@@ -182,11 +186,11 @@ class ResultSet(ResultBase):
 
     def revoke(
         self,
-        connection: Any = None,
         terminate: bool = False,
         signal: str | int = "SIGTERM",
         wait: bool = False,
         timeout: float | None = None,
+        connection: Any = None,
     ) -> None:
         """Revoke all members, with one message; the arguments are those of `AsyncResult.revoke`."""
         leaves = list(self._leaves())
@@ -350,8 +354,7 @@ class _Gathering:
         on_interval: Callable[[], object] | None = None,
     ) -> None:
         timeout = waiting.seconds_of(timeout)
-        if on_message is not None:
-            waiting.check_callable("on_message", on_message)
+        waiting.check_given(callback=callback, on_message=on_message, on_interval=on_interval)
         self._members = results.results
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
@@ -399,8 +402,11 @@ class _Gathering:
 
     def _watch(self) -> None:
         """Have each member reported when it is over."""
-        for leaf in self._open.values():
-            record = leaf._follow()
+        records = [(leaf, leaf._follow()) for leaf in self._open.values()]
+        at_once = self._timeout is not None and self._timeout <= 0
+        for leaf, record in records:
+            if at_once:
+                leaf._learned()
             if record.over:
                 self._arrived.append(leaf)
             else:
@@ -430,10 +436,7 @@ class _Gathering:
         __tracebackhide__ = True
         left = None if self._deadline is None else self._deadline - time.monotonic()
         if left is not None and left <= 0:
-            raise exceptions.TimeoutError(
-                f"{len(self._open)} of {len(self._members)} tasks were not ready within "
-                f"{self._timeout:g} s. They go on: call get() again to wait longer, or cancel()."
-            )
+            raise self._late()
         left = self._beat.next(left)
         while id(self._order[-1]) not in self._open:
             self._order.pop()
@@ -441,6 +444,18 @@ class _Gathering:
         record = self._order[-1]._follow()
         pause = waiting.SLICE if left is None else min(left, waiting.SLICE)
         waiting.client_of(record).wait([record], pause)
+
+    def _late(self) -> exceptions.TimeoutError:
+        unknown = (leaf for leaf in self._open.values() if leaf._follow().known is False)
+        lost = next(unknown, None)
+        if lost is not None:
+            advice = lost._unknown()
+        else:
+            advice = "They go on: call get() again to wait longer, or cancel()."
+        return exceptions.TimeoutError(
+            f"{len(self._open)} of {len(self._members)} tasks were not ready within "
+            f"{self._timeout:g} s. {advice}"
+        )
 
 
 class _Nested:
@@ -504,7 +519,17 @@ class GroupResult(ResultSet):
         ----------
         backend
             Taken for the sake of Celery's signature; not used.
+
+        Raises
+        ------
+        ValueError
+            When it has no id, or a member whose result is kept by nobody but itself.
         """
+        if any(isinstance(member, EagerResult) for member in self._everyone()):
+            raise ValueError(
+                "A group with results of apply() cannot be saved: they are not in the store. "
+                "Send its tasks with delay() or apply_async()."
+            )
         value = json.dumps(self.as_tuple()).encode()
         waiting.client().ask("put", key=self._key(self.id), value=value)
 
@@ -533,7 +558,7 @@ class GroupResult(ResultSet):
     def _key(id: str | None) -> str:
         if not id:
             raise ValueError(
-                "A group without an id cannot be saved: nobody could ask for it. "
+                "A group without an id cannot be saved or restored: nobody could ask for it. "
                 "Give it one: GroupResult(id, results)."
             )
         return f"group:{id}"

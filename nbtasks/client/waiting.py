@@ -130,6 +130,13 @@ def check_callable(name: str, function: Any) -> None:
         )
 
 
+def check_given(**functions: Any) -> None:
+    """Raise TypeError where one of several functions that may be left out is something else."""
+    for name, function in functions.items():
+        if function is not None:
+            check_callable(name, function)
+
+
 class Beat:
     """What `get` does about each second while it waits."""
 

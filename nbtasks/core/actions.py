@@ -75,6 +75,13 @@ def task_of(row: Row) -> Task:
     return Task(*msgspec.structs.astuple(row)[:_LASTING])
 
 
+def call_now(call: Call, task: Row) -> Call:
+    """Return a task's call as it shall run now: it may run again, and its time not be over."""
+    if call.retries == task.retries and call.expires == task.expires:
+        return call
+    return msgspec.structs.replace(call, retries=task.retries, expires=task.expires)
+
+
 # ---------------------------------------------------------------------------------- the actions
 
 

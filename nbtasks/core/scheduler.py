@@ -46,6 +46,7 @@ from nbtasks.core.actions import (
     SaveUnwanted,
     Send,
     Task,
+    call_now,
     task_of,
 )
 from nbtasks.core.agenda import Agenda
@@ -689,8 +690,8 @@ class Scheduler:
         self._out.append(SaveGiven(task.seq, worker.name, self._ticket))
         sender = self.clients.get(task.client)
         call, buffers = task.kept or (None, ())
-        if call is not None and call.retries != task.retries:
-            call = msgspec.structs.replace(call, retries=task.retries)
+        if call is not None:
+            call = call_now(call, task)
         run = Run(self._ticket, call, task.deaths, sender.name if sender else "")
         self._out.append(Send(worker.peer, run, buffers, task if call is None else None))
         self._release(task)

@@ -56,6 +56,9 @@ class Crew:
         self.wanted = settings["workers"]
         self._queues = tuple(settings.get("queues", ()))
         self._own = dict(settings.get("queue_workers", {}))
+        if queue := settings.get("extra", {}).get("task_default_queue"):
+            # What tasks send by name goes where the notebook's own calls go.
+            self._env["NBTASKS_TASK_DEFAULT_QUEUE"] = queue
 
     def want(self, workers: int) -> None:
         """Change how many workers there shall be, also after a restart of the supervisor."""

@@ -328,6 +328,19 @@ def test_get_with_no_time_at_all_gives_the_value_of_a_task_that_is_over_elsewher
     assert AsyncResult("theirs").get(timeout=0) == 3
 
 
+def test_set_with_no_time_at_all_gives_the_values_of_tasks_that_are_over_elsewhere(client):
+    client.elsewhere["theirs"] = [
+        Event("theirs", 1, 6.0, "state", "SUCCESS", pickle.dumps(3), final=True)
+    ]
+
+    assert ResultSet([AsyncResult("theirs")]).get(timeout=0) == [3]
+
+
+def test_set_names_a_member_that_nobody_knows(client):
+    with pytest.raises(exceptions.TimeoutError, match="knows no task 'nix'"):
+        ResultSet([AsyncResult("nix")]).get(timeout=0)
+
+
 def test_propagate_false_returns_the_exception(client, record, task):
     client.fail(record, Broken("bad header", 5))
 
@@ -962,12 +975,14 @@ def test_revoke_tells_the_broker(client, task):
     task.revoke(terminate=True, signal="kill")
     task.revoke(terminate=True, signal=2)
     task.cancel()
+    task.revoke(True, "SIGINT")
 
     assert client.told == [
         Revoke(("task-1",), False, "SIGTERM"),
         Revoke(("task-1",), True, "SIGKILL"),
         Revoke(("task-1",), True, "SIGINT"),
         Revoke(("task-1",), True, "SIGTERM"),
+        Revoke(("task-1",), True, "SIGINT"),
     ]
 
 
@@ -1371,9 +1386,11 @@ def test_set_is_a_list_of_distinct_results():
 def test_set_is_revoked_with_one_message(client, members):
     members.revoke(terminate=True, signal="SIGKILL")
     members.cancel()
+    members.revoke(True)
 
     assert client.told == [
         Revoke(("m0", "m1", "m2"), True, "SIGKILL"),
+        Revoke(("m0", "m1", "m2"), True, "SIGTERM"),
         Revoke(("m0", "m1", "m2"), True, "SIGTERM"),
     ]
 
@@ -1495,6 +1512,12 @@ def test_group_without_an_id_cannot_be_saved(client):
         GroupResult(None, [AsyncResult("a")]).save()
 
 
+def test_group_with_a_result_that_is_not_stored_cannot_be_saved(client):
+    inner = ResultSet([EagerResult("1", 4, "SUCCESS")])
+    with pytest.raises(ValueError, match=r"results of apply\(\) cannot be saved"):
+        GroupResult("g", [AsyncResult("a"), inner]).save()
+
+
 # ------------------------------------------------------------------------------------ eager runs
 
 
@@ -1599,8 +1622,9 @@ def test_timeout_may_be_a_timedelta_or_without_end(client, record, task):
 
 def test_what_is_no_function_is_not_called_later(task):
     for waits in (task, ResultSet([task])):
-        with pytest.raises(TypeError, match="on_message=5 cannot be called"):
-            waits.get(on_message=5)
+        for name in ("on_message", "callback", "on_interval"):
+            with pytest.raises(TypeError, match=f"{name}=5 cannot be called"):
+                waits.get(**{name: 5})
         with pytest.raises(TypeError, match="callback=5 cannot be called"):
             waits.then(5)
     with pytest.raises(TypeError, match="listener=5 cannot be called"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import inspect
 import math
+import pickle
 import subprocess
 import sys
 import warnings
@@ -922,6 +924,23 @@ def test_apply_also_runs_a_retry_beside_the_run_and_success_stays():
 
     assert f.apply().get() == "first"
     assert runs == [0, 1]
+
+
+def test_result_of_apply_knows_the_run(add):
+    @task(bind=True)
+    def f(self, x, y=0):
+        add.apply((x, self.request.retries))
+        if self.request.retries < 2:
+            self.retry(args=(x + 1,), countdown=60)
+
+    result = f.apply((1,), {"y": 5}, queue="q")
+
+    assert (result.args, result.kwargs, result.retries, result.queue) == ((3,), {"y": 5}, 2, "q")
+    assert [child.get() for child in result.children] == [1, 3, 5]
+    assert copy.copy(result).retries == pickle.loads(pickle.dumps(result)).retries == 2
+    heard = []
+    result.get(on_message=heard.append)
+    assert (heard[0]["args"], heard[0]["retries"], len(heard[0]["children"])) == ((3,), 2, 3)
 
 
 def test_apply_inside_a_run_belongs_to_it(add):

@@ -359,6 +359,17 @@ def test_failed_task_is_run_again_when_asked(gate):
         result.retry()
 
 
+@pytest.mark.usefixtures("cluster")
+def test_expired_task_runs_when_asked_once_more():
+    result = add.apply_async((1, 2), countdown=3600, expires=0.1)
+    with pytest.raises(exceptions.TaskRevokedError, match="expired"):
+        result.get(timeout=SOON)
+
+    result.retry()
+
+    assert result.get(timeout=SOON) == 3
+
+
 def test_purged_task_cannot_be_run_again_and_one_that_says_so_can(cluster):
     waits = add.apply_async((1, 2), countdown=3600, confirm=True)
     cluster.client.ask("purge")

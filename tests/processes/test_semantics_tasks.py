@@ -2235,3 +2235,28 @@ def test_the_name_of_a_base_is_not_that_of_its_tasks():
         pass
 
     assert one_of_them.name.endswith("one_of_them")
+
+
+@pytest.mark.parametrize("when", ["before the start", "after it"])
+def test_what_a_task_sends_goes_to_the_queue_that_the_notebook_has_set(make_cluster, when):
+    @nbtasks.task
+    def child():
+        return 1
+
+    @nbtasks.task
+    def parent():
+        return child.delay().id, nbtasks.send_task("nobody.knows").id
+
+    try:
+        if when == "before the start":
+            nbtasks.configure(task_default_queue="chosen")
+        cluster = make_cluster(workers=1)
+        nbtasks.configure(task_default_queue="chosen")
+        ids = parent.delay().get(timeout=SOON)
+        queues = [nbtasks.AsyncResult(task_id).queue for task_id in ids]
+        cluster.shutdown()
+    finally:
+        nbtasks.config.reset()
+
+    # A call by name knows only what its worker was started with.
+    assert queues == ["chosen", "chosen" if when == "before the start" else "default"]
