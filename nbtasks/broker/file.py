@@ -37,7 +37,7 @@ def make_private(path: Path, durable: bool) -> None:
     try:
         is_new = not path.exists()
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        for folder in path.parents if is_new and durable else ():
+        for folder in path.resolve().parents if is_new and durable else ():
             with contextlib.suppress(PermissionError):  # made by others, so not just now
                 sync(folder)
     except OSError as error:

@@ -36,6 +36,7 @@ import zmq
 from nbtasks import exceptions
 from nbtasks.client import ids
 from nbtasks.client.batches import Batches, Entry
+from nbtasks.client.callbacks import callbacks
 from nbtasks.client.ids import new_id
 from nbtasks.client.record import (
     Bell,
@@ -73,7 +74,13 @@ from nbtasks.core.messages import (
 from nbtasks.exceptions import BrokerUnavailable, ClusterError, ForkedError, OperationalError
 from nbtasks.wire import locks, segments, sockets
 from nbtasks.wire.connection import SUPERVISOR_LOCK, read_connection
-from nbtasks.wire.frames import Buffer, ProtocolError, pack_to_broker, unpack_from_broker
+from nbtasks.wire.frames import (
+    Buffer,
+    ForeignVersion,
+    ProtocolError,
+    pack_to_broker,
+    unpack_from_broker,
+)
 
 __all__ = [
     "Client",
@@ -103,8 +110,10 @@ MISSING = 0.7
 ABSENT = 1.2
 #: Seconds that one attempt to publish waits for a broker.
 ATTEMPT = 0.25
-#: Seconds that the end of the process waits while nothing more is accepted.
+#: Seconds that the end of the process waits while nothing more is accepted; and for the clients of
+#: other clusters, when one was waited for in vain.
 FAREWELL = 1.5
+FAREWELL_MORE = 0.3
 #: Seconds within which a broker that dies may have taken an order with it.
 UNHEARD = 2.0
 #: Orders that do no harm when they are said again.
@@ -176,8 +185,11 @@ class Client:
         self._requests = itertools.count(1)
         self._questions: dict[int, tuple[Ask, Any, list[Answer]]] = {}
         self._waiting: set[Any] = set()
+        #: Who has promised an outcome: `lose(error)` is called when there can be none any more.
+        self.dependents: set[Any] = set()
         #: Whether a Welcome is the present broker's: not once the monitor has told of an end.
         self._connected = False
+        self._sought_at = 0.0
         self._reviving: threading.Thread | None = None
         #: An open question that shows whether the broker listens (0: none), and when it was asked.
         self._probe, self._probed_at = 0, 0.0
@@ -414,17 +426,23 @@ class Client:
             time.sleep(pause(0.002))
         return True
 
-    def close(self, patience: float = FAREWELL) -> None:
+    def close(self, patience: float = FAREWELL) -> bool:
         """Say good-bye and let go of all sockets and the thread.
 
         Parameters
         ----------
         patience
             Seconds to wait for what is not accepted yet, from the last sign that it goes on.
+
+        Returns
+        -------
+        bool
+            Whether all is accepted.
         """
         if self._closing or self._forked:
-            return
-        if patience and not self._say_all(patience):
+            return True
+        said = not patience or self._say_all(patience)
+        if not said:
             log.warning(
                 "The broker in %s has not accepted %d tasks that were sent last; they may be lost.",
                 self.runtime,
@@ -436,6 +454,8 @@ class Client:
         with suppress(ValueError):
             _clients.remove(self)
         self._release_all()
+        self._bereave(BrokerUnavailable(self.runtime, 0.0))
+        return said
 
     def _say_all(self, patience: float) -> bool:
         """Wait until all is accepted; return False when there is no broker, or nothing goes on."""
@@ -645,6 +665,9 @@ class Client:
             parts = self._socket.recv_multipart(zmq.NOBLOCK)
             try:
                 _instance, messages, buffers = unpack_from_broker(parts)
+            except ForeignVersion as error:
+                self._give_up(ClusterError(str(error)))
+                return
             except ProtocolError as error:
                 log.error("cannot read what the broker says: %s", error)
                 continue
@@ -824,6 +847,9 @@ class Client:
         """Now and then: say again what was not accepted, and see whether there is a cluster."""
         instant = time.monotonic()
         if not self._link.up:
+            if not self._connected and instant - self._sought_at > MISSING:
+                self._sought_at = instant
+                self._follow_broker()
             if self._link.gone is None and instant - self._link.down_since > MISSING:
                 self._seek_cluster()
         elif self._batches and not self._probe:
@@ -841,6 +867,12 @@ class Client:
         for number, batch in list(self._batches.open.items()):
             if batch.sent_at < self._probed_at:
                 self._send_batch(number)
+
+    def _follow_broker(self) -> None:
+        try:
+            sockets.follow(self._socket, self.runtime)
+        except (ClusterError, OSError) as error:
+            log.warning("cannot follow the broker of %s: %s", self.runtime, error)
 
     def _seek_cluster(self) -> None:
         """No broker for a while: a supervisor restarts it, or we do, or it is all over."""
@@ -874,6 +906,11 @@ class Client:
         self._link.gone = error
         self._link.up = False
         self._release_all()
+        self._bereave(error)
+
+    def _bereave(self, error: Exception) -> None:
+        for each in list(self.dependents):
+            callbacks.post(partial(each.lose, error))
 
     def _release_all(self) -> None:
         for waiter in list(self._waiting):
@@ -940,8 +977,12 @@ def _after_fork() -> None:
 
 
 def _at_exit() -> None:
-    for client in tuple(_clients):
-        client.close()
+    clients, patience = tuple(_clients), FAREWELL
+    for client in clients:
+        client._hurry()
+    for client in clients:
+        if not client.close(patience):
+            patience = FAREWELL_MORE  # than that: the others had as long
 
 
 if hasattr(os, "register_at_fork"):

@@ -19,12 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor as BaseExecutor
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import wait as wait_for
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from nbtasks.client import waiting
 from nbtasks.client.result import AsyncResult
 from nbtasks.client.shape import name_of
 from nbtasks.client.task import Task, make
+from nbtasks.exceptions import OperationalError
 
 T = TypeVar("T")
 
@@ -61,11 +63,16 @@ class TaskFuture(Future[T]):
         """
         if not super().cancel():
             return False
-        if not self.task.ready():
-            self.task.revoke()
         # Those who wait for several futures are told by this word only.
         self.set_running_or_notify_cancel()
+        with suppress(OperationalError):  # there is no cluster any more
+            if not self.task.ready():
+                self.task.revoke()
         return True
+
+    def lose(self, error: Exception) -> None:
+        """End with an error: the cluster is gone."""
+        self._end(self.set_exception, error)
 
     def _settle(self, task: AsyncResult) -> None:
         if self.cancelled():
@@ -128,6 +135,9 @@ class Executor(BaseExecutor):
         with self._lock:
             self._pending.add(future)
         future.add_done_callback(self._pending.discard)
+        dependents = waiting.client_of(future.task._follow()).dependents
+        dependents.add(future)
+        future.add_done_callback(dependents.discard)
         future.task.then(future._settle)
         return future
 
@@ -299,9 +309,10 @@ class _Chunks:
         with self._lock:
             self._end = self._place
             flying = [result for result in self._sent if result.id in self._flying]
-        for result in flying:
-            if not result.ready():
-                result.revoke()
+        with suppress(OperationalError):  # there is no cluster any more
+            for result in flying:
+                if not result.ready():
+                    result.revoke()
 
 
 def _each(fn: Callable[..., Any]) -> Callable[..., list[Any]]:

@@ -63,6 +63,9 @@ RETRY = 1.0
 #: Lines of what a task has printed that are told when its process died.
 LAST_LINES = 12
 
+#: Seconds between two looks whether a broker that does not answer serves at another place.
+SEEK = 0.2
+
 #: Seconds between two looks at whether the runtime directory still exists.
 LOOK = 5.0
 
@@ -219,6 +222,7 @@ class Supervisor:
             return
         self._link = Link(self._context, self.runtime)
         self._poller.register(self._link.socket, zmq.POLLIN)
+        self._after(SEEK, self._greet_where_it_is)
         self._deaths = {name: (died, None) for name, (died, _) in self._deaths.items()}
         self._link.send(
             Hello(
@@ -229,6 +233,15 @@ class Supervisor:
                 workers=tuple(self.crew.workers),
             )
         )
+
+    def _greet_where_it_is(self) -> None:
+        """Introduce ourselves anew to a broker that serves elsewhere than the former one did."""
+        if self._welcome or self._link is None:
+            return
+        if sockets.has_moved(self._link.socket, self.runtime):
+            self._greet()
+        else:
+            self._after(SEEK, self._greet_where_it_is)
 
     def _obey(self, message: Any) -> None:
         match message:

@@ -24,6 +24,7 @@ from nbtasks.core.messages import PROTOCOL_VERSION, FromBroker, ToBroker, take
 __all__ = [
     "PIECE",
     "Buffer",
+    "ForeignVersion",
     "ProtocolError",
     "pack",
     "pack_to_broker",
@@ -47,6 +48,10 @@ _to_broker = msgspec.msgpack.Decoder(list[ToBroker])
 
 class ProtocolError(Exception):
     """Frames that no process of this version of nbtasks can have sent."""
+
+
+class ForeignVersion(ProtocolError):
+    """Frames of a process of another version: nothing that it says will ever be understood."""
 
 
 def pack(instance: bytes, messages: Sequence[Any], buffers: Sequence[Buffer] = ()) -> list[Buffer]:
@@ -109,7 +114,7 @@ def _unpack(
     first = bytes(parts[0][:64])
     if first[:4] != MAGIC:
         if first[:3] == MAGIC[:3] and len(first) > 3:
-            raise ProtocolError(
+            raise ForeignVersion(
                 f"The peer speaks version {first[3]} of the protocol, this process version "
                 f"{PROTOCOL_VERSION}. Restart the cluster (%nbtasks stop) and the kernel."
             )

@@ -7,6 +7,7 @@ import re
 import secrets
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -181,6 +182,39 @@ def _connect_tcp(socket: zmq.Socket[bytes], connection: Connection) -> None:
     socket.connect(connection.endpoint)
 
 
+def has_moved(socket: zmq.Socket[bytes], runtime: Path) -> bool:
+    """Whether the cluster's broker serves at another place than a socket connects to.
+
+    Over tcp it may: after a crash its port can be somebody else's, and the next cluster takes any.
+    """
+    if transport(runtime) != "tcp":
+        return address(socket) != endpoint(runtime)
+    connection = read_connection(runtime)
+    if connection is None or not _OUR_OWN.fullmatch(connection.endpoint):
+        return False  # or it was left by a cluster that used ipc
+    return connection.endpoint != address(socket)
+
+
+def address(socket: zmq.Socket[bytes]) -> str:
+    """Return where a socket was connected to last."""
+    return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+def follow(socket: zmq.Socket[bytes], runtime: Path) -> bool:
+    """Connect a socket anew where the cluster's broker has moved; return whether it has.
+
+    What the socket had not sent is gone then.
+    """
+    if not has_moved(socket, runtime):
+        return False
+    with suppress(zmq.ZMQError):
+        socket.disconnect(address(socket))
+    if zmq.has("curve"):
+        socket.curve_server = False  # it speaks in clear again, should the next one use ipc
+    _connect(socket, runtime)
+    return True
+
+
 class Bound(NamedTuple):
     """The broker's socket, and what its peers must know."""
 
@@ -252,10 +286,8 @@ def _bind_tcp(context: zmq.Context[zmq.Socket[bytes]], former: Connection | None
         socket.bind(f"tcp://127.0.0.1:{port or '*'}")
     except zmq.ZMQError:
         socket.bind("tcp://127.0.0.1:*")
-    address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
-    return Bound(
-        socket, address, server_public, client_public, client_secret, server_secret, gatekeeper
-    )
+    keys = server_public, client_public, client_secret, server_secret
+    return Bound(socket, address(socket), *keys, gatekeeper)
 
 
 def _key_pair() -> tuple[str, str]:

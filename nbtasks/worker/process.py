@@ -56,9 +56,16 @@ from nbtasks.core.messages import (
     Welcome,
     take,
 )
+from nbtasks.exceptions import ClusterError
 from nbtasks.wire import sockets
 from nbtasks.wire.connection import EXIT_CONFIG
-from nbtasks.wire.frames import Buffer, ProtocolError, pack_to_broker, unpack_from_broker
+from nbtasks.wire.frames import (
+    Buffer,
+    ForeignVersion,
+    ProtocolError,
+    pack_to_broker,
+    unpack_from_broker,
+)
 from nbtasks.worker.handover import Assignment, Handover, Leave, Loaded, Receipt, Reply
 
 if TYPE_CHECKING:
@@ -79,6 +86,8 @@ GATHER = 0.030
 #: Seconds after which an unanswered Hello is said again. Only a link that broke unseen needs it; a
 #: second Hello that overtakes a call on its way here would make the broker give it out again.
 HELLO_AGAIN = 10.0
+#: Seconds between two looks whether a broker that is away serves at another place.
+SEEK = 0.5
 #: Seconds that a leaving worker waits until the broker has saved its last outcomes.
 LEAVE_WAIT = 5.0
 #: Messages in one batch.
@@ -108,6 +117,7 @@ class Link:
         self, runtime: Path, name: str, queues: tuple[str, ...], parent: int | None
     ) -> None:
         self.handover = Handover(self._ring)
+        self._runtime = runtime
         self._name = name
         self._queues = queues
         self._parent = parent
@@ -129,6 +139,7 @@ class Link:
         self._instance = b""
         self._welcome = False
         self._hello_at: float | None = None
+        self._seek_at = 0.0
         #: The link has not yet come up as far as we saw; Hello waits for it on the way.
         self._expected = True
         #: What the broker believes that we hold, in order: until an outcome is Noted.
@@ -234,6 +245,8 @@ class Link:
             due.append(self._flush_at)
         if self._hello_at is not None and not self._welcome:
             due.append(self._hello_at + HELLO_AGAIN)
+        if not self._welcome:
+            due.append(self._seek_at)
         if self._leaving is not None:
             due.append(instant + QUIET)
         return max(min(due) - instant, 0.0) if due else None
@@ -257,6 +270,18 @@ class Link:
         unanswered = self._hello_at is not None and not self._welcome
         if unanswered and instant >= (self._hello_at or 0.0) + HELLO_AGAIN:
             self._say_hello()
+        if not self._welcome and instant >= self._seek_at:
+            self._seek_at = instant + SEEK
+            self._follow_broker()
+
+    def _follow_broker(self) -> None:
+        try:
+            moved = sockets.follow(self._socket, self._runtime)
+        except (ClusterError, OSError) as error:
+            print(f"The broker cannot be followed: {error}", file=sys.__stderr__)
+            return
+        if moved:  # the Hello that was on its way there is gone
+            self._expected, self._hello_at = False, None
 
     def _tell_started(self, ticket: int, instant: float) -> None:
         self.handover.told = ticket
@@ -344,6 +369,9 @@ class Link:
             _, messages, buffers = unpack_from_broker(
                 [*(frame.bytes for frame in frames[:2]), *payload]
             )
+        except ForeignVersion as error:
+            self._end_for_good(str(error))
+            return
         except ProtocolError as error:
             print(f"A message of the broker was not understood: {error}", file=sys.__stderr__)
             return
@@ -371,10 +399,14 @@ class Link:
 
     def _on_refused(self, refused: Refused, _: Iterator[Buffer]) -> None:
         if refused.reason != STRANGER:
-            print(f"The broker refuses this worker: {refused.reason}", file=sys.__stderr__)
-            os._exit(EXIT_CONFIG)
-        if self._welcome:
+            self._end_for_good(f"The broker refuses this worker: {refused.reason}")
+        elif self._welcome:
             self._say_hello()
+
+    def _end_for_good(self, why: str) -> None:
+        """End a process that the broker will never take."""
+        print(why, file=sys.__stderr__)
+        os._exit(EXIT_CONFIG)
 
     def _on_run(self, run: Run, frames: Iterator[Buffer]) -> None:
         call = run.call

@@ -168,6 +168,17 @@ def synced(path: Path) -> Iterator[Store]:
         yield store
 
 
+def test_store_may_lie_behind_a_link(short_path):
+    (short_path / "real").mkdir()
+    (short_path / "link").symlink_to("real")
+    place = short_path / "link" / "nb"
+    place.mkdir()
+
+    Store(place / "store.sqlite", "full").close()
+
+    assert (short_path / "real" / "nb" / "store.sqlite").exists()
+
+
 def test_files_go_once_the_disk_knows_that_nobody_needs_them(synced, keep):
     frame = keep()
 

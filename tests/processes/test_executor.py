@@ -22,7 +22,7 @@ import pytest
 
 import nbtasks
 from nbtasks.client import executor as executor_module
-from nbtasks.exceptions import EncodeError
+from nbtasks.exceptions import BrokerUnavailable, EncodeError
 from tests.living import SOON, eventually, note
 
 
@@ -58,6 +58,19 @@ def lines(ledger):
 
 
 # ----------------------------------------------------------------------------------------- submit
+
+
+def test_nobody_waits_for_a_cluster_that_is_gone(make_cluster, tmp_path):
+    cluster = make_cluster(workers=1)
+    executor = nbtasks.Executor()
+    futures = [executor.submit(until, tmp_path / "gate") for _ in range(3)]
+
+    cluster.shutdown()
+
+    assert not wait(futures, timeout=SOON).not_done
+    assert isinstance(futures[-1].exception(), BrokerUnavailable)
+    assert not futures[-1].cancel()
+    executor.shutdown()
 
 
 @pytest.mark.parametrize(

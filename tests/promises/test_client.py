@@ -275,6 +275,37 @@ def test_process_ends_soon_though_there_is_no_broker(cluster, measure: Measure, 
     measure("P13", f"{fault.__name__}: end of the process", seconds, most=3.0, unit="s")
 
 
+def test_process_waits_for_three_brokers_that_do_not_answer_hardly_longer_than_for_one(
+    make_cluster, measure: Measure
+):
+    clusters = [make_cluster(workers=1) for _ in range(3)]
+    code = """
+        import os, signal, sys, time
+        import nbtasks
+
+        @nbtasks.task
+        def double(x):
+            return 2 * x
+
+        for place in sys.argv[1:]:
+            cluster = nbtasks.connect(place)
+            assert double.delay(1).get(timeout=30) == 2
+            os.kill(cluster.supervisor_pid, signal.SIGSTOP)
+            os.kill(cluster.broker_pid, signal.SIGSTOP)
+            double.delay(2)
+        print(time.time(), flush=True)
+    """
+    process = run(code, *[cluster.dir for cluster in clusters])
+    try:
+        out, _ = process.communicate(timeout=SOON)
+        seconds = time.time() - float(out)
+    finally:
+        for cluster in clusters:
+            kill(cluster.supervisor_pid, cluster.broker_pid, by=signal.SIGCONT)
+
+    measure("P13", "end of a process with three frozen brokers", seconds, most=3.0, unit="s")
+
+
 def test_process_that_ends_waits_for_a_broker_that_is_merely_slow(cluster, ledger):
     code = """
         import os, sys

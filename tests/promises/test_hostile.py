@@ -47,7 +47,7 @@ from nbtasks.exceptions import DecodeError
 from nbtasks.wire.connection import SEGMENTS, STORE_FILE
 from nbtasks.wire.frames import MAGIC, PIECE, pack
 from nbtasks.wire.payloads import dumps_arguments
-from tests.living import SOON, eventually
+from tests.living import SOON, eventually, run, said
 from tests.promises.conftest import Measure
 from tests.promises.peers import (
     DEFINE,
@@ -233,6 +233,25 @@ def test_another_version_is_named(broker: Broker) -> None:
 
     assert f"version {PROTOCOL_VERSION + 1}" in answer.reason
     assert f"version {PROTOCOL_VERSION}." in answer.reason
+
+
+def test_client_of_another_version_is_told_so_at_once(cluster: nbtasks.Cluster) -> None:
+    code = """
+        import sys
+        import nbtasks.core.messages as messages
+
+        messages.PROTOCOL_VERSION += 1
+        import nbtasks
+
+        try:
+            nbtasks.connect(sys.argv[1])
+        except nbtasks.exceptions.ClusterError as error:
+            print(error)
+    """
+    answer = said(run(code, cluster.dir))
+
+    assert f"version {PROTOCOL_VERSION}" in answer
+    assert "Restart the cluster" in answer
 
 
 def test_who_means_another_run_of_the_broker_is_told_to_say_hello(broker: Broker) -> None:

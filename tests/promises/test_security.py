@@ -40,6 +40,7 @@ from nbtasks.wire.connection import (
 from nbtasks.wire.frames import pack
 from tests.living import SOON, eventually, family, kill, lives, run, said
 from tests.promises.conftest import Measure
+from tests.promises.faults import frozen
 from tests.promises.peers import (
     DEFINE,
     GREETING,
@@ -421,6 +422,52 @@ def keys_of(broker: Broker) -> dict[str, bytes]:
         "curve_publickey": connection.client_public.encode(),
         "curve_secretkey": connection.client_secret.encode(),
     }
+
+
+def test_broker_that_finds_its_port_taken_is_found_where_it_is(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(transport="tcp", workers=1)
+    former = cluster.endpoint
+    waiting = add.apply_async((1, 2), countdown=1, confirm=True)
+
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with frozen(cluster.supervisor_pid):
+            kill(cluster.broker_pid)
+            eventually(lambda: bound(squatter, int(former.rpartition(":")[2])))
+
+        assert waiting.get(timeout=SOON) == 3
+        assert add.delay(2, 3).get(timeout=SOON) == 5
+        assert cluster.endpoint != former
+
+
+def bound(taker: socket.socket, port: int) -> bool:
+    with contextlib.suppress(OSError):  # the former owner is not quite gone
+        taker.bind(("127.0.0.1", port))
+        taker.listen()
+        return True
+    return False
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc"])
+def test_cluster_that_others_have_started_anew_is_found(
+    make_cluster: MakeCluster, transport
+) -> None:
+    cluster = make_cluster(transport="tcp", workers=1)
+    waiting = add.apply_async((1, 2), countdown=1, confirm=True)
+
+    said(run(START_ANEW, cluster.dir, transport))
+
+    assert waiting.get(timeout=SOON) == 3
+    assert add.delay(2, 3).get(timeout=SOON) == 5
+
+
+START_ANEW = """
+import sys
+import nbtasks
+
+nbtasks.connect(dir=sys.argv[1]).shutdown()
+nbtasks.start(dir=sys.argv[1], transport=sys.argv[2], workers=1)
+"""
 
 
 def test_over_tcp_only_the_clusters_own_keys_open(tcp: Broker, measure: Measure) -> None:

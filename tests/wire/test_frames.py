@@ -44,7 +44,7 @@ def test_garbage_behind_a_right_first_frame_is_refused(header: bytes) -> None:
 def test_other_version_of_the_protocol_is_named() -> None:
     first = b"nbt%c" % (PROTOCOL_VERSION + 1)
 
-    with pytest.raises(frames.ProtocolError, match=f"version {PROTOCOL_VERSION + 1}"):
+    with pytest.raises(frames.ForeignVersion, match=f"version {PROTOCOL_VERSION + 1}"):
         frames.unpack_from_broker([first, b"\x90"])
 
 
