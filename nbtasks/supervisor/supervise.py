@@ -217,7 +217,7 @@ class Supervisor:
             self._link.close()
             self._link = None
         self._welcome = False
-        if sockets.transport(self.runtime) == "tcp" and read_connection(self.runtime) is None:
+        if sockets.transport(self.runtime) == "tcp" and not sockets.tcp_connection(self.runtime):
             self._after(0.02, self._greet)  # there is no address yet
             return
         self._link = Link(self._context, self.runtime)

@@ -189,10 +189,8 @@ def has_moved(socket: zmq.Socket[bytes], runtime: Path) -> bool:
     """
     if transport(runtime) != "tcp":
         return address(socket) != endpoint(runtime)
-    connection = read_connection(runtime)
-    if connection is None or not _OUR_OWN.fullmatch(connection.endpoint):
-        return False  # or it was left by a cluster that used ipc
-    return connection.endpoint != address(socket)
+    connection = tcp_connection(runtime)
+    return connection is not None and connection.endpoint != address(socket)
 
 
 def address(socket: zmq.Socket[bytes]) -> str:
@@ -243,7 +241,7 @@ def bind(context: zmq.Context[zmq.Socket[bytes]], runtime: Path) -> Bound:
             "This build of libzmq has no CURVE, and without it any program on this machine could "
             "use the cluster over tcp. Install pyzmq from PyPI (its wheels have CURVE)."
         )
-    return _bind_tcp(context, read_connection(runtime))
+    return _bind_tcp(context, tcp_connection(runtime))
 
 
 def _bind_ipc(context: zmq.Context[zmq.Socket[bytes]], runtime: Path) -> Bound:
@@ -269,7 +267,7 @@ def _bind_tcp(context: zmq.Context[zmq.Socket[bytes]], former: Connection | None
     server_public, server_secret = _key_pair()
     client_public, client_secret = _key_pair()
     port = 0
-    if former is not None and former.server_secret:
+    if former is not None:
         server_public, server_secret = former.server_key, former.server_secret
         client_public, client_secret = former.client_public, former.client_secret
         port = int(former.endpoint.rpartition(":")[2])
@@ -288,6 +286,19 @@ def _bind_tcp(context: zmq.Context[zmq.Socket[bytes]], former: Connection | None
         socket.bind("tcp://127.0.0.1:*")
     keys = server_public, client_public, client_secret, server_secret
     return Bound(socket, address(socket), *keys, gatekeeper)
+
+
+def tcp_connection(runtime: Path) -> Connection | None:
+    """Return what the last broker wrote, if it is an address over tcp with keys that fit."""
+    found = read_connection(runtime)
+    if found is None or not _OUR_OWN.fullmatch(found.endpoint):
+        return None
+    pairs = ((found.server_key, found.server_secret), (found.client_public, found.client_secret))
+    try:
+        fit = [zmq.curve_public(secret.encode()).decode() == public for public, secret in pairs]
+    except (ValueError, zmq.ZMQError):  # no keys at all
+        return None
+    return found if all(fit) else None
 
 
 def _key_pair() -> tuple[str, str]:

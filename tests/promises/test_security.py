@@ -31,6 +31,7 @@ from nbtasks.wire.connection import (
     SEGMENTS,
     SOCKET_FILE,
     SUPERVISOR_LOCK,
+    Connection,
     Settings,
     prepare_directory,
     read_connection,
@@ -446,6 +447,27 @@ def bound(taker: socket.socket, port: int) -> bool:
         taker.listen()
         return True
     return False
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "key"), [("tcp://127.0.0.1:abc", "k" * 40), ("tcp://127.0.0.1:99999", "short")]
+)
+def test_what_is_no_address_is_replaced_by_one(
+    short_path: Path, make_cluster: MakeCluster, endpoint: str, key: str
+) -> None:
+    place = short_path / "nb"
+    place.mkdir(mode=0o700)
+    keys = dict.fromkeys(("server_key", "server_secret", "client_public", "client_secret"), key)
+    write_connection(
+        place,
+        Connection(
+            instance="00", endpoint=endpoint, broker_pid=1, supervisor_pid=1, started_at=0.0, **keys
+        ),
+    )
+
+    make_cluster(dir=place, transport="tcp", workers=1)
+
+    assert add.delay(1, 2).get(timeout=SOON) == 3
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
