@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbtasks.core.messages import Answer, Ask, Event, Now
-from nbtasks.core.states import FAILURE, QUEUED, RETRY, RUNNING, SCHEDULED, WAITING
+from nbtasks.core.states import (
+    EXCEPTION_STATES,
+    FAILURE,
+    QUEUED,
+    RETRY,
+    REVOKED,
+    RUNNING,
+    SCHEDULED,
+    WAITING,
+)
+from nbtasks.core.tracebacks import error_in
 from nbtasks.exceptions import ClusterError
 from nbtasks.wire.connection import STORE_FILE
 
@@ -126,7 +136,7 @@ class Questions:
     def _describe_why(self, row: TaskRow) -> dict[str, Any]:
         """Describe a task and, in a line, the error that it last ended or broke off with."""
         error = ""
-        if row.state in (FAILURE, RETRY):
+        if row.state in EXCEPTION_STATES:
             last = self._store.events(row.seq, row.n - TAIL)
             error = next((line for event, _ in reversed(last) if (line := error_line(event))), "")
         return self._describe(row) | {"error": error}
@@ -190,7 +200,10 @@ class Questions:
         saved = self._store.calls([row.seq]).get(row.seq)
         call = saved[0] if saved else None
         options = call.options if call is not None else None
+        task = self._scheduler.tasks.get(id)
+        waits = task is not None and task.phase == SCHEDULED
         return self._describe(row) | {
+            "starts": starts_of(task, instant) if task is not None and waits else None,
             "children": self._store.children(id),
             "root": row.root or row.id,
             "deaths": row.deaths,
@@ -200,7 +213,7 @@ class Questions:
             "buffers": [bytes(buffer) for buffer in saved[1]] if saved else [],
             "options": msgspec.structs.asdict(options) if options is not None else {},
             "events": [
-                msgspec.structs.asdict(event) | {"body": b""}
+                msgspec.structs.asdict(event) | {"body": b"", "error": error_line(event)}
                 for event, _ in self._store.events(row.seq, 0)
             ],
         }
@@ -264,12 +277,14 @@ def texts(value: Any) -> list[str]:
 
 
 def error_line(event: Event) -> str:
-    """Return the error that an event tells of, as the last line of its traceback, or nothing."""
+    """Return the error that an event tells of, in one line, or nothing."""
     if event.traceback:
-        line = event.traceback.strip().splitlines()[-1]
+        line = error_in(event.traceback)
         name, _, said = line.partition(": ")
         # Not `Retry: Retry in 5s: ValueError(...)`: when that is stands elsewhere.
         return said.partition(": ")[2] or said if name.endswith("Retry") else line
+    if event.state == REVOKED and b"expired" in bytes(event.body):
+        return "TaskRevokedError: expired"  # a worker's own word of it, which is a pickle
     if event.kind != "state" or not event.text:
         return ""
     name, args = json.loads(event.text)  # one of our own: the broker has no pickle to write
