@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 #: Tasks of a kind that are told of what goes on.
 LATEST = 30
-#: Events of a task among which its last error is looked for: output may have come after it.
+#: Events of a task among which its last run, and its last error, are looked for: output may have
+#: come after them.
 TAIL = 20
 
 
@@ -137,8 +138,8 @@ class Questions:
         """Describe a task and, in a line, the error that it last ended or broke off with."""
         error = ""
         if row.state in EXCEPTION_STATES:
-            last = self._store.events(row.seq, row.n - TAIL)
-            error = next((line for event, _ in reversed(last) if (line := error_line(event))), "")
+            last = self._store.bare_events(row.seq, row.n - TAIL)
+            error = next((line for event in reversed(last) if (line := error_line(event))), "")
         return self._describe(row) | {"error": error}
 
     def _answer_outlook(self, instant: Now, ids: list[str], parents: list[str]) -> dict[str, Any]:
@@ -189,9 +190,23 @@ class Questions:
         return ""
 
     def _answer_list(
-        self, instant: Now, state: str | None = None, limit: int = 100
+        self, instant: Now, state: str | None = None, limit: int = 100, took: bool = False
     ) -> list[dict[str, Any]]:
-        return [self._describe(row) for row in self._store.listing(state, limit)]
+        rows = self._store.listing(state, limit)
+        if not took:
+            return [self._describe(row) for row in rows]
+        return [self._describe(row) | {"took": self._took(row)} for row in rows]
+
+    def _took(self, row: TaskRow) -> float | None:
+        """Return the seconds that the last run of a task took that is over; None: it never ran."""
+        if row.ended_at is None:
+            return None
+        last = self._store.bare_events(row.seq, row.n - TAIL)
+        if runtime := next((event.runtime for event in reversed(last) if event.final), 0.0):
+            return runtime
+        # The process of a run that was killed has not told how long it was.
+        began = next((event.at for event in reversed(last) if event.kind == "run"), None)
+        return None if began is None else max(0.0, row.ended_at - began)
 
     def _answer_show(self, instant: Now, id: str) -> dict[str, Any] | None:
         row = self._store.find(id)
@@ -214,7 +229,7 @@ class Questions:
             "options": msgspec.structs.asdict(options) if options is not None else {},
             "events": [
                 msgspec.structs.asdict(event) | {"body": b"", "error": error_line(event)}
-                for event, _ in self._store.events(row.seq, 0)
+                for event in self._store.bare_events(row.seq)
             ],
         }
 

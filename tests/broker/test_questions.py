@@ -11,7 +11,7 @@ import pytest
 
 from nbtasks.broker.questions import Questions, error_line, rate_text
 from nbtasks.broker.store import Store
-from nbtasks.core.messages import Ask, Event, Policy, Pool, Stop
+from nbtasks.core.messages import Ask, Event, Policy, Pool, Revoke, Stop
 from nbtasks.exceptions import TaskRevokedError
 from nbtasks.simulation import CLIENT, SUPERVISOR, Simulation
 from nbtasks.wire.connection import Settings
@@ -243,6 +243,19 @@ def test_show_tells_when_a_task_starts_and_what_went_wrong(asked: Asked) -> None
     assert told[later]["starts"] - now == pytest.approx(59)
     assert told[killed]["starts"] is None
     assert told[killed]["events"][-1]["error"].startswith("WorkerLostError: ")
+
+
+def test_list_tells_how_long_the_runs_took_and_not_how_long_they_waited(asked: Asked) -> None:
+    first = asked.world.submit(seconds=7)
+    revoked = asked.world.submit(countdown=60)
+    second = asked.world.submit(seconds=3, countdown=20)
+    asked.world.advance(1)
+    asked.world.say(CLIENT, Revoke((revoked,)))
+    asked.world.run()
+
+    told = {task["id"]: task["took"] for task in asked.ask("list", took=True)}
+
+    assert told == {first: pytest.approx(7), second: pytest.approx(3), revoked: None}
 
 
 @pytest.mark.parametrize(
