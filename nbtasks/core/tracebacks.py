@@ -23,7 +23,7 @@ def error_in(text: str) -> str:
     >>> error_in("Traceback (most recent call last):\n  File ...\nValueError: no rows\nin a.csv\n")
     'ValueError: no rows'
     """
-    lines = _CHAIN.split(text.strip("\n"))[-1].split("\n")
+    lines: list[str] = _CHAIN.split(text.strip("\n"))[-1].split("\n")
     for place, line in enumerate(lines):
         line = line.removeprefix("  | ").rstrip()  # of an exception group
         if not line or line[0].isspace() or line.startswith("Traceback ("):

@@ -38,7 +38,6 @@ def without_a_first_line() -> None:
         (in_a_group, "ExceptionGroup: several (2 sub-exceptions)"),
         (with_a_note, "ValueError: bad header"),
         (lambda: compile("x =", "<cell>", "exec"), "SyntaxError: invalid syntax"),
-        (with_a_note, "ValueError: bad header"),
         (without_a_first_line, "AssertionError: Arrays are not equal"),
     ],
 )
