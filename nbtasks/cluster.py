@@ -659,7 +659,9 @@ def _check_ours_to_close(path: Path) -> None:
     if not os.path.isdir(path) or not check_directory(path).st_mode & 0o077:
         return
     # Ours with a dot are those that are just being written.
-    others = [name for name in os.listdir(path) if not name.lstrip(".").startswith(tuple(OUR_FILES))]
+    others = [
+        name for name in os.listdir(path) if not name.lstrip(".").startswith(tuple(OUR_FILES))
+    ]
     if others:
         raise ClusterError(
             f"{path} is open to other users, and there are other things in it than a cluster's "
