@@ -17,6 +17,7 @@ from nbtasks.core.messages import Hasten, Revoke
 from nbtasks.core.states import DONE, SCHEDULED
 from nbtasks.exceptions import BrokerUnavailable, EncodeError, ImproperlyConfigured, TimeoutError
 from nbtasks.jupyter import cells, pump
+from nbtasks.jupyter.body import TaskMagics
 from nbtasks.jupyter.rows import clock, duration, first_line, plural, short_name, shorten
 from nbtasks.jupyter.text import printable
 
@@ -351,7 +352,7 @@ def when(at: float) -> str:
 
 @magics_class
 class NbtasksMagics(Magics):
-    """The one magic of nbtasks."""
+    """The magic that steers."""
 
     @line_magic
     def nbtasks(self, line: str) -> None:
@@ -384,8 +385,8 @@ class NbtasksMagics(Magics):
 
 
 def load(shell: Any) -> None:
-    """Add the magic and the panels to an IPython shell; the cluster starts with the first call."""
-    shell.register_magics(NbtasksMagics)
+    """Add the magics and the panels to an IPython shell; the cluster starts with the first call."""
+    shell.register_magics(NbtasksMagics, TaskMagics)
     cells.install(shell)
     if getattr(shell, "kernel", None) is not None:
         pump.install(shell)
@@ -395,3 +396,4 @@ def unload(shell: Any) -> None:
     pump.uninstall()
     cells.uninstall()
     shell.magics_manager.magics["line"].pop("nbtasks", None)
+    shell.magics_manager.magics["cell"].pop("task", None)
