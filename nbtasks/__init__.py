@@ -104,7 +104,7 @@ def __dir__() -> list[str]:
 
 
 def load_ipython_extension(ipython: Any) -> None:
-    """Add the panels and `%nbtasks` to this notebook; `%load_ext nbtasks` calls it."""
+    """Add panels, `%nbtasks` and `%%task` to this notebook; `%load_ext nbtasks` calls it."""
     from nbtasks.jupyter import magics
 
     magics.load(ipython)

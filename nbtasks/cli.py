@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 #: Free bytes below which `doctor` warns.
 LITTLE_DISK = 500 * 1024**2
 
-#: Tasks among which the beginning of an id is looked up.
-RECENT = 2_000
+#: Tasks that `list` can show.
+MOST_LISTED = 1_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         Exit code: 0 done, 1 not done, 2 not understood.
     """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # somebody else's, or none
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -57,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     except (exceptions.ClusterError, exceptions.OperationalError, TimeoutError) as error:
         return _complain(str(error), 1)
+    except exceptions.EncodeError as error:
+        return _complain(str(error), 2)
     except BrokenPipeError:
         # `nbtasks list | head`: whoever read has enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"nbtasks {_version()}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
 
-    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+    def command(name: str, run: Any, text: str, *aliases: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, aliases=aliases)
         added.set_defaults(run=run)
         added.add_argument("--dir", help="folder of the cluster's files")
         return added
@@ -99,10 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     stop.add_argument("--purge", action="store_true", help="also forget all tasks and results")
     _json(command("status", _status, "Say what runs and how many tasks there are."))
     listed = command("list", _list, "List the tasks, newest first.")
-    listed.add_argument("--state", metavar="S", help="only those in this state, such as FAILURE")
-    listed.add_argument("--limit", type=int, default=20, metavar="N", help="at most (20)")
+    listed.add_argument(
+        "--state", metavar="S", help="only those in this state or phase, such as FAILURE or queued"
+    )
+    listed.add_argument("--limit", type=_limit, default=20, metavar="N", help="at most (20)")
     _json(listed)
-    show = command("show", _show, "Tell all that is known of one task.")
+    show = command("show", _show, "Tell all that is known of one task.", "inspect")
     show.add_argument("id", help="its id, or the beginning of it")
     _json(show)
     logs = command("logs", _logs, "Print what a task printed and logged.")
@@ -127,10 +134,17 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _interval(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text}: give 0.1 to 3600 seconds")
-    return seconds
+    with suppress(ValueError):
+        if 0.1 <= (seconds := float(text)) <= 3600:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text}: give 0.1 to 3600 seconds")
+
+
+def _limit(text: str) -> int:
+    with suppress(ValueError):
+        if 1 <= (limit := int(text)) <= MOST_LISTED:
+            return limit
+    raise argparse.ArgumentTypeError(f"{text}: give a whole number, 1 to {MOST_LISTED:,}")
 
 
 def _version() -> str:
@@ -143,6 +157,7 @@ def _version() -> str:
 
 def _start(options: argparse.Namespace) -> int:
     from nbtasks import cluster
+    from nbtasks.jupyter.rows import plural
 
     # What the workers shall find by import is what a notebook in this folder would, not what
     # lies beside this command.
@@ -153,7 +168,7 @@ def _start(options: argparse.Namespace) -> int:
     )
     try:
         settings = running.settings
-        print(f"{settings.workers} workers at work in {running.dir}")
+        print(f"{plural(settings.workers, 'worker')} at work in {running.dir}")
         print(f"broker {running.broker_pid}, supervisor {running.supervisor_pid}")
     finally:
         running.close()
@@ -210,13 +225,20 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
+    from nbtasks.client import lookup
+
     with _Connected(options) as cluster:
-        state = options.state.upper() if options.state else None
-        tasks = cluster.client.ask("list", state=state, limit=options.limit)
+        try:
+            wanted = (
+                lookup.named(cluster.client, options.state) if options.state else lookup.ALL_TASKS
+            )
+        except ValueError as error:
+            return _complain(str(error), 2)
+        tasks = lookup.latest(cluster.client, options.limit, wanted, took=True)
         if options.json:
             return _print_json(tasks)
         if not tasks:
-            print("No tasks." if state is None else f"No tasks in state {state}.")
+            print(f"No tasks{wanted}.")
             return 0
         _print_table(
             ("ID", "STATE", "SENT", "TOOK", "TASK"),
@@ -231,14 +253,18 @@ def _list(options: argparse.Namespace) -> int:
                 for task in tasks
             ],
         )
-        if len(tasks) == options.limit:
-            print(f"There may be more: --limit {options.limit * 10}", file=sys.stderr)
+        if len(tasks) == options.limit < MOST_LISTED:
+            more = min(options.limit * 10, MOST_LISTED)
+            print(f"There may be more: --limit {more}", file=sys.stderr)
     return 0
 
 
 def _show(options: argparse.Namespace) -> int:
+    from nbtasks.client.lookup import find
+    from nbtasks.jupyter.text import printable
+
     with _Connected(options) as cluster:
-        task = _find(cluster, options.id)
+        task = find(cluster.client, options.id)
         if task is None:
             return _unknown(options.id)
         if options.json:
@@ -253,7 +279,7 @@ def _show(options: argparse.Namespace) -> int:
                 ("worker", task["worker"] or "-"),
                 ("parent", task["parent"] or "-"),
                 ("sent", _moment(task["accepted_at"])),
-                ("earliest", _moment(task.get("eta"))),
+                ("earliest", _moment(task.get("starts") or task.get("eta"))),
                 ("latest", _moment(task.get("expires"))),
                 ("ended", _moment(task["ended_at"])),
             ]
@@ -268,20 +294,22 @@ def _show(options: argparse.Namespace) -> int:
                         _clock(event["at"]),
                         event["state"] or event["kind"],
                         event["worker"] or "-",
-                        event["text"],
+                        event["error"] or event["text"],
                     )
                     for event in events
                 ],
             )
         tracebacks = [event["traceback"] for event in events if event["traceback"]]
         if tracebacks:
-            print(f"\n{tracebacks[-1].rstrip()}")
+            print("\n" + "\n".join(map(printable, tracebacks[-1].rstrip().split("\n"))))
     return 0
 
 
 def _logs(options: argparse.Namespace) -> int:
+    from nbtasks.client.lookup import find
+
     with _Connected(options) as cluster:
-        task = _find(cluster, options.id)
+        task = find(cluster.client, options.id)
         if task is None:
             return _unknown(options.id)
         for event in task.get("events", ()):
@@ -325,9 +353,10 @@ def _retry(options: argparse.Namespace) -> int:
 
 
 def _purge(options: argparse.Namespace) -> int:
+    from nbtasks.jupyter.rows import plural
+
     with _Connected(options) as cluster:
-        count = cluster.client.ask("purge")
-        print(f"{count} waiting task{'' if count == 1 else 's'} cancelled.")
+        print(f"{plural(cluster.client.ask('purge'), 'waiting task')} cancelled.")
     return 0
 
 
@@ -352,17 +381,6 @@ class _Connected:
         self.cluster.close()
 
 
-def _find(cluster: Cluster, text: str) -> dict[str, Any] | None:
-    """Return the task of that id, or the only one whose id begins so."""
-    task: dict[str, Any] | None = cluster.client.ask("show", id=text)
-    if task is None:
-        recent = cluster.client.ask("list", limit=RECENT)
-        ids = [task["id"] for task in recent if task["id"].startswith(text)]
-        if len(ids) == 1:
-            task = cluster.client.ask("show", id=ids[0])
-    return task
-
-
 def _unknown(text: str) -> int:
     return _complain(
         f"There is no task {text!r}. Its result may have expired, or the id is of another cluster, "
@@ -373,10 +391,11 @@ def _unknown(text: str) -> int:
 def _results(
     cluster: Cluster, ids: Iterable[str]
 ) -> Iterable[tuple[dict[str, Any] | None, AsyncResult | None]]:
+    from nbtasks.client.lookup import find
     from nbtasks.client.result import AsyncResult
 
     for text in ids:
-        task = _find(cluster, text)
+        task = find(cluster.client, text)
         if task is None:
             _unknown(text)
             yield None, None
@@ -579,9 +598,11 @@ def _print_json(value: Any) -> int:
 
 
 def _print_pairs(pairs: Sequence[tuple[str, Any]]) -> None:
+    from nbtasks.jupyter.text import printable
+
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        print(f"{name:{width}}  {value}")
+        print(f"{name:{width}}  {printable(str(value))}")
 
 
 def _print_table(head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
@@ -595,7 +616,10 @@ def _print_table(head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None
 
 
 def _one_line(cell: Any) -> str:
-    return " ".join(str(cell).split())
+    """Return a text that does nothing to the terminal: names and messages are the tasks'."""
+    from nbtasks.jupyter.text import printable
+
+    return " ".join(printable(str(cell)).split())
 
 
 def _call(task: dict[str, Any]) -> str:
@@ -609,9 +633,7 @@ def _state(task: dict[str, Any]) -> str:
 
 
 def _took(task: dict[str, Any]) -> str:
-    if task["ended_at"] is None or not task["accepted_at"]:
-        return "-"
-    return _seconds(task["ended_at"] - task["accepted_at"])
+    return "-" if task["took"] is None else _seconds(task["took"])
 
 
 def _seconds(seconds: float) -> str:

@@ -130,9 +130,9 @@ def start(
     workers
         How many worker processes; by default one for each processor, two at least.
     dir
-        Folder for all files of the cluster, made if need be and closed to other users. By default
-        there is one cluster for each user, folder and interpreter, with its files under Jupyter's
-        runtime and data directories.
+        Folder for all files of the cluster, made if need be and closed to other users; one that is
+        open to them and holds other things is refused. By default there is one cluster for each
+        user, folder and interpreter, with its files under Jupyter's runtime and data directories.
     durability
         When a task counts as accepted: `"full"` (it is on the disk; default), `"normal"` (it is in
         the store; the last moments before a power cut may be lost) or `"none"` (in memory only).
@@ -340,7 +340,7 @@ class Cluster:
         ClusterError
             When the supervisor does not obey in time.
         """
-        count = _count("workers", workers, least=0)
+        count = _count("workers", workers, least=0, call="scale")
         assert count is not None
         from nbtasks.core.messages import Scale
 
@@ -497,16 +497,16 @@ def _check(
     )
 
 
-def _count(name: str, value: int | None, least: int = 1) -> int | None:
+def _count(name: str, value: int | None, least: int = 1, call: str = "start") -> int | None:
     if value is None or (isinstance(value, int) and value >= least and value is not True):
         if name == "workers" and value is not None and value > MOST_WORKERS:
             raise ImproperlyConfigured(
-                f"start(workers={value}) cannot be: a cluster has {MOST_WORKERS} workers at most, "
+                f"{call}(workers={value}) cannot be: a cluster has {MOST_WORKERS} workers at most, "
                 f"and a machine serves well about as many as it has processors."
             )
         return value
     raise ImproperlyConfigured(
-        f"start({name}={value!r}) cannot be: it is a number of processes or tasks. "
+        f"{call}({name}={value!r}) cannot be: it is a number of processes or tasks. "
         f"Give a whole number, {least} or more."
     )
 
@@ -609,6 +609,11 @@ def place_of(dir: str | os.PathLike[str] | None) -> Place:
     dir = dir if dir is not None else own or config.settings().dir
     if dir is None:
         return _default_place()
+    if not os.fspath(dir):
+        raise ImproperlyConfigured(
+            "dir='' names no folder: it may come from a variable that is not set. Name the folder, "
+            "'.' for the present one; or leave dir away for this folder's own cluster."
+        )
     runtime = Path(os.path.abspath(os.path.expanduser(dir)))
     with suppress(OSError, ValueError):
         # Somebody named the runtime directory of a default cluster, whose store is elsewhere.
@@ -638,12 +643,33 @@ def _prepare(place: Place) -> None:
     """Make the directories, or raise an error that says why they cannot be."""
     check_socket_path(place.runtime)
     for path in dict.fromkeys((place.runtime, place.data)):
+        _check_ours_to_close(path)
         prepare_directory(path)
         if not os.access(path, os.W_OK | os.X_OK):
             raise NotPermitted(
                 f"nbtasks may not write into {path}. Its files must lie where you may write. "
                 f"Give another place with start(dir=...) or NBTASKS_DIR."
             )
+
+
+def _check_ours_to_close(path: Path) -> None:
+    """Raise ClusterError for a folder that others may enter and where more than our files lie.
+
+    It would be closed to them, and whoever has put the rest there may not want that.
+    """
+    if not os.path.isdir(path) or not check_directory(path).st_mode & 0o077:
+        return
+    # Ours with a dot are those that are just being written.
+    others = [
+        name for name in os.listdir(path) if not name.lstrip(".").startswith(tuple(OUR_FILES))
+    ]
+    if others:
+        raise ClusterError(
+            f"{path} is open to other users, and there are other things in it than a cluster's "
+            f"files ({min(others)}, for one). nbtasks needs a folder that only you can enter, and "
+            f"will not close this one. Give one inside it, dir={str(path / 'nbtasks')!r}; or close "
+            f"it yourself: chmod 700 {path}."
+        )
 
 
 # ---------------------------------------------------------------------------------- the processes

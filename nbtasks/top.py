@@ -13,6 +13,7 @@ import select
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -261,8 +262,10 @@ def _counts_line(status: Mapping[str, Any], retrying: int) -> tuple[Cell, ...]:
         "scheduled": phases.get("scheduled", 0) - retrying,
         **_ended(status["states"]),
     }
+    words = {state: word for state, (_, word) in WORDS.items()}
+    words["cancelled"] = "cancelled or expired"  # the broker counts them together
     cells = [
-        Cell(f"{WORDS[state][0]} {count:,} {WORDS[state][1]}", STATE_STYLES.get(state, ""))
+        Cell(f"{WORDS[state][0]} {count:,} {words[state]}", STATE_STYLES.get(state, ""))
         for state, count in counts.items()
         if count
     ]
@@ -328,8 +331,10 @@ def _coming(task: Mapping[str, Any], now: float) -> tuple[Cell, ...]:
 
 def _over(task: Mapping[str, Any], now: float) -> tuple[Cell, ...]:
     state = {"FAILURE": "failed", "REVOKED": "cancelled"}.get(task["state"], "done")
-    when = f"{clock(now - task['ended_at'])} ago"
-    return _call(state, task), Cell(when, "dim"), Cell(task["error"])
+    when, why = f"{clock(now - task['ended_at'])} ago", task["error"]
+    if state == "cancelled":  # TaskRevokedError: expired, terminated, purged, revoked
+        why = why.partition(": ")[2].replace("revoked", "cancelled")
+    return _call(state, task), Cell(when, "dim"), Cell(why)
 
 
 def _call(state: str, task: Mapping[str, Any]) -> Cell:
@@ -534,7 +539,8 @@ def _follow(watch: Watch, screen: Screen, interval: float) -> None:
 
 def _fitted(seen: Look | None, trouble: str, width: int, height: int) -> list[str]:
     """Return the lines of a page that has just this size."""
-    news: list[Block] = [(Cell(trouble, "red"),)] if trouble else []
+    said = textwrap.wrap(trouble, max(width, 1), break_on_hyphens=False)
+    news: list[Block] = [(Cell(line, "red"),) for line in said]
     foot: Block = (Cell("q leaves", "dim"),)
     blocks = [] if seen is None else page(seen, height - len(news) - 2)
     lines = draw([*news, *blocks], width, has_colours())

@@ -71,6 +71,24 @@ def test_nonsense_is_a_usage_error(words: list[str]) -> None:
     assert left.value.code == 2
 
 
+@pytest.mark.parametrize("limit", ["0", "-1", "x", "1000001", str(2**63), str(10**22)])
+def test_limit_that_makes_no_sense_is_answered_with_what_would(
+    limit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["list", f"--limit={limit}"])
+
+    assert left.value.code == 2
+    assert f"{limit}: give a whole number, 1 to 1,000,000" in capsys.readouterr().err
+
+
+def test_empty_folder_name_is_refused(run: Run) -> None:
+    code, _, err = run("start", "--dir", "")
+
+    assert code == 2
+    assert "names no folder" in err
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(["--version"])
@@ -210,7 +228,17 @@ def test_list_shows_the_newest_first(run_there: Run) -> None:
 
 def test_list_of_a_state_and_with_a_limit(run_there: Run) -> None:
     assert run_there("list", "--state", "failure")[1] == "No tasks in state FAILURE.\n"
+    assert run_there("list", "--state", "scheduled")[1] == "No tasks that are scheduled.\n"
+    assert len(rows(run_there("list", "--state", "queued")[1])) == 3
     assert [row[0] for row in rows(run_there("list", "--limit", "1")[1])] == ["ID", "bbbb-2"]
+
+
+def test_state_that_nothing_has_is_answered_with_the_one_that_may_be_meant(run_there: Run) -> None:
+    code, out, err = run_there("list", "--state", "FAILUER")
+
+    assert (code, out) == (2, "")
+    assert "'FAILUER'" in err
+    assert "Did you mean FAILURE?" in err
 
 
 def test_list_as_json(run_there: Run) -> None:
@@ -228,6 +256,7 @@ def test_show_tells_one_task_also_by_the_beginning_of_its_id(run_there: Run) -> 
     assert told["task"] == "report.build(3, lr=0.1)"
     assert told["queue"] == "default, priority 5"
     assert json.loads(run_there("show", "aaaa", "--json")[1])["name"] == "report.build"
+    assert run_there("inspect", "aaaa")[1] == out
 
 
 def test_show_of_an_unknown_task_says_where_to_look(run_there: Run) -> None:
@@ -236,6 +265,13 @@ def test_show_of_an_unknown_task_says_where_to_look(run_there: Run) -> None:
     assert (code, out) == (1, "")
     assert "no task 'zzz'" in err
     assert "nbtasks list" in err
+
+
+def test_id_that_no_message_can_carry_is_an_error_like_others(run_there: Run) -> None:
+    code, _, err = run_there("cancel", "\udcff")
+
+    assert code == 2
+    assert "must be text that UTF-8 can carry" in err
 
 
 # ------------------------------------------------------------------------------ acting
@@ -292,15 +328,19 @@ class Told:
 def test_logs_prints_the_output_and_show_the_rest(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    event = {"at": 1e9, "kind": "state", "state": "", "text": "", "worker": "w1", "traceback": ""}
+    event = {
+        "at": 1e9, "kind": "state", "state": "", "text": "", "worker": "w1", "traceback": "",
+        "error": "",
+    }  # fmt: skip
     task = {
         "id": "i", "name": "f", "summary": "(1)", "state": "FAILURE", "phase": "done",
         "queue": "q", "priority": 5, "retries": 1, "worker": "w1", "parent": "",
-        "accepted_at": 1e9, "ended_at": 1e9 + 90,
+        "accepted_at": 1e9, "ended_at": 1e9 + 90, "took": 12.0,
         "events": [
             event | {"kind": "output", "state": "stdout", "text": "one\n"},
             event | {"kind": "output", "state": "log", "text": "two\n"},
-            event | {"state": "FAILURE", "traceback": "Traceback ...\nValueError: no\n"},
+            event | {"state": "REVOKED", "text": '["E", [""]]', "error": "E: expired"},
+            event | {"state": "FAILURE", "traceback": "Traceback ...\nValueError: \033[2Jno\n"},
         ],
     }  # fmt: skip
     monkeypatch.setattr(clusters, "connect", lambda _: Told(task))
@@ -308,5 +348,20 @@ def test_logs_prints_the_output_and_show_the_rest(
     assert run("logs", "i")[:2] == (0, "one\ntwo\n")
     out = run("show", "i")[1]
     assert "one" not in out
-    assert out.endswith("ValueError: no\n")
-    assert "90.0 s" in run("list")[1]
+    assert ["REVOKED", "w1", "E: expired"] in [row[1:] for row in rows(out)]
+    assert out.endswith("Traceback ...\nValueError:  [2Jno\n")
+    assert "12.0 s" in run("list")[1]
+
+
+def test_letter_that_the_output_cannot_show_is_spelt_out(cluster: nbtasks.Cluster) -> None:
+    cluster.client.submit(Call("i", b"", "report.straße", b"", summary="()"), confirm=True)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "nbtasks", "list", "--dir", str(cluster.dir)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"report.stra\xdfe()" in done.stdout

@@ -40,9 +40,10 @@ ARROWS: dict[str, set[str]] = {
     "cluster": {"client", "wire", "core", "config", "exceptions"},
     "jupyter": {"cluster", "client", "core", "exceptions"},
     # __init__: for `nbtasks --version`.
+    # jupyter: as for top.
     "cli": {
         *("__init__", "cluster", "client", "simulation", "config", "context", "exceptions"),
-        "top",
+        *("top", "jupyter"),
     },
     # jupyter: the words and symbols of the panel (rows.py), which needs no notebook.
     "top": {"cluster", "client", "exceptions", "jupyter"},

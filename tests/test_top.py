@@ -72,7 +72,7 @@ def test_counts_are_told_in_the_words_of_the_panel() -> None:
 
     assert lines(seen)[1] == (
         "● 2 running  ↻ 2 retrying  ○ 1,002 waiting  ◔ 3 scheduled  "
-        "✓ 10 done  ✕ 3 failed  ⊘ 4 cancelled"
+        "✓ 10 done  ✕ 3 failed  ⊘ 4 cancelled or expired"
     )
 
 
@@ -102,17 +102,19 @@ def test_what_comes_what_failed_and_what_ended_stand_in_this_order() -> None:
         failed=[TASK | {"state": "FAILURE", "error": "ValueError: bad\nheader"}],
         ended=[
             TASK | {"state": "FAILURE"},
-            TASK | {"state": "REVOKED"},
+            TASK | {"state": "REVOKED", "error": "TaskRevokedError: expired"},
+            TASK | {"state": "REVOKED", "error": "TaskRevokedError: revoked"},
             TASK | {"ended_at": NOW + 0.1},
         ],
     )
 
-    assert lines(seen)[-6:] == [
+    assert lines(seen)[-7:] == [
         "TASK             WHEN               WHY",
         "↻ load('a.csv')  attempt 2 in 0:07  OSError: refused",
         "◔ load('a.csv')  starts in 1:12",
         "✕ load('a.csv')  1:15 ago           ValueError: bad header",
-        "⊘ load('a.csv')  1:15 ago",
+        "⊘ load('a.csv')  1:15 ago           expired",
+        "⊘ load('a.csv')  1:15 ago           cancelled",
         "✓ load('a.csv')  0:00 ago",
     ]
 
@@ -164,6 +166,17 @@ def test_name_of_a_task_does_nothing_to_the_terminal() -> None:
     assert lines(seen)[-1] == "✕ a [2Jb('a.csv')  1:15 ago  x y"
 
 
+@pytest.mark.parametrize("width", [1, 30, 60])
+def test_what_to_do_without_a_cluster_is_not_cut_off(width: int) -> None:
+    trouble = "No cluster runs in /here. `nbtasks start`, or a first task, starts one."
+
+    drawn = top._fitted(None, trouble, width, 200)
+
+    plain = [re.sub(r"\033\[[\d;]*m", "", line) for line in drawn]
+    assert max(map(len, plain)) <= width
+    assert "".join(plain).replace(" ", "").startswith(trouble.replace(" ", ""))
+
+
 def test_both_ways_of_drawing_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rich")
     seen = look(queues={"gpu": 3}, ended=[TASK], rates=(1.0, 2.0))
@@ -207,11 +220,14 @@ def test_without_a_cluster_once_says_what_to_do(
 
 
 @pytest.mark.parametrize("interval", ["0", "nan", "-1", "x"])
-def test_interval_that_makes_no_sense_is_a_usage_error(interval: str) -> None:
+def test_interval_that_makes_no_sense_is_a_usage_error(
+    interval: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(["top", "--interval", interval])
 
     assert left.value.code == 2
+    assert f"{interval}: give 0.1 to 3600 seconds" in capsys.readouterr().err
 
 
 class Terminal:

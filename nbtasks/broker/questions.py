@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbtasks.core.messages import Answer, Ask, Event, Now
-from nbtasks.core.states import FAILURE, QUEUED, RETRY, RUNNING, SCHEDULED, WAITING
+from nbtasks.core.states import (
+    EXCEPTION_STATES,
+    FAILURE,
+    QUEUED,
+    RETRY,
+    REVOKED,
+    RUNNING,
+    SCHEDULED,
+    WAITING,
+)
+from nbtasks.core.tracebacks import error_in
 from nbtasks.exceptions import ClusterError
 from nbtasks.wire.connection import STORE_FILE
 
@@ -28,7 +38,8 @@ if TYPE_CHECKING:
 
 #: Tasks of a kind that are told of what goes on.
 LATEST = 30
-#: Events of a task among which its last error is looked for: output may have come after it.
+#: Events of a task among which its last run, and its last error, are looked for: output may have
+#: come after them.
 TAIL = 20
 
 
@@ -126,9 +137,9 @@ class Questions:
     def _describe_why(self, row: TaskRow) -> dict[str, Any]:
         """Describe a task and, in a line, the error that it last ended or broke off with."""
         error = ""
-        if row.state in (FAILURE, RETRY):
-            last = self._store.events(row.seq, row.n - TAIL)
-            error = next((line for event, _ in reversed(last) if (line := error_line(event))), "")
+        if row.state in EXCEPTION_STATES:
+            last = self._store.bare_events(row.seq, row.n - TAIL)
+            error = next((line for event in reversed(last) if (line := error_line(event))), "")
         return self._describe(row) | {"error": error}
 
     def _answer_outlook(self, instant: Now, ids: list[str], parents: list[str]) -> dict[str, Any]:
@@ -179,9 +190,23 @@ class Questions:
         return ""
 
     def _answer_list(
-        self, instant: Now, state: str | None = None, limit: int = 100
+        self, instant: Now, state: str | None = None, limit: int = 100, took: bool = False
     ) -> list[dict[str, Any]]:
-        return [self._describe(row) for row in self._store.listing(state, limit)]
+        rows = self._store.listing(state, limit)
+        if not took:
+            return [self._describe(row) for row in rows]
+        return [self._describe(row) | {"took": self._took(row)} for row in rows]
+
+    def _took(self, row: TaskRow) -> float | None:
+        """Return the seconds that the last run of a task took that is over; None: it never ran."""
+        if row.ended_at is None:
+            return None
+        last = self._store.bare_events(row.seq, row.n - TAIL)
+        if runtime := next((event.runtime for event in reversed(last) if event.final), 0.0):
+            return runtime
+        # The process of a run that was killed has not told how long it was.
+        began = next((event.at for event in reversed(last) if event.kind == "run"), None)
+        return None if began is None else max(0.0, row.ended_at - began)
 
     def _answer_show(self, instant: Now, id: str) -> dict[str, Any] | None:
         row = self._store.find(id)
@@ -190,7 +215,10 @@ class Questions:
         saved = self._store.calls([row.seq]).get(row.seq)
         call = saved[0] if saved else None
         options = call.options if call is not None else None
+        task = self._scheduler.tasks.get(id)
+        waits = task is not None and task.phase == SCHEDULED
         return self._describe(row) | {
+            "starts": starts_of(task, instant) if task is not None and waits else None,
             "children": self._store.children(id),
             "root": row.root or row.id,
             "deaths": row.deaths,
@@ -200,8 +228,8 @@ class Questions:
             "buffers": [bytes(buffer) for buffer in saved[1]] if saved else [],
             "options": msgspec.structs.asdict(options) if options is not None else {},
             "events": [
-                msgspec.structs.asdict(event) | {"body": b""}
-                for event, _ in self._store.events(row.seq, 0)
+                msgspec.structs.asdict(event) | {"body": b"", "error": error_line(event)}
+                for event in self._store.bare_events(row.seq)
             ],
         }
 
@@ -264,12 +292,14 @@ def texts(value: Any) -> list[str]:
 
 
 def error_line(event: Event) -> str:
-    """Return the error that an event tells of, as the last line of its traceback, or nothing."""
+    """Return the error that an event tells of, in one line, or nothing."""
     if event.traceback:
-        line = event.traceback.strip().splitlines()[-1]
+        line = error_in(event.traceback)
         name, _, said = line.partition(": ")
         # Not `Retry: Retry in 5s: ValueError(...)`: when that is stands elsewhere.
         return said.partition(": ")[2] or said if name.endswith("Retry") else line
+    if event.state == REVOKED and b"expired" in bytes(event.body):
+        return "TaskRevokedError: expired"  # a worker's own word of it, which is a pickle
     if event.kind != "state" or not event.text:
         return ""
     name, args = json.loads(event.text)  # one of our own: the broker has no pickle to write

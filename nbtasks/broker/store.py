@@ -637,13 +637,7 @@ class Store:
 
     def events(self, seq: int, after: int = 0) -> list[tuple[Event, tuple[bytes, ...]]]:
         """Return what happened to a task after event number `after`, with payload frames."""
-        query = "SELECT event FROM events WHERE seq = ? AND n > ? ORDER BY n"
-        events = [self._event(data) for (data,) in self._read(query, (seq, after))]
-        if after < 1 and not (events and events[0].n == 1):
-            # Not from the table itself: on a full disk the journal's events are not there.
-            for (only,) in self._read("SELECT only_event FROM tasks WHERE seq = ?", (seq,)):
-                if only is not None:
-                    events.insert(0, self._event(only))
+        events = self.bare_events(seq, after)
         if not any(event.frames for event in events):
             return [(event, ()) for event in events]
         found: dict[int, list[tuple[int, bytes]]] = {}
@@ -653,6 +647,17 @@ class Store:
         ):
             found.setdefault(n, []).append((frame, data))
         return [(event, tuple(joined(found.get(event.n, ())).values())) for event in events]
+
+    def bare_events(self, seq: int, after: int = 0) -> list[Event]:
+        """Return what happened to a task after event number `after`, without payload frames."""
+        query = "SELECT event FROM events WHERE seq = ? AND n > ? ORDER BY n"
+        events = [self._event(data) for (data,) in self._read(query, (seq, after))]
+        if after < 1 and not (events and events[0].n == 1):
+            # Not from the table itself: on a full disk the journal's events are not there.
+            for (only,) in self._read("SELECT only_event FROM tasks WHERE seq = ?", (seq,)):
+                if only is not None:
+                    events.insert(0, self._event(only))
+        return events
 
     def definition(self, digest: bytes) -> tuple[Define, tuple[bytes, ...]] | None:
         """Return a function's code with its payload frames, or None when it has never come."""

@@ -78,6 +78,7 @@ from nbtasks.wire.frames import (
     Buffer,
     ForeignVersion,
     ProtocolError,
+    pack,
     pack_to_broker,
     unpack_from_broker,
 )
@@ -297,8 +298,10 @@ class Client:
         self._check_usable()
         record = self._records.get(task_id)
         if record is None:
+            follow = Follow((task_id,), (0,))
+            check_sendable(follow)  # before it is kept: after a reconnect it would be said again
             record = self._records.open.setdefault(task_id, Record(task_id))
-            self.tell(Follow((task_id,), (0,)))
+            self.tell(follow)
         return record
 
     def hears_of(self, record: Record) -> bool:
@@ -380,8 +383,11 @@ class Client:
         ------
         BrokerUnavailable
             When there is no cluster any more.
+        EncodeError
+            When there is something in them that cannot be sent.
         """
         self._check_usable()
+        check_sendable(*messages)
         if self._link.gone is not None:
             raise self._link.gone.with_traceback(None)
         self._outbox.append((messages, buffers))
@@ -397,8 +403,11 @@ class Client:
             When no answer came in `timeout` seconds.
         OperationalError
             When the broker refused the question, or there is none.
+        EncodeError
+            When an argument cannot be sent.
         """
         question = Ask(next(self._requests), what, args)
+        check_sendable(question)
         waiter = threading.Lock()
         waiter.acquire()
         answers: list[Answer] = []
@@ -915,6 +924,20 @@ class Client:
     def _release_all(self) -> None:
         for waiter in list(self._waiting):
             release(waiter)
+
+
+def check_sendable(*messages: Any) -> None:
+    """Raise EncodeError for what cannot be sent, in the thread of whoever says it.
+
+    Met in the I/O thread, it would be the end of that thread, and of all that others have to say.
+    """
+    try:
+        pack(b"", messages)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise exceptions.EncodeError(
+            f"This cannot be sent to the broker: {type(error).__name__}: {error}. Ids, names and "
+            f"states must be text that UTF-8 can carry, and whole numbers must fit into 64 bits."
+        ) from None
 
 
 # ----------------------------------------------------------------------- the client of the process

@@ -5,27 +5,28 @@ from __future__ import annotations
 import difflib
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class
 
-from nbtasks.core.messages import Hasten, Redo, Revoke
-from nbtasks.core.states import PROPAGATE_STATES, SCHEDULED
-from nbtasks.exceptions import BrokerUnavailable
+from nbtasks.client import lookup
+from nbtasks.core.messages import Hasten, Revoke
+from nbtasks.core.states import DONE, SCHEDULED
+from nbtasks.exceptions import BrokerUnavailable, EncodeError, ImproperlyConfigured, TimeoutError
 from nbtasks.jupyter import cells, pump
+from nbtasks.jupyter.body import TaskMagics
 from nbtasks.jupyter.rows import clock, duration, first_line, plural, short_name, shorten
+from nbtasks.jupyter.text import printable
 
 if TYPE_CHECKING:
+    from nbtasks.client.client import Client
     from nbtasks.cluster import Cluster
 
 #: Tasks that `list` shows.
 LISTED = 20
-
-#: More tasks than can be open: `cancel all` means all.
-ALL = 10_000_000
 
 NONE_RUNS = "No cluster runs here. The first task that you send starts one, or %nbtasks start."
 
@@ -66,8 +67,12 @@ class Commands:
         command: Callable[..., str] | None = getattr(self, f"do_{word}", None)
         if command is None:
             raise UsageError(unknown(word))
+        if not HELP.isdisjoint(rest):
+            return f"%nbtasks {word} takes {USES[word]}. %nbtasks? tells what each word does."
         try:
             return command(*rest)
+        except (ImproperlyConfigured, EncodeError) as error:
+            raise UsageError(f"%nbtasks {line}: {error}") from None
         except BrokerUnavailable:
             if self._find() is not None:
                 raise
@@ -93,6 +98,14 @@ class Commands:
             raise BrokerUnavailable(NONE_RUNS)
         return found
 
+    def _look_up(self, task_ids: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return the tasks of these ids, each once, and what to say of ids that nobody knows."""
+        client = self._need().client
+        found = {task_id: lookup.find(client, task_id) for task_id in task_ids}
+        tasks = {task["id"]: task for task in found.values() if task is not None}
+        unknown = [unknown_task(task_id) for task_id, task in found.items() if task is None]
+        return list(tasks.values()), unknown
+
     # ------------------------------------------------------------------------ the cluster
 
     def do_status(self) -> str:
@@ -101,6 +114,13 @@ class Commands:
 
     def do_start(self, workers: str | None = None) -> str:
         count = None if workers is None else number(workers, "start", least=1)
+        running = self._find()
+        if running is not None and count not in (None, running.settings.workers):
+            raise UsageError(
+                f"%nbtasks start {workers}: a cluster of "
+                f"{plural(running.settings.workers, 'worker')} runs here already. "
+                f"%nbtasks scale {workers} changes their number."
+            )
         found = self._clusters.start(workers=count)
         return f"A broker and {plural(len(found.worker_pids()), 'worker')} are running."
 
@@ -117,76 +137,93 @@ class Commands:
 
     # ------------------------------------------------------------------------ its tasks
 
-    def do_list(self, state: str | None = None) -> str:
-        wanted = state.upper() if state else None
-        tasks = self._need().client.ask("list", state=wanted, limit=LISTED)
-        return list_text(tasks) if tasks else f"There are no tasks{f' in {wanted}' * bool(wanted)}."
+    def do_list(self, word: str | None = None) -> str:
+        client = self._need().client
+        try:
+            wanted = lookup.named(client, word) if word else lookup.ALL_TASKS
+        except ValueError as error:
+            raise UsageError(f"%nbtasks list {word}: {error}") from None
+        tasks = lookup.latest(client, LISTED, wanted)
+        return list_text(tasks) if tasks else f"There are no tasks{wanted}."
 
     def do_show(self, task_id: str) -> str:
-        task = self._need().client.ask("show", id=task_id)
+        task = lookup.find(self._need().client, task_id)
         return show_text(task) if task else unknown_task(task_id)
 
     def do_attach(self, *task_ids: str) -> str:
         client = self._need().client
-        tasks = [client.ask("show", id=each) for each in task_ids]
-        for task_id, task in zip(task_ids, tasks, strict=True):
-            if task is None:
-                return unknown_task(task_id)
+        tasks, unknown = self._look_up(task_ids)
         if not task_ids:
-            latest_first = client.ask("list", limit=ALL)
-            tasks = [task for task in reversed(latest_first) if task["phase"] != "done"]
+            tasks = open_tasks(client)[::-1]
         ids = {task["id"] for task in tasks}
         for task in tasks:
             if task["parent"] not in ids:  # the others come below the task that has sent them
                 cells.attach(
                     client.record(task["id"]), (task.get("shown", task["name"]), task["summary"])
                 )
-        return "" if tasks else "No task is open."
+        return "\n".join(unknown) if tasks or unknown else "No task is open."
 
     def do_cancel(self, *task_ids: str) -> str:
         if not task_ids:
             raise UsageError("%nbtasks cancel takes ids of tasks, or the word all. See %nbtasks?")
         client = self._need().client
-        if task_ids == ("all",):
-            tasks = client.ask("list", limit=ALL)
-            task_ids = tuple(task["id"] for task in tasks if task["phase"] != "done")
-        missing = [each for each in task_ids if client.ask("show", id=each) is None][:1]
-        if missing:
-            return unknown_task(missing[0])
-        if task_ids:
-            client.tell(Revoke(task_ids, terminate=True))
-        return f"{plural(len(task_ids))} cancelled." if task_ids else "No task is open."
+        tasks, said = (open_tasks(client), []) if task_ids == ("all",) else self._look_up(task_ids)
+        said += [
+            f"{task['id']} is over already: {task['state']}."
+            for task in tasks
+            if task["phase"] == DONE
+        ]
+        open_ids = tuple(task["id"] for task in tasks if task["phase"] != DONE)
+        if open_ids:
+            client.tell(Revoke(open_ids, terminate=True))
+            said.insert(0, f"{plural(len(open_ids))} cancelled.")
+        return "\n".join(said) or "No task is open."
 
     def do_retry(self, *task_ids: str) -> str:
         if not task_ids:
             raise UsageError("%nbtasks retry takes ids of tasks. See %nbtasks?")
-        client = self._need().client
-        tasks = [client.ask("show", id=each) for each in task_ids]
-        for task_id, task in zip(task_ids, tasks, strict=True):
-            if task is None:
-                return unknown_task(task_id)
-            if task["state"] not in PROPAGATE_STATES:
-                return f"{call_text(task)} is {state_text(task)}: only what failed can run again."
-        client.tell(Redo(task_ids))
-        return f"{plural(len(task_ids))} will run once more."
+        from nbtasks.client.result import AsyncResult
+
+        tasks, said = self._look_up(task_ids)
+        again = 0
+        for task in tasks:
+            try:
+                AsyncResult(task["id"]).retry()
+            except (ValueError, TimeoutError) as error:
+                said.append(str(error))
+            else:
+                again += 1
+        if again:
+            said.insert(0, f"{plural(again)} will run once more.")
+        return "\n".join(said)
 
     def do_run(self, *task_ids: str) -> str:
         if not task_ids:
             raise UsageError("%nbtasks run takes ids of tasks that wait. See %nbtasks?")
-        client = self._need().client
-        for task_id in task_ids:
-            task = client.ask("show", id=task_id)
-            if task is None:
-                return unknown_task(task_id)
-            if task["phase"] != SCHEDULED:
-                return f"{call_text(task)} is {state_text(task)}: it does not wait for a time."
-        client.tell(Hasten(task_ids))
-        return f"{plural(len(task_ids))} will start as soon as a worker is free."
+        tasks, said = self._look_up(task_ids)
+        said += [
+            f"{task['id']} is {state_text(task)}: it does not wait for a time."
+            for task in tasks
+            if task["phase"] != SCHEDULED
+        ]
+        waiting = tuple(task["id"] for task in tasks if task["phase"] == SCHEDULED)
+        if waiting:
+            self._need().client.tell(Hasten(waiting))
+            said.insert(0, f"{plural(len(waiting))} will start as soon as a worker is free.")
+        return "\n".join(said)
 
     def do_purge(self) -> str:
         count = self._need().client.ask("purge")
         return f"{plural(count)} that had not begun will not run."
 
+
+def open_tasks(client: Client) -> list[dict[str, Any]]:
+    """Return the tasks that are not over, newest first."""
+    return [task for task in lookup.latest(client, lookup.ALL) if task["phase"] != DONE]
+
+
+#: What people type to be told what may follow a word.
+HELP = frozenset({"-h", "--help", "help"})
 
 #: word → what may follow it.
 USES = {
@@ -194,8 +231,8 @@ USES = {
     "start": "at most the number of workers",
     "stop": "no more words",
     "scale": "the number of workers",
-    "list": "at most one state, such as FAILURE",
-    "show": "the id of one task",
+    "list": "at most one state or phase, such as FAILURE or queued",
+    "show": "the id of one task, or its beginning",
     "attach": "ids of tasks, or nothing for all that are open",
     "cancel": "ids of tasks, or the word all",
     "retry": "ids of tasks",
@@ -212,7 +249,10 @@ def unknown(word: str) -> str:
 
 
 def unknown_task(task_id: str) -> str:
-    return f"The broker knows no task {task_id!r}. %nbtasks list shows those that it knows."
+    return (
+        f"The broker knows no task {task_id!r}, or several whose ids begin so. %nbtasks list shows "
+        f"those that it knows."
+    )
 
 
 def number(word: str, command: str, least: int) -> int:
@@ -271,6 +311,9 @@ def show_text(task: Mapping[str, Any]) -> str:
     if task["worker"]:
         lines.append(f"  worker     {task['worker']}")
     lines.append(f"  submitted  {when(task['accepted_at'])}")
+    if task["phase"] != DONE:
+        times = {"earliest": task["starts"] or task["eta"], "latest": task["expires"]}
+        lines += [f"  {name:9}  {when(at)}" for name, at in times.items() if at]
     if task["ended_at"]:
         took = duration(max(0.0, task["ended_at"] - task["accepted_at"]))
         lines.append(f"  ended      {when(task['ended_at'])}, after {took}")
@@ -292,9 +335,10 @@ def state_text(task: Mapping[str, Any]) -> str:
 def event_text(event: Mapping[str, Any]) -> str:
     what = {"run": f"began on {event['worker']}", "again": f"runs again: {event['text']}"}
     said = what.get(event["kind"], event["state"])
-    detail = event["text"] if event["kind"] == "output" else event["traceback"].strip()
-    last = detail.splitlines()[-1] if detail else ""
-    return f"{when(event['at'])}  {said}  {first_line(last)}".rstrip()
+    detail = event["error"]
+    if event["kind"] == "output":
+        detail = event["text"].rstrip().rpartition("\n")[2]
+    return f"{when(event['at'])}  {said}  {first_line(detail)}".rstrip()
 
 
 def when(at: float) -> str:
@@ -308,7 +352,7 @@ def when(at: float) -> str:
 
 @magics_class
 class NbtasksMagics(Magics):
-    """The one magic of nbtasks."""
+    """The magic that steers."""
 
     @line_magic
     def nbtasks(self, line: str) -> None:
@@ -323,24 +367,26 @@ class NbtasksMagics(Magics):
             %nbtasks start [N]      start a broker and N workers (default: one a processor)
             %nbtasks stop           stop them; tasks and results are kept
             %nbtasks scale N        have N workers from now on
-            %nbtasks list [STATE]   the latest tasks, or those in a state: %nbtasks list FAILURE
+            %nbtasks list [STATE]   the latest tasks, or those in a state or phase: list FAILURE
             %nbtasks show ID        what became of one task, step by step
             %nbtasks attach [ID]    show tasks under this cell, live: those that are open, or these
             %nbtasks cancel ID      cancel a task, also when it is running; several ids, or: all
             %nbtasks retry ID       run tasks once more that failed or were cancelled
             %nbtasks run ID         start tasks now that wait for their time, or for a retry
             %nbtasks purge          cancel all tasks that have not begun
+
+        The beginning of an id will do. `%%task` runs a cell as a task.
         """
         from nbtasks import cluster  # late: what only draws panels does not need it
 
         text = Commands(cluster).run(line)
         if text:  # a panel says it all
-            print(text)
+            print("\n".join(map(printable, text.split("\n"))))
 
 
 def load(shell: Any) -> None:
-    """Add the magic and the panels to an IPython shell; the cluster starts with the first call."""
-    shell.register_magics(NbtasksMagics)
+    """Add the magics and the panels to an IPython shell; the cluster starts with the first call."""
+    shell.register_magics(NbtasksMagics, TaskMagics)
     cells.install(shell)
     if getattr(shell, "kernel", None) is not None:
         pump.install(shell)
@@ -350,3 +396,4 @@ def unload(shell: Any) -> None:
     pump.uninstall()
     cells.uninstall()
     shell.magics_manager.magics["line"].pop("nbtasks", None)
+    shell.magics_manager.magics["cell"].pop("task", None)

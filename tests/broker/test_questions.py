@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 from nbtasks.broker.questions import Questions, error_line, rate_text
 from nbtasks.broker.store import Store
-from nbtasks.core.messages import Ask, Event, Policy, Pool, Stop
+from nbtasks.core.messages import Ask, Event, Policy, Pool, Revoke, Stop
+from nbtasks.exceptions import TaskRevokedError
 from nbtasks.simulation import CLIENT, SUPERVISOR, Simulation
 from nbtasks.wire.connection import Settings
 
@@ -201,12 +203,16 @@ def test_activity_tells_what_failed_apart_from_what_ended(asked: Asked) -> None:
     assert {task["id"] for task in told["ended"]} <= {*done}
 
 
+HEAD = "Traceback (most recent call last):\n  File ...\n"
+
+
 @pytest.mark.parametrize(
     ("traceback", "line"),
     [
-        ("Traceback ...\n  File ...\nValueError: bad header\n", "ValueError: bad header"),
-        ("Traceback ...\nnb.Retry: Retry in 5s: OSError('refused')\n", "OSError('refused')"),
-        ("Traceback ...\nnb.Retry: Retry in 5s\n", "Retry in 5s"),
+        (f"{HEAD}ValueError: bad header\n", "ValueError: bad header"),
+        (f"{HEAD}ValueError: bad header\nin line 3\n", "ValueError: bad header"),
+        (f"{HEAD}nb.Retry: Retry in 5s: OSError('refused')\n", "OSError('refused')"),
+        (f"{HEAD}nb.Retry: Retry in 5s\n", "Retry in 5s"),
         ("", ""),
     ],
 )
@@ -214,6 +220,42 @@ def test_error_is_told_in_one_line(traceback: str, line: str) -> None:
     event = Event("i", 1, 0.0, "state", "FAILURE", traceback=traceback)
 
     assert error_line(event) == line
+
+
+def test_task_that_expired_is_told_to_have() -> None:
+    by_the_broker = Event("i", 1, 0.0, "state", "REVOKED", text='["TaskRevokedError", ["expired"]]')
+    by_a_worker = Event("i", 1, 0.0, "state", "REVOKED", pickle.dumps(TaskRevokedError("expired")))
+
+    assert error_line(by_the_broker) == error_line(by_a_worker) == "TaskRevokedError: expired"
+
+
+def test_show_tells_when_a_task_starts_and_what_went_wrong(asked: Asked) -> None:
+    killed = asked.world.submit(ends="die")
+    asked.world.run()
+    retrying = asked.world.submit(ends="retry:50 ok")
+    later = asked.world.submit(countdown=60)
+    asked.world.advance(1)
+
+    told = {task_id: asked.ask("show", id=task_id) for task_id in (retrying, later, killed)}
+
+    now = asked.world.now.wall
+    assert told[retrying]["starts"] - now == pytest.approx(50, abs=1)
+    assert told[later]["starts"] - now == pytest.approx(59)
+    assert told[killed]["starts"] is None
+    assert told[killed]["events"][-1]["error"].startswith("WorkerLostError: ")
+
+
+def test_list_tells_how_long_the_runs_took_and_not_how_long_they_waited(asked: Asked) -> None:
+    first = asked.world.submit(seconds=7)
+    revoked = asked.world.submit(countdown=60)
+    second = asked.world.submit(seconds=3, countdown=20)
+    asked.world.advance(1)
+    asked.world.say(CLIENT, Revoke((revoked,)))
+    asked.world.run()
+
+    told = {task["id"]: task["took"] for task in asked.ask("list", took=True)}
+
+    assert told == {first: pytest.approx(7), second: pytest.approx(3), revoked: None}
 
 
 @pytest.mark.parametrize(

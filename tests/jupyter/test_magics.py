@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from IPython.core.error import UsageError
 
 import nbtasks
-from nbtasks.core.messages import Hasten, Redo, Revoke
-from nbtasks.exceptions import BrokerUnavailable
-from nbtasks.jupyter.magics import NONE_RUNS, Commands
+from nbtasks.core.messages import Hasten, Revoke
+from nbtasks.exceptions import BrokerUnavailable, ImproperlyConfigured
+from nbtasks.jupyter.magics import NONE_RUNS, Commands, event_text, when
 
 TASK = {
     "id": "a-1",
@@ -26,14 +27,17 @@ TASK = {
     "accepted_at": 1_000_000.0,
     "ended_at": None,
     "children": [],
+    "starts": None,
+    "eta": None,
+    "expires": None,
     "events": [],
 }
 ENDED = {**TASK, "id": "a-2", "state": "FAILURE", "phase": "done", "ended_at": 1_000_001.5}
-LATER = {**TASK, "id": "a-3", "phase": "scheduled"}
+LATER = {**TASK, "id": "a-3", "phase": "scheduled", "starts": 1_000_060.0, "expires": 1_000_090.0}
 
 
 class Client:
-    """A client that knows two tasks."""
+    """A client that knows three tasks, the last of which is too old for a list."""
 
     def __init__(self) -> None:
         self.told: list[Any] = []
@@ -42,6 +46,8 @@ class Client:
         tasks = [TASK, ENDED]
         if what == "list":
             return [task for task in tasks if args.get("state") in (None, task["state"])]
+        if what == "status":
+            return {"states": {"PENDING": 1, "FAILURE": 1, "Halfway": 1}}
         if what == "show":
             return next((task for task in [*tasks, LATER] if task["id"] == args["id"]), None)
         assert what == "purge"
@@ -57,10 +63,16 @@ class Cluster:
         self.running = True
         self.workers = 2
 
+    @property
+    def settings(self) -> Any:
+        return SimpleNamespace(workers=self.workers)
+
     def worker_pids(self) -> list[int]:
         return list(range(self.workers))
 
     def scale(self, workers: int) -> None:
+        if workers > 10_000:
+            raise ImproperlyConfigured(f"scale(workers={workers}) cannot be: 10000 at most.")
         self.workers = workers
 
     def status(self) -> dict[str, Any]:
@@ -122,6 +134,18 @@ def test_start_says_how_many_workers_run(clusters):
     assert Commands(clusters).run("start 4") == "A broker and 4 workers are running."
 
 
+def test_start_beside_a_running_cluster_says_how_to_change_it(running):
+    with pytest.raises(UsageError, match=r"2 workers runs here already. %nbtasks scale 1 "):
+        Commands(running).run("start 1")
+
+    assert Commands(running).run("start 2") == "A broker and 2 workers are running."
+
+
+def test_number_of_workers_that_cannot_be_is_told_in_a_line(running):
+    with pytest.raises(UsageError, match="10000 at most"):
+        Commands(running).run("scale 99999")
+
+
 def test_status_tells_broker_workers_and_tasks(running):
     text = Commands(running).run("")
 
@@ -149,7 +173,22 @@ def test_list_has_a_line_a_task(running):
 
 def test_list_takes_a_state_in_any_case(running):
     assert Commands(running).run("list failure").split()[0] == "a-2"
-    assert Commands(running).run("list RETRY") == "There are no tasks in RETRY."
+    assert Commands(running).run("list RETRY") == "There are no tasks in state RETRY."
+    assert Commands(running).run("list Halfway") == "There are no tasks in state Halfway."
+
+
+def test_list_takes_a_phase(running):
+    assert Commands(running).run("list queued").split()[0] == "a-1"
+    assert Commands(running).run("list scheduled") == "There are no tasks that are scheduled."
+
+
+def test_list_of_a_state_that_nothing_has_says_which_may_be_meant(running):
+    with pytest.raises(UsageError, match="Did you mean FAILURE"):
+        Commands(running).run("list FAILUER")
+
+
+def test_who_asks_for_help_is_told_where_it_is(running):
+    assert "at most one state or phase" in Commands(running).run("list --help")
 
 
 def test_show_tells_the_task(running):
@@ -157,6 +196,28 @@ def test_show_tells_the_task(running):
 
     assert text.startswith("load('a.csv')")
     assert "after 1.5 s" in text
+
+
+def test_beginning_of_an_id_will_do_when_only_one_task_has_it(running, monkeypatch):
+    monkeypatch.setitem(TASK, "id", "b-1")
+
+    assert "  id         b-1" in Commands(running).run("show b").splitlines()
+    assert Commands(running).run("cancel b") == "1 task cancelled."
+    assert running.cluster.client.told == [Revoke(("b-1",), terminate=True)]
+
+
+def test_show_tells_when_a_task_starts_and_when_it_is_too_late(running):
+    lines = Commands(running).run("show a-3").splitlines()
+
+    assert f"  earliest   {when(1_000_060.0)}" in lines
+    assert f"  latest     {when(1_000_090.0)}" in lines
+
+
+def test_event_is_told_with_its_error_or_the_end_of_its_output():
+    event = {"at": 0.0, "kind": "state", "state": "FAILURE", "worker": "", "text": "", "error": ""}
+
+    assert event_text({**event, "error": "ValueError: no"}).endswith("FAILURE  ValueError: no")
+    assert event_text({**event, "kind": "output", "text": "one\ntwo\n"}).endswith("  two")
 
 
 def test_show_of_an_unknown_task_says_so(running):
@@ -174,19 +235,41 @@ def test_cancel_all_leaves_alone_what_is_over(running):
     assert running.cluster.client.told == [Revoke(("a-1",), terminate=True)]
 
 
-def test_cancel_of_an_unknown_task_cancels_nothing(running):
-    assert "knows no task" in Commands(running).run("cancel a-1 zz")
-    assert not running.cluster.client.told
+def test_cancel_says_what_it_could_not_cancel_and_does_the_rest(running):
+    said = Commands(running).run("cancel a-2 zz a-1 a-1").splitlines()
+
+    assert said[0] == "1 task cancelled."
+    assert "knows no task 'zz'" in said[1]
+    assert said[2] == "a-2 is over already: FAILURE."
+    assert running.cluster.client.told == [Revoke(("a-1",), terminate=True)]
 
 
-def test_retry_runs_what_failed_once_more(running):
+@pytest.fixture
+def retried(monkeypatch):
+    """Ids of tasks that were told to run again; only what failed does."""
+    ids: list[str] = []
+
+    def retry(result):
+        if result.id != ENDED["id"]:
+            raise ValueError(f"{result.id} was purged.")
+        ids.append(result.id)
+
+    monkeypatch.setattr("nbtasks.client.result.AsyncResult.retry", retry)
+    return ids
+
+
+def test_retry_runs_what_failed_once_more(running, retried):
     assert Commands(running).run("retry a-2") == "1 task will run once more."
-    assert running.cluster.client.told == [Redo(("a-2",))]
+    assert retried == ["a-2"]
 
 
-def test_retry_of_a_task_that_has_not_failed_says_so(running):
-    assert "is PENDING (queued)" in Commands(running).run("retry a-2 a-1")
-    assert not running.cluster.client.told
+def test_retry_says_what_cannot_run_again_and_does_the_rest(running, retried):
+    said = Commands(running).run("retry a-1 zz a-2").splitlines()
+
+    assert said[0] == "1 task will run once more."
+    assert "knows no task 'zz'" in said[1]
+    assert said[2] == "a-1 was purged."
+    assert retried == ["a-2"]
 
 
 def test_run_starts_what_waits_for_its_time(running):
@@ -200,7 +283,7 @@ def test_run_of_a_task_that_waits_for_a_worker_says_so(running):
 
 
 @pytest.mark.parametrize("word", ["retry", "run"])
-def test_retry_and_run_of_an_unknown_task_do_nothing(running, word):
+def test_retry_and_run_of_an_unknown_task_say_so(running, word):
     assert "knows no task 'zz'" in Commands(running).run(f"{word} zz")
     assert not running.cluster.client.told
 

@@ -20,6 +20,7 @@ import pytest
 
 import nbtasks
 from nbtasks import task
+from nbtasks.core.messages import Revoke
 from nbtasks.exceptions import (
     BrokerUnavailable,
     ClusterError,
@@ -194,6 +195,23 @@ HALF = "half a \ud800"
 def test_what_no_message_can_carry_is_refused_before_it_is_sent(call):
     with pytest.raises((TypeError, ValueError)):
         call()
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda client: client.ask("show", id=HALF),
+        lambda client: client.ask("list", limit=10**22),
+        lambda client: client.tell(Revoke((HALF,))),
+        lambda client: client.record(HALF),
+    ],
+)
+def test_what_cannot_be_encoded_is_refused_to_its_caller_and_the_client_goes_on(cluster, say):
+    with pytest.raises(EncodeError, match="cannot be sent to the broker"):
+        say(cluster.client)
+
+    assert cluster.client.ask("status")
+    assert HALF not in cluster.client._records.open
 
 
 def test_texts_that_are_only_shown_may_be_anything():

@@ -296,7 +296,7 @@ def test_workers_that_are_still_starting_go_too_when_none_is_wanted(
 @pytest.mark.parametrize("workers", [-1, 1.5, True, "two"])
 def test_scale_to_nonsense_is_refused(workers: Any) -> None:
     scale = nbtasks.Cluster.scale
-    with pytest.raises(ImproperlyConfigured, match="whole number"):
+    with pytest.raises(ImproperlyConfigured, match=r"^scale\(workers=.*whole number"):
         scale(object.__new__(nbtasks.Cluster), workers)
 
 
@@ -342,6 +342,36 @@ def test_wrong_option_is_refused_before_anything_starts(
 
     assert next(reversed(options)) in str(caught.value) or "workers" in str(caught.value)
     assert not place.exists()
+
+
+def test_empty_folder_name_does_not_mean_the_present_folder() -> None:
+    with pytest.raises(ImproperlyConfigured, match="names no folder"):
+        nbtasks.start(dir="")
+
+
+def test_folder_that_others_use_is_neither_closed_nor_taken(short_path: Path) -> None:
+    place = short_path / "project"
+    place.mkdir(mode=0o755)
+    place.chmod(0o755)
+    (place / "report.ipynb").touch()
+
+    with pytest.raises(ClusterError, match=r"report\.ipynb.*/project/nbtasks'") as caught:
+        nbtasks.start(dir=place)
+
+    assert f"chmod 700 {place}" in str(caught.value)
+    assert place.stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in place.iterdir()] == ["report.ipynb"]
+
+
+def test_folder_with_nothing_but_our_files_is_closed_again(
+    make_cluster: MakeCluster, short_path: Path
+) -> None:
+    make_cluster(workers=0, dir=short_path).shutdown()
+    short_path.chmod(0o755)
+
+    make_cluster(workers=0, dir=short_path)
+
+    assert short_path.stat().st_mode & 0o777 == 0o700
 
 
 def test_path_too_long_for_a_socket_is_named_with_its_length_and_the_limit(
