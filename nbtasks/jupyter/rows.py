@@ -423,7 +423,20 @@ def first_line(text: str) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
+    """Return as much of a text as is shown; all that tasks say in a line comes through here."""
+    text = spell_out(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def spell_out(text: str) -> str:
+    r"""Return a text that can be sent and printed: half a character is neither.
+
+    Names of files may hold such, and what was cut amid a character.
+
+    >>> spell_out("half \ud83d")
+    'half \\ud83d'
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 #: A line of the notebook, as `nbtasks.client.outcome.readable` names it.

@@ -291,3 +291,24 @@ def test_a_task_sent_by_a_task_names_its_senders_row(submit):
     row = Row(submit().record, 3, None, parent=1)
 
     assert row.paint(NOW, watch.load)["parent"] == 1
+
+
+# --------------------------------------------------------------------------------- half characters
+
+HALF = "half \ud83d \udcff"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        lambda told: told.fails(ValueError(HALF)),
+        lambda told: told.begins().says("PROGRESS", {"desc": HALF, HALF: HALF}),
+        lambda told: told.begins().says("PROGRESS", HALF),
+        lambda told: told.begins().retries(OSError(HALF), 1, 7.0),
+    ],
+)
+def test_half_a_character_is_spelt_out(submit, told):
+    row = paint(told(submit()))
+
+    assert "half \\\\ud83d" in json.dumps(row)
+    json.dumps(row, ensure_ascii=False).encode()

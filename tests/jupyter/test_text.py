@@ -268,3 +268,19 @@ def test_what_ended_within_a_cell_is_told_before_the_next_one(submit):
     panel.pause()
 
     assert "done" in out.getvalue()
+
+
+def test_half_a_character_does_not_silence_the_tasks_after_it(submit):
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, "utf-8")
+    panel = TextPanel(out)
+    for told in (submit().fails(OSError("half \udcff")), submit().succeeds(runtime=1)):
+        panel.add(told.record)
+
+    panel.pause()
+
+    assert raw.getvalue().decode().splitlines() == [
+        "  ✕ load('a.csv')  failed  OSError: half \\udcff",
+        "  ✓ load('a.csv')  done  1.0 s",
+        "  2 tasks: 1 done · 1 failed",
+    ]
