@@ -28,7 +28,8 @@ from nbtasks.jupyter.rows import (
 
 #: A picture shows all of so many rows ...
 ALL: Final = 20
-#: ... of more only so many, those first that did not succeed. The rest folds out of one line ...
+#: ... of more only so many, those first that did not succeed; failures before all others. The rest
+#: folds out of one line ...
 SOME: Final = 10
 #: ... as many of them as this, and as there is room for.
 REST: Final = 300
@@ -47,7 +48,8 @@ VALUE: Final = 60
 #: Steps to the right that tasks sent by tasks sent by tasks get at most.
 DEEPEST: Final = 8
 
-WRONG: Final = frozenset({"failed", "expired", "cancelled"})
+#: What must be seen, the worst first.
+WRONG: Final = ("failed", "expired", "cancelled")
 
 STYLE: Final = """
 .nbtasks-static{font:13px/20px var(--jp-ui-font-family,system-ui,sans-serif);max-width:72rem;
@@ -92,7 +94,10 @@ def choose(rows: Sequence[Row]) -> list[Row]:
     """Return the rows that a picture shows, in order."""
     if len(rows) <= ALL:
         return list(rows)
-    wrong = [row for row in rows if row.state in WRONG][:ALL]
+    worst = sorted(
+        (row for row in rows if row.state in WRONG), key=lambda row: WRONG.index(row.state)
+    )
+    wrong = worst[:ALL]
     others = (row for row in rows if row.state not in WRONG)
     more = itertools.islice(others, max(0, SOME - len(wrong)))
     return sorted([*wrong, *more], key=lambda row: row.index)

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 from types import MappingProxyType
+from typing import NamedTuple
 
 import pytest
 
@@ -229,3 +230,21 @@ def test_no_time_of_day_and_no_worker_is_told():
     html = draw(row(0), details={0: detail})
 
     assert not re.search(r"worker-7|0123-4567|12:31|2001", html)
+
+
+def test_of_many_tasks_failures_are_shown_before_those_that_were_cancelled():
+    rows = [
+        Seen(i, "failed" if i % 10 == 0 else "expired" if i == 9 else "cancelled")
+        for i in range(30)
+    ]
+
+    chosen = static.choose(rows)
+
+    assert len(chosen) == static.ALL
+    assert [row.index for row in chosen] == [*range(19), 20]
+    assert [row.index for row in chosen if row.state == "failed"] == [0, 10, 20]
+
+
+class Seen(NamedTuple):
+    index: int
+    state: str
