@@ -345,7 +345,7 @@ def progress_of(meta: Any) -> dict[str, Any]:
     counted, share = _counted(left)
     words = [first_line(str(left.pop(key))) for key in _TEXT if key in left]
     parts = [" ".join(filter(None, (*words, counted)))]
-    parts += [f"{_text(key)} {_text(value)}" for key, value in list(left.items())[:4]]
+    parts += [f"{_text(key)} {_text(value)}" for key, value in left.items()]
     text = shorten(" · ".join(filter(None, parts)), LINE_LIMIT)
     return {"fraction": share if fraction is None else fraction, "text": text}
 

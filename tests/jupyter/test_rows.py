@@ -175,6 +175,7 @@ def test_a_row_is_plain_data(submit):
         ({"n": 5}, None, "5"),
         ({"current": True}, None, "current True"),
         ({"message": "a\nb", "lr": 0.123456}, None, "a · lr 0.1235"),
+        (dict.fromkeys("abcdef", 1), None, "a 1 · b 1 · c 1 · d 1 · e 1 · f 1"),
     ],
 )
 def test_whatever_a_task_says_of_its_progress_can_be_drawn(meta, fraction, text):
