@@ -35,7 +35,7 @@ from nbtasks.jupyter.rows import (
 )
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 #: With more tasks than this, only what went wrong gets a line of its own.
 FEW = 8
@@ -127,10 +127,11 @@ class TextPanel:
             for row in rows:
                 if row["final"]:
                     del self._open[row["i"]]
-            self._move()
+            counts = self._watch.total()
+            self._move(counts)
             for row in rows:
                 self._tell(row)
-            self._tell_part(self._watch.total())
+            self._tell_part(counts)
 
     # ------------------------------------------------------------------------ lines that stay
 
@@ -148,7 +149,7 @@ class TextPanel:
     def _line(self, state: str, row: Mapping[str, Any]) -> None:
         symbol, word = WORDS[state]
         took = duration(row["took"]) if row.get("took") is not None else ""
-        parts = (title(row), word, explain(row, time.time()), took)
+        parts = (title(row), word, explain(row, time.time(), self._watch.queue), took)
         said = printable("  ".join(filter(None, parts)))
         self._write(f"  {self._colour(state, symbol)} {said}")
 
@@ -161,7 +162,11 @@ class TextPanel:
         self._quarter = max(self._quarter, quarter)
 
     def _tell_total(self, counts: Mapping[str, Any]) -> None:
-        self._write(f"  {plural(counts['n'])}: {total_line(counts['counts'])}")
+        self._write(f"  {self._total(counts)}")
+
+    @staticmethod
+    def _total(counts: Mapping[str, Any]) -> str:
+        return f"{plural(counts['n'])}: {total_line(counts['counts'])}"
 
     def _write(self, line: str) -> None:
         if self._moving is not None:
@@ -176,17 +181,24 @@ class TextPanel:
 
     # ------------------------------------------------------------------------ what moves
 
-    def _move(self) -> None:
+    def _move(self, counts: Mapping[str, Any]) -> None:
         """Draw those that are not over, if that can be drawn over again."""
         if self._moving is None and self._open and self._is_terminal():
             self._moving = moving(self._stream)
         if self._moving is not None:
-            self._moving.show(self._first_open(), self._watch.queue)
+            self._moving.show(self._first_open(), self._watch.queue, self._below(counts))
 
     def _first_open(self) -> list[dict[str, Any]]:
         """Return a few rows, in the order of `WORDS`: those that run, then those that wait."""
         rows = (row for state in WORDS for row in self._open.values() if row["state"] == state)
         return list(islice(rows, MOVING))
+
+    def _below(self, counts: Mapping[str, Any]) -> str:
+        """Return what is said below a few rows of many tasks: how many there are."""
+        hidden = len(self._open) - MOVING
+        more = f"… and {hidden} more" if hidden > 0 else ""
+        total = self._total(counts) if counts["n"] > FEW else ""
+        return "  ".join(filter(None, (more, total)))
 
     @property
     def _out(self) -> TextIO:
@@ -205,7 +217,9 @@ class Moving(Protocol):
     #: Whether it has all that is open, so that only what is over needs a line that stays.
     all: bool
 
-    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None) -> None: ...
+    def show(
+        self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None, below: str
+    ) -> None: ...
 
     def write(self, line: str) -> None: ...
 
@@ -229,7 +243,7 @@ class OneLine:
         self._stream = stream
         self._text = ""
 
-    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None) -> None:
+    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None, below: str) -> None:
         before, self._text = self._text, ""
         running = [row for row in rows if row["state"] == "running"]
         if running:
@@ -245,7 +259,7 @@ class OneLine:
         self._put(f"{clear}{line}\n{self._text}")
 
     def stop(self) -> None:
-        self.show([], None)
+        self.show([], None, "")
 
     def _put(self, text: str) -> None:
         out = self._stream or sys.stdout
@@ -266,7 +280,8 @@ class RichLines:
         from rich.live import Live
 
         self._rows: list[dict[str, Any]] = []
-        self._places: dict[int, int] = {}
+        self._queue: Mapping[str, Any] | None = None
+        self._below = ""
         self._console = Console(file=stream, highlight=False)
         self._live = Live(
             get_renderable=self._draw,
@@ -279,9 +294,8 @@ class RichLines:
         )
         self._live.start()
 
-    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None) -> None:
-        self._places = dict(queue["places"]) if queue else {}
-        self._rows = rows
+    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None, below: str) -> None:
+        self._rows, self._queue, self._below = rows, queue, below
         self._live.refresh()
 
     def write(self, line: str) -> None:
@@ -290,10 +304,11 @@ class RichLines:
         self._console.print(Text.from_ansi(line), soft_wrap=True)
 
     def stop(self) -> None:
-        self._rows = []
+        self._rows, self._below = [], ""
         self._live.stop()
 
-    def _draw(self) -> Table:
+    def _draw(self) -> Group:
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
@@ -308,13 +323,11 @@ class RichLines:
             why = printable(self._explain(row, now))
             style = _STYLES.get(row["state"], "")
             table.add_row(Text(name, style), _bar(row), Text(why), Text(_elapsed(row, now)))
-        return table
+        below = Text(f"  {self._below}", "dim", no_wrap=True, overflow="ellipsis")
+        return Group(table, below) if self._below and self._rows else Group(table)
 
     def _explain(self, row: Mapping[str, Any], now: float) -> str:
-        place = self._places.get(row["i"])
-        if row["state"] == "waiting" and place is not None:
-            return "next in the queue" if place == 1 else f"number {place} in the queue"
-        return "  ".join(filter(None, (explain(row, now), *_speed(row, now))))
+        return "  ".join(filter(None, (explain(row, now, self._queue), *_speed(row, now))))
 
 
 def _speed(row: Mapping[str, Any], now: float) -> list[str]:

@@ -248,3 +248,17 @@ def test_of_many_tasks_failures_are_shown_before_those_that_were_cancelled():
 class Seen(NamedTuple):
     index: int
     state: str
+
+
+QUEUE = {"workers": 1, "busy": 1, "queued": 2, "places": [[0, 2]]}
+
+
+def test_what_waits_says_why_in_html_and_in_text():
+    waits = row(0, state="waiting", final=False, expires=NOW.wall + 200)
+    line = "2nd in the queue · the only worker is busy"
+
+    html = static.html([waits], counted(waits), NOW.wall, queue=QUEUE)
+    text = static.text([waits], counted(waits), NOW.wall, QUEUE)
+
+    assert f"{line}  expires in 3:20" in html
+    assert text.endswith(f"waiting: {line}")

@@ -165,7 +165,7 @@ def test_rich_draws_those_that_are_open_with_what_the_panel_says(submit, drawn):
     later = submit("nb.report", "()", eta=NOW.wall + 72)
     for told in (later, waiting, retrying, running, submit().succeeds()):
         panel.add(told.record)
-    panel._watch.queue = {"places": [[1, 4]]}
+    panel._watch.queue = {"workers": 2, "busy": 2, "places": [[1, 4]]}
 
     lines = drawn(panel)
 
@@ -173,7 +173,7 @@ def test_rich_draws_those_that_are_open_with_what_the_panel_says(submit, drawn):
     assert [re.sub(r" {2,}", "  ", line) for line in lines] == [
         f"  ● train(lr=0.1)  {bar}╺{'━' * 7}  60 %  epoch 12/20  0.632/s  0:13 left  0:19",
         "  ↻ fetch('a.csv')  attempt 2 in 0:07  ConnectionError: refused",
-        "  ○ crunch(7)  number 4 in the queue",
+        "  ○ crunch(7)  4th in the queue · all 2 workers busy",
         "  ◔ report()  starts in 1:12",
     ]
 
@@ -270,6 +270,17 @@ def test_what_ended_within_a_cell_is_told_before_the_next_one(submit):
     assert "done" in out.getvalue()
 
 
+def test_a_failure_says_after_how_many_attempts(submit):
+    out, told = io.StringIO(), submit().begins().retries(OSError("no"), 1, 0.0)
+    panel = TextPanel(out)
+    panel.add(told.record)
+
+    told.begins().fails(OSError("no"), retries=1, runtime=1)
+    panel.pause()
+
+    assert out.getvalue() == "  ✕ load('a.csv')  failed  OSError: no  after 2 attempts  1.0 s\n"
+
+
 def test_half_a_character_does_not_silence_the_tasks_after_it(submit):
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, "utf-8")
@@ -284,3 +295,15 @@ def test_half_a_character_does_not_silence_the_tasks_after_it(submit):
         "  ✓ load('a.csv')  done  1.0 s",
         "  2 tasks: 1 done · 1 failed",
     ]
+
+
+def test_rich_says_how_many_tasks_there_are_besides_those_that_it_draws(submit, drawn):
+    panel = TextPanel(Terminal())
+    for number in range(14):
+        told = submit(summary=f"({number})")
+        panel.add(told.begins().record if number < 2 else told.record)
+
+    lines = drawn(panel)
+
+    assert len(lines) == text.MOVING + 1
+    assert lines[-1] == "  … and 4 more  14 tasks: 2 running · 12 waiting"
