@@ -86,22 +86,27 @@ class TextPanel:
         self._open: dict[int, dict[str, Any]] = {}
         self._moving: Moving | None = None
         self._paused = False
+        #: Ids of tasks that another process has sent, of which nothing was told yet.
+        self._attached: set[str] = set()
         self._lock = threading.RLock()
 
     def add(self, record: Any, called: tuple[str, str] | None = None) -> None:
         """Tell of this task from now on."""
         self._watch.add(record, called)
+        if called is not None:
+            self._attached.add(record.id)
 
     def pause(self) -> None:
         """Say what there is to say and be silent until `resume()`."""
         with self._lock:
+            if self._attached:
+                self._watch.ask()  # the cell that shows them ends at once
             over = self._watch.settle()
             self.flush()
             if self._moving is not None:
                 self._moving.stop()
                 self._moving = None
-                for row in self._open.values():
-                    self._tell(row)
+            self._tell_open()
             if over and len(self._watch.rows) > 1 and not self._paused:
                 self._tell_total(self._watch.total())
             self._paused = True
@@ -134,6 +139,16 @@ class TextPanel:
             self._tell_part(counts)
 
     # ------------------------------------------------------------------------ lines that stay
+
+    def _tell_open(self) -> None:
+        """Tell how those stand that go on; of what only waits, if somebody has asked for it."""
+        for row in self._open.values():
+            if row["id"] in self._attached:
+                self._told.setdefault(row["i"], ("", 0))
+            self._tell(row)
+        if self._attached and len(self._watch.rows) > FEW:
+            self._tell_total(self._watch.total())
+        self._attached.clear()
 
     def _tell(self, row: Mapping[str, Any]) -> None:
         state, quarter = row["state"], int((row.get("fraction") or 0) * 4)

@@ -244,6 +244,12 @@ class Watch:
                     self._changed.add(row.index)
         return self.over
 
+    def ask(self) -> None:
+        """Ask the broker here and now what no event tells, as when a task starts; may wait."""
+        self.settle()
+        outlook.follow(self)
+        outlook.look()
+
     @property
     def over(self) -> bool:
         """Whether all tasks have ended, and all that these have sent."""

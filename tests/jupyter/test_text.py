@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from nbtasks.jupyter import text
+from nbtasks.jupyter import outlook, text, watch
 from nbtasks.jupyter.text import RichLines, TextPanel
 from tests.jupyter.conftest import NOW
 
@@ -307,3 +307,47 @@ def test_rich_says_how_many_tasks_there_are_besides_those_that_it_draws(submit, 
 
     assert len(lines) == text.MOVING + 1
     assert lines[-1] == "  … and 4 more  14 tasks: 2 running · 12 waiting"
+
+
+# ------------------------------------------------------------- what another process has sent
+
+
+@pytest.fixture
+def broker(monkeypatch, here):
+    """What the broker answers, and the panel asks it itself."""
+    monkeypatch.setattr(outlook.Outlook, "_run", lambda self: None)
+    monkeypatch.setattr(watch, "outlook", outlook.Outlook())
+    answer = {"workers": 1, "busy": 1, "queued": 1, "places": {}, "why": {}, "children": {}}
+    here.answers["outlook"] = lambda ids, parents: answer
+    return answer
+
+
+def test_a_task_that_is_attached_is_told_at_once_however_it_stands(here, broker):
+    out = io.StringIO()
+    panel = TextPanel(out)
+    broker["starts"] = {"late": NOW.wall + 100}
+    broker["places"] = {"next": 1}
+    for task_id in ("late", "next"):
+        panel.add(here.record(task_id), ("nb.load", f"({task_id!r})"))
+
+    panel.pause()
+    said = out.getvalue()
+    panel.resume()
+    panel.pause()
+
+    assert said.splitlines() == [
+        "  ◔ load('late')  scheduled  starts in 1:40",
+        "  ○ load('next')  waiting  next in the queue · the only worker is busy",
+    ]
+    assert out.getvalue() == said
+
+
+def test_of_many_tasks_that_are_attached_the_number_is_told(here, broker):
+    out = io.StringIO()
+    panel = TextPanel(out)
+    for number in range(20):
+        panel.add(here.record(f"{number}"), ("nb.load", "()"))
+
+    panel.pause()
+
+    assert out.getvalue() == "  20 tasks: 20 waiting\n"
