@@ -119,7 +119,7 @@ class Row:
             return "redo" in self.frozen
         record = self.record
         ended = record.final is not None and record.error is None and not record.purged
-        return ended and record.state in states.PROPAGATE_STATES
+        return ended and record.known is not False and record.state in states.PROPAGATE_STATES
 
     def queue(self) -> None:
         """Note that it waits for a worker, though its time may not have come (it was hastened)."""
