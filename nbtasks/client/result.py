@@ -629,7 +629,7 @@ class AsyncResult(Family):
         return None
 
     def widget(self) -> Any:
-        """Return a widget that shows this task, live; needs a notebook."""
+        """Return a widget that shows this task, live; where there is no notebook, as text."""
         # By name: notebooks are built upon clients, not the other way round.
         return importlib.import_module("nbtasks.jupyter.panel").widget(self)
 

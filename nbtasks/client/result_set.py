@@ -174,9 +174,9 @@ class ResultSet(ResultBase):
     maybe_reraise = maybe_throw
 
     def widget(self) -> Any:
-        """Return one widget that shows all members, live; needs a notebook."""
+        """Return one widget that shows all members, live; where there is no notebook, as text."""
         # By name: notebooks are built upon clients, not the other way round.
-        return importlib.import_module("nbtasks.jupyter.panel").widget(*self._leaves())
+        return importlib.import_module("nbtasks.jupyter.panel").widget(*self._everyone())
 
     # --------------------------------------------------------------------------------- control
 

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
-from nbtasks.client import client, waiting
+from nbtasks.client import client
 from nbtasks.exceptions import OperationalError, TimeoutError
-from nbtasks.jupyter.panel import NotebookPanel, load_widget
+from nbtasks.jupyter.panel import NotebookPanel, followed, load_widget
 from nbtasks.jupyter.text import TextPanel
 
 if TYPE_CHECKING:
@@ -236,8 +236,7 @@ def record_of(result: AsyncResult) -> client.Record | None:
         return None
     record = result._record
     try:
-        if record is None or waiting.is_orphan(record):
-            record = here.record(result.id)
+        record = followed(result, here)
         here.learn(record, PATIENCE)
     except TimeoutError:
         log.debug("The broker has not told of task %s yet.", result.id)

@@ -19,6 +19,7 @@ from nbtasks.client import client, outcome
 from nbtasks.client.listening import Facts
 from nbtasks.core import states
 from nbtasks.core.messages import Call, Event
+from nbtasks.core.tracebacks import error_in
 from nbtasks.jupyter.rows import describe, duration, first_line, short_name, shorten
 
 #: Letters of a call, and of a result.
@@ -189,8 +190,7 @@ def _why(record: client.Record, event: Event) -> str:
         value = outcome.load(record, event)
         if isinstance(value, BaseException):
             return describe(value)
-    lines = event.traceback.strip().splitlines()
-    return first_line(lines[-1]) if lines else ""
+    return first_line(error_in(event.traceback))
 
 
 # -------------------------------------------------------------------------- what came out of it

@@ -4,8 +4,9 @@
                                           watch.want() ──▶ client.ask("outlook") ──▶ watch.learn()
                                         it sleeps while nobody wants to know anything
 
-A question may take its time, so neither the user's thread nor the one that draws ever asks. When
-the broker is away the question is dropped and put again a second later.
+A question may take its time, so neither the user's thread nor the one that draws asks; but for
+tasks that another process has sent, and that are to be told at once (`Watch.ask`). When the broker
+is away the question is dropped and put again a second later.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ class Outlook:
         self._curious: set[Curious] = set()
         self._awake = threading.Event()
         self._lock = threading.Lock()
+        #: Held by whoever asks: what panels learn, they learn from one thread at a time.
+        self._asking = threading.RLock()
         self._thread: threading.Thread | None = None
 
     def follow(self, curious: Curious) -> None:
@@ -105,10 +108,12 @@ class Outlook:
 
     def look(self) -> float | None:
         """Ask for all; return the seconds after which to ask again, None: when somebody comes."""
-        wants = self._gather()
-        homes = {curious.home for curious, want in wants.items() if want.anything}
-        for home in homes:
-            ask({curious: want for curious, want in wants.items() if curious.home == home}, home)
+        with self._asking:
+            wants = self._gather()
+            homes = {curious.home for curious, want in wants.items() if want.anything}
+            for home in homes:
+                mine = {curious: want for curious, want in wants.items() if curious.home == home}
+                ask(mine, home)
         if homes:
             return 0.0
         nexts = [want.next for want in wants.values() if want.next is not None]

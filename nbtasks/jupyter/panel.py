@@ -21,13 +21,17 @@ import shlex
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from nbtasks.client import client
-from nbtasks.core.messages import Hasten, Redo, Revoke
+from nbtasks.client import client, waiting
+from nbtasks.client.eager_result import EagerResult
+from nbtasks.core.messages import Event, Hasten, Redo, Revoke
+from nbtasks.exceptions import BrokerUnavailable, OperationalError, TimeoutError
 from nbtasks.jupyter import static, watch
 from nbtasks.jupyter.outlook import client_at, client_of
-from nbtasks.jupyter.rows import WORDS, Row
+from nbtasks.jupyter.rows import WORDS, Row, first_line, spell_out
 
 if TYPE_CHECKING:
     from nbtasks.client.result import AsyncResult
@@ -43,6 +47,12 @@ PART: Final = 1_000
 
 #: Seconds that the results of a panel that is over may take to say what they are.
 PATIENCE: Final = 2.0
+
+#: Seconds that the broker gets to tell of tasks before they are shown.
+TOLD_WITHIN: Final = 0.3
+
+#: Why a task waits that nothing is known of.
+NO_CLUSTER: Final = "no cluster runs here: start one, then call widget() again"
 
 #: What a button says → the rows that it is for, and what the broker is told of them.
 ACTS: Final[dict[str, tuple[Callable[[Row], bool], Callable[[tuple[str, ...]], Any]]]] = {
@@ -89,6 +99,25 @@ class Panel:
         """Return all that is drawn, for a view that knows nothing yet."""
         with self.lock:
             return {**self._frame(self._watch.rows), "words": WORDS, "cli": self._cli()}
+
+    def picture(self) -> dict[str, str]:
+        """Return how the tasks stand now, as text and as HTML that need no kernel."""
+        with self.lock:
+            self._watch.settle()
+            return self._picture(static.choose(self._watch.rows))
+
+    def _picture(
+        self,
+        chosen: Sequence[Row],
+        details: Mapping[int, Detail] = MappingProxyType({}),
+        others: Sequence[Mapping[str, Any]] = (),
+    ) -> dict[str, str]:
+        frame = self._frame(chosen)
+        rows, total, now, queue = (frame[key] for key in ("rows", "total", "now", "queue"))
+        return {
+            "text/plain": static.text(rows, total, now, queue),
+            "text/html": static.html(rows, total, now, details, others, queue),
+        }
 
     def _frame(self, rows: Iterable[Row]) -> dict[str, Any]:
         instant = watch.now()
@@ -197,7 +226,7 @@ class Panel:
         except Exception as error:  # the broker is away, or the user's classes raise
             log.debug("The detail of task %s cannot be told: %s", row.id, error)
             told = detail.tell(detail.Asked(client.Record(row.id), None, row.called))
-            told["facts"].append(["not told", f"{error}"])
+            told["facts"].append(["not told", first_line(str(error))])
             return told
 
 
@@ -218,7 +247,7 @@ class NotebookPanel(Panel):
         self._shown = False
         #: Whether what stands there is the final picture, and that.
         self._still = False
-        self._final: dict[str, Any] = {}
+        self._final: dict[str, str] = {}
         self._details: dict[int, Detail] = {}
         #: Whether a page asked for the picture before there was one.
         self._awaited = False
@@ -245,7 +274,7 @@ class NotebookPanel(Panel):
             self._open()
         super()._show(part, changed)
         if self._widget is None and changed:
-            self._publish(self._picture())
+            self._publish(self.picture())
 
     def finish(self) -> bool:
         """Leave the final picture when all tasks are over; return whether they are."""
@@ -256,9 +285,9 @@ class NotebookPanel(Panel):
                 return False
             self._send()
             if not self._still:
-                self._still = True
-                self._final = self._picture(final=True)
+                self._final = self._final_picture()
                 self._publish(self._final)
+                self._still = True
                 self._watch.let_go()
                 if self._awaited and self._widget is not None:
                     self._tell_picture(self._widget)
@@ -272,29 +301,24 @@ class NotebookPanel(Panel):
         self._still = False
         if self._widget is None:
             self._widget = new_widget(self)
-        self._watch.settle()
-        bundle = self._picture()
+        bundle: dict[str, Any] = {**self.picture()}
         if self._widget is not None:
             view = {"model_id": self._widget.model_id, "version_major": 2, "version_minor": 0}
             bundle[WIDGET_MIME] = view
         self._publish(bundle)
 
-    def _picture(self, final: bool = False) -> dict[str, Any]:
+    def _final_picture(self) -> dict[str, str]:
         chosen = static.choose(self._watch.rows)
-        if final:
-            self._details.update(self._told(chosen))
-        frame, details = self._frame(chosen), self._details if final else {}
-        others = self._frame(static.rest(self._watch.rows))["rows"] if final else []
-        told = (frame["rows"], frame["total"], frame["now"])
-        html = static.html(*told, details, others)
-        return {"text/plain": static.text(*told), "text/html": html}
+        self._details.update(self._told(chosen))
+        others = self._frame(static.rest(self._watch.rows))["rows"]
+        return self._picture(chosen, self._details, others)
 
     def _told(self, rows: Iterable[Row]) -> dict[int, Detail]:
         from nbtasks.jupyter import detail
 
         return detail.several(detail.asked_of(row for row in rows if row.frozen is None), PATIENCE)
 
-    def _publish(self, bundle: dict[str, Any]) -> None:
+    def _publish(self, bundle: Mapping[str, Any]) -> None:
         from IPython.display import publish_display_data
 
         transient = {"display_id": self._display}
@@ -318,23 +342,88 @@ class NotebookPanel(Panel):
 class LoosePanel(Panel):
     """A panel that is nobody's but the user's, who puts its widget where he likes."""
 
-    def put(self, results: Iterable[AsyncResult]) -> PanelWidget:
-        """Follow these tasks and return the widget that shows them."""
-        for result in results:
-            self._watch.add(result._follow())
-        self._watch.settle()
+    def __init__(self) -> None:
+        super().__init__()
+        #: Of tasks that ran here: no broker could tell of them once more.
+        self._eager: list[client.Record] = []
+
+    def put(self, results: Iterable[AsyncResult]) -> PanelWidget | Picture:
+        """Follow these tasks and return what shows them."""
+        here = find_client()
+        with self.lock:
+            for result in results:
+                self._add(result, here)
+            self._learn(here)
+            self._watch.settle()
         self._widget = new_widget(self)
-        if self._widget is None:
-            raise ImportError(
-                "A widget needs the packages anywidget and ipywidgets, and they cannot be imported "
-                "here. Install them with: pip install anywidget"
-            )
-        return self._widget
+        return Picture(self) if self._widget is None else self._widget
+
+    def _add(self, result: AsyncResult, here: client.Client | None) -> None:
+        if isinstance(result, EagerResult):
+            self._eager.append(eager_record(result))
+            self._watch.add(self._eager[-1], (result.name or "task", ""))
+            return
+        known = result._record or client.Record(result.id)
+        self._watch.add(known if here is None else followed(result, here))
+
+    def _learn(self, here: client.Client | None) -> None:
+        """Have the first picture say what the broker knows of what another process has sent."""
+        foreign = [row for row in self._watch.rows if row.call is None and not row.final]
+        if here is None:
+            for row in self._watch.rows:
+                row.why = NO_CLUSTER
+        elif foreign:
+            with suppress(TimeoutError, OperationalError):  # then it is told when it is known
+                here.learn(foreign[-1].record, TOLD_WITHIN)  # it answers in order
+                self._watch.ask()
 
 
-def widget(*results: AsyncResult) -> PanelWidget:
-    """Return a widget that shows tasks, live, wherever it is put."""
+class Picture:
+    """What stands for a widget where there can be none: how its tasks stand when it is shown."""
+
+    def __init__(self, panel: Panel) -> None:
+        self._panel = panel
+
+    def __repr__(self) -> str:
+        return self._panel.picture()["text/plain"]
+
+    def _repr_html_(self) -> str:
+        return self._panel.picture()["text/html"]
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict[str, str]:
+        return self._panel.picture()
+
+
+def widget(*results: AsyncResult) -> PanelWidget | Picture:
+    """Return what shows tasks wherever it is put: live, where the packages for that are."""
     return LoosePanel().put(results)
+
+
+def find_client() -> client.Client | None:
+    """Return the connection to the cluster that runs; never start one."""
+    if not client.open_clients():
+        from nbtasks import cluster  # late: what only draws panels does not need it
+
+        with suppress(BrokerUnavailable):
+            return cluster.connect().client
+    return next(reversed(client.open_clients()), None)
+
+
+def followed(result: AsyncResult, here: client.Client) -> client.Record:
+    """Return what is known of a result's task; from now on somebody hears of it."""
+    record = result._record
+    return here.record(result.id) if record is None or waiting.is_orphan(record) else record
+
+
+def eager_record(result: EagerResult) -> client.Record:
+    """Return a record of a task that ran here and now, without its value, which the user has."""
+    at = result.date_done.timestamp() if result.date_done is not None else 0.0
+    traceback = spell_out(result.traceback or "")
+    end = Event(result.id, 1, at, "state", result.state, traceback=traceback, final=True)
+    record = client.Record(result.id, known=False)
+    record.apply(end)
+    record.events.append(end)
+    return record
 
 
 def load_widget() -> type[PanelWidget] | None:

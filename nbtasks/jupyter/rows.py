@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nbtasks.core import states
 from nbtasks.core.messages import Call, Event, Now
+from nbtasks.core.tracebacks import error_in
 from nbtasks.jupyter.pace import Pace
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class Row:
             return "redo" in self.frozen
         record = self.record
         ended = record.final is not None and record.error is None and not record.purged
-        return ended and record.state in states.PROPAGATE_STATES
+        return ended and record.known is not False and record.state in states.PROPAGATE_STATES
 
     def queue(self) -> None:
         """Note that it waits for a worker, though its time may not have come (it was hastened)."""
@@ -282,8 +283,7 @@ class Row:
         if isinstance(value, BaseException):
             return describe(value)
         event = self.record.state_event
-        lines = event.traceback.strip().splitlines() if event else []
-        return first_line(lines[-1]) if lines else ""
+        return first_line(error_in(event.traceback)) if event else ""
 
     def _why_cancelled(self, load: Load) -> str:
         value = self._value(load)
@@ -345,7 +345,7 @@ def progress_of(meta: Any) -> dict[str, Any]:
     counted, share = _counted(left)
     words = [first_line(str(left.pop(key))) for key in _TEXT if key in left]
     parts = [" ".join(filter(None, (*words, counted)))]
-    parts += [f"{_text(key)} {_text(value)}" for key, value in list(left.items())[:4]]
+    parts += [f"{_text(key)} {_text(value)}" for key, value in left.items()]
     text = shorten(" · ".join(filter(None, parts)), LINE_LIMIT)
     return {"fraction": share if fraction is None else fraction, "text": text}
 
@@ -423,7 +423,20 @@ def first_line(text: str) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
+    """Return as much of a text as is shown; all that tasks say in a line comes through here."""
+    text = spell_out(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def spell_out(text: str) -> str:
+    r"""Return a text that can be sent and printed: half a character is neither.
+
+    Names of files may hold such, and what was cut amid a character.
+
+    >>> spell_out("half \ud83d")
+    'half \\ud83d'
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 #: A line of the notebook, as `nbtasks.client.outcome.readable` names it.
@@ -481,9 +494,20 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def explain(row: Mapping[str, Any], now: float) -> str:
-    """Say in words what a row's symbol does not: why it waits, how far it is, how it failed."""
+def explain(row: Mapping[str, Any], now: float, queue: Mapping[str, Any] | None = None) -> str:
+    """Say in words what a row's symbol does not: why it waits, how far it is, how it failed.
+
+    Parameters
+    ----------
+    row
+        As `Row.paint` gives it.
+    now
+        Wall time, seconds.
+    queue
+        What the broker said of its queue, as `Watch.queue` has it.
+    """
     state = row["state"]
+    expiry = f"expires in {clock(row['expires'] - now)}" if row.get("expires") else ""
     if state == "running":
         share = row.get("fraction")
         percent = "" if share is None else f"{share * 100:.0f} %"
@@ -492,11 +516,51 @@ def explain(row: Mapping[str, Any], now: float) -> str:
         when = f"{attempt(row)} in {clock((row.get('due') or now) - now)}"
         return "  ".join(filter(None, (when, row.get("error", ""))))
     if state == "scheduled":
-        return f"starts in {clock((row.get('due') or now) - now)}"
-    if state == "failed":
-        where = f"({row['where']})" if row.get("where") else ""
-        return "  ".join(filter(None, (str(row.get("error", "")), where)))
-    return str(row.get("text") or row.get("why") or "")
+        return "  ".join(
+            filter(None, (f"starts in {clock((row.get('due') or now) - now)}", expiry))
+        )
+    if state == "waiting":
+        return "  ".join(filter(None, (why(row, queue), expiry)))
+    where = f"({row['where']})" if row.get("where") else ""
+    said = row.get("error") if state == "failed" else row.get("text")
+    after = f"after {row['attempt']} attempts" if row.get("attempt") else ""
+    return "  ".join(filter(None, (said, where, after)))
+
+
+def why(row: Mapping[str, Any], queue: Mapping[str, Any] | None) -> str:
+    """Say why a row waits: what the broker said of it, else where it stands in the queue.
+
+    >>> why({"i": 7}, {"workers": 2, "busy": 2, "queued": 9, "places": [[7, 4]]})
+    '4th in the queue · all 2 workers busy'
+    """
+    if row.get("why") or queue is None:
+        return str(row.get("why", ""))
+    place = dict(queue["places"]).get(row["i"])
+    return " · ".join(filter(None, (place_of(place), busy(queue["workers"], queue["busy"]))))
+
+
+def place_of(number: int | None) -> str:
+    """Return a place in the queue as people say it; None is one far behind.
+
+    >>> place_of(1), place_of(2), place_of(11), place_of(23)
+    ('next in the queue', '2nd in the queue', '11th in the queue', '23rd in the queue')
+    """
+    if number is None:
+        return "in the queue"
+    if number == 1:
+        return "next in the queue"
+    teen = number % 100 in (11, 12, 13)
+    ending = "th" if teen else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending} in the queue"
+
+
+def busy(workers: int, number: int) -> str:
+    """Say that no worker is free, when so many of them are busy."""
+    if workers == 0:
+        return "no worker yet"
+    if number < workers:
+        return ""
+    return "the only worker is busy" if workers == 1 else f"all {workers} workers busy"
 
 
 def attempt(row: Mapping[str, Any]) -> str:

@@ -16,7 +16,6 @@ from typing import Any, Final
 from nbtasks.jupyter.rows import (
     WORDS,
     Row,
-    attempt,
     clock,
     duration,
     explain,
@@ -24,11 +23,13 @@ from nbtasks.jupyter.rows import (
     shorten,
     title,
     total_line,
+    why,
 )
 
 #: A picture shows all of so many rows ...
 ALL: Final = 20
-#: ... of more only so many, those first that did not succeed. The rest folds out of one line ...
+#: ... of more only so many, those first that did not succeed; failures before all others. The rest
+#: folds out of one line ...
 SOME: Final = 10
 #: ... as many of them as this, and as there is room for.
 REST: Final = 300
@@ -47,7 +48,8 @@ VALUE: Final = 60
 #: Steps to the right that tasks sent by tasks sent by tasks get at most.
 DEEPEST: Final = 8
 
-WRONG: Final = frozenset({"failed", "expired", "cancelled"})
+#: What must be seen, the worst first.
+WRONG: Final = ("failed", "expired", "cancelled")
 
 STYLE: Final = """
 .nbtasks-static{font:13px/20px var(--jp-ui-font-family,system-ui,sans-serif);max-width:72rem;
@@ -92,7 +94,10 @@ def choose(rows: Sequence[Row]) -> list[Row]:
     """Return the rows that a picture shows, in order."""
     if len(rows) <= ALL:
         return list(rows)
-    wrong = [row for row in rows if row.state in WRONG][:ALL]
+    worst = sorted(
+        (row for row in rows if row.state in WRONG), key=lambda row: WRONG.index(row.state)
+    )
+    wrong = worst[:ALL]
     others = (row for row in rows if row.state not in WRONG)
     more = itertools.islice(others, max(0, SOME - len(wrong)))
     return sorted([*wrong, *more], key=lambda row: row.index)
@@ -127,6 +132,7 @@ def html(
     now: float,
     details: Mapping[int, Mapping[str, Any]] = MappingProxyType({}),
     others: Sequence[Mapping[str, Any]] = (),
+    queue: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the picture as HTML; everything that came from a task is escaped.
 
@@ -140,8 +146,13 @@ def html(
         Index of a row → what its fold-out holds, as `nbtasks.jupyter.detail` tells it.
     others
         Rows that fold out below these.
+    queue
+        What the broker said of its queue, as `Watch.queue` has it.
     """
-    lines = [_Line(row, depth, now, details.get(row["i"], {})) for row, depth in tree(rows)]
+    lines = [
+        _Line(row, depth, explain(row, now, queue), details.get(row["i"], {}))
+        for row, depth in tree(rows)
+    ]
     room = SIZE - sum(line.size for line in lines) - len(STYLE) - 1_000
     drawn = []
     for left, line in zip(range(len(lines), 0, -1), lines, strict=True):
@@ -158,7 +169,7 @@ def _rest(others: Sequence[Mapping[str, Any]], hidden: int, now: float, room: in
         return ""
     drawn = []
     for row in others:
-        line = _Line(row, 0, now, {}).html("")
+        line = _Line(row, 0, explain(row, now), {}).html("")
         room -= _size(line)
         if room < 0:
             break
@@ -189,24 +200,24 @@ class _Line:
     """One task: its line, and what folds out below it."""
 
     def __init__(
-        self, row: Mapping[str, Any], depth: int, now: float, detail: Mapping[str, Any]
+        self, row: Mapping[str, Any], depth: int, said: str, detail: Mapping[str, Any]
     ) -> None:
         self._detail = detail
         self._title = title(row)
         result = detail.get("result") or ""
         self._value = "" if len(result) > VALUE or "\n" in result else result
-        self._line = self._draw(row, depth, now)
+        self._line = self._draw(row, depth, said)
 
     @property
     def size(self) -> int:
         return _size(self._line) + 200
 
-    def _draw(self, row: Mapping[str, Any], depth: int, now: float) -> str:
+    def _draw(self, row: Mapping[str, Any], depth: int, said: str) -> str:
         state = row["state"]
         symbol, word = WORDS[state]
         branch = "\u2003" * (depth - 1) + "└ " if depth else ""
         value = f"<code>{escape(self._value, quote=False)}</code>" if self._value else ""
-        said = escape(_said(row, now), quote=False)
+        said = escape(said, quote=False)
         cells = (
             f'<span class="{state}">{symbol}</span>',
             f"<bdi>{branch}<code>{escape(self._title, quote=False)}</code></bdi>",
@@ -284,29 +295,29 @@ def _size(text: str) -> int:
 # ------------------------------------------------------------------------------------ as text
 
 
-def text(rows: Sequence[Mapping[str, Any]], total: Mapping[str, Any], now: float) -> str:
-    """Return the picture as plain text, without spans of time: it is the same on each run."""
+def text(
+    rows: Sequence[Mapping[str, Any]],
+    total: Mapping[str, Any],
+    now: float,
+    queue: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the picture as plain text, without spans of time: in the end always the same."""
     head = f"nbtasks: {plural(total['n'])}: {total_line(total['counts'])}"
     more = _more(rows, total)
-    lines = [_text_row(row, depth, now) for row, depth in tree(rows)]
+    lines = [_text_row(row, depth, now, queue) for row, depth in tree(rows)]
     return "\n".join([head, *lines, *([more] if more else [])])
 
 
-def _text_row(row: Mapping[str, Any], depth: int, now: float) -> str:
+def _text_row(
+    row: Mapping[str, Any], depth: int, now: float, queue: Mapping[str, Any] | None
+) -> str:
     symbol, word = WORDS[row["state"]]
-    said = _said(row, now) if row["final"] else ""
+    said = explain(row, now) if row["final"] else why(row, queue) if word == "waiting" else ""
     line = f"{'  ' * depth}{symbol} {title(row)}  {word}{': ' if said else ''}{said}"
     return shorten(line, WIDTH)
 
 
 # ------------------------------------------------------------------------------------ of both
-
-
-def _said(row: Mapping[str, Any], now: float) -> str:
-    parts = [explain(row, now)]
-    if row["final"] and row.get("attempt"):
-        parts.append(f"after {attempt(row).partition(' of ')[0].replace('attempt ', '')} attempts")
-    return "  ".join(filter(None, parts))
 
 
 def _took(row: Mapping[str, Any]) -> str:

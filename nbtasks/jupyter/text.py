@@ -35,7 +35,7 @@ from nbtasks.jupyter.rows import (
 )
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 #: With more tasks than this, only what went wrong gets a line of its own.
 FEW = 8
@@ -86,22 +86,27 @@ class TextPanel:
         self._open: dict[int, dict[str, Any]] = {}
         self._moving: Moving | None = None
         self._paused = False
+        #: Ids of tasks that another process has sent, of which nothing was told yet.
+        self._attached: set[str] = set()
         self._lock = threading.RLock()
 
     def add(self, record: Any, called: tuple[str, str] | None = None) -> None:
         """Tell of this task from now on."""
         self._watch.add(record, called)
+        if called is not None:
+            self._attached.add(record.id)
 
     def pause(self) -> None:
         """Say what there is to say and be silent until `resume()`."""
         with self._lock:
+            if self._attached:
+                self._watch.ask()  # the cell that shows them ends at once
             over = self._watch.settle()
             self.flush()
             if self._moving is not None:
                 self._moving.stop()
                 self._moving = None
-                for row in self._open.values():
-                    self._tell(row)
+            self._tell_open()
             if over and len(self._watch.rows) > 1 and not self._paused:
                 self._tell_total(self._watch.total())
             self._paused = True
@@ -127,12 +132,23 @@ class TextPanel:
             for row in rows:
                 if row["final"]:
                     del self._open[row["i"]]
-            self._move()
+            counts = self._watch.total()
+            self._move(counts)
             for row in rows:
                 self._tell(row)
-            self._tell_part(self._watch.total())
+            self._tell_part(counts)
 
     # ------------------------------------------------------------------------ lines that stay
+
+    def _tell_open(self) -> None:
+        """Tell how those stand that go on; of what only waits, if somebody has asked for it."""
+        for row in self._open.values():
+            if row["id"] in self._attached:
+                self._told.setdefault(row["i"], ("", 0))
+            self._tell(row)
+        if self._attached and len(self._watch.rows) > FEW:
+            self._tell_total(self._watch.total())
+        self._attached.clear()
 
     def _tell(self, row: Mapping[str, Any]) -> None:
         state, quarter = row["state"], int((row.get("fraction") or 0) * 4)
@@ -148,7 +164,7 @@ class TextPanel:
     def _line(self, state: str, row: Mapping[str, Any]) -> None:
         symbol, word = WORDS[state]
         took = duration(row["took"]) if row.get("took") is not None else ""
-        parts = (title(row), word, explain(row, time.time()), took)
+        parts = (title(row), word, explain(row, time.time(), self._watch.queue), took)
         said = printable("  ".join(filter(None, parts)))
         self._write(f"  {self._colour(state, symbol)} {said}")
 
@@ -161,7 +177,11 @@ class TextPanel:
         self._quarter = max(self._quarter, quarter)
 
     def _tell_total(self, counts: Mapping[str, Any]) -> None:
-        self._write(f"  {plural(counts['n'])}: {total_line(counts['counts'])}")
+        self._write(f"  {self._total(counts)}")
+
+    @staticmethod
+    def _total(counts: Mapping[str, Any]) -> str:
+        return f"{plural(counts['n'])}: {total_line(counts['counts'])}"
 
     def _write(self, line: str) -> None:
         if self._moving is not None:
@@ -176,17 +196,24 @@ class TextPanel:
 
     # ------------------------------------------------------------------------ what moves
 
-    def _move(self) -> None:
+    def _move(self, counts: Mapping[str, Any]) -> None:
         """Draw those that are not over, if that can be drawn over again."""
         if self._moving is None and self._open and self._is_terminal():
             self._moving = moving(self._stream)
         if self._moving is not None:
-            self._moving.show(self._first_open(), self._watch.queue)
+            self._moving.show(self._first_open(), self._watch.queue, self._below(counts))
 
     def _first_open(self) -> list[dict[str, Any]]:
         """Return a few rows, in the order of `WORDS`: those that run, then those that wait."""
         rows = (row for state in WORDS for row in self._open.values() if row["state"] == state)
         return list(islice(rows, MOVING))
+
+    def _below(self, counts: Mapping[str, Any]) -> str:
+        """Return what is said below a few rows of many tasks: how many there are."""
+        hidden = len(self._open) - MOVING
+        more = f"… and {hidden} more" if hidden > 0 else ""
+        total = self._total(counts) if counts["n"] > FEW else ""
+        return "  ".join(filter(None, (more, total)))
 
     @property
     def _out(self) -> TextIO:
@@ -205,7 +232,9 @@ class Moving(Protocol):
     #: Whether it has all that is open, so that only what is over needs a line that stays.
     all: bool
 
-    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None) -> None: ...
+    def show(
+        self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None, below: str
+    ) -> None: ...
 
     def write(self, line: str) -> None: ...
 
@@ -229,7 +258,7 @@ class OneLine:
         self._stream = stream
         self._text = ""
 
-    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None) -> None:
+    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None, below: str) -> None:
         before, self._text = self._text, ""
         running = [row for row in rows if row["state"] == "running"]
         if running:
@@ -245,7 +274,7 @@ class OneLine:
         self._put(f"{clear}{line}\n{self._text}")
 
     def stop(self) -> None:
-        self.show([], None)
+        self.show([], None, "")
 
     def _put(self, text: str) -> None:
         out = self._stream or sys.stdout
@@ -266,7 +295,8 @@ class RichLines:
         from rich.live import Live
 
         self._rows: list[dict[str, Any]] = []
-        self._places: dict[int, int] = {}
+        self._queue: Mapping[str, Any] | None = None
+        self._below = ""
         self._console = Console(file=stream, highlight=False)
         self._live = Live(
             get_renderable=self._draw,
@@ -279,9 +309,8 @@ class RichLines:
         )
         self._live.start()
 
-    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None) -> None:
-        self._places = dict(queue["places"]) if queue else {}
-        self._rows = rows
+    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None, below: str) -> None:
+        self._rows, self._queue, self._below = rows, queue, below
         self._live.refresh()
 
     def write(self, line: str) -> None:
@@ -290,10 +319,11 @@ class RichLines:
         self._console.print(Text.from_ansi(line), soft_wrap=True)
 
     def stop(self) -> None:
-        self._rows = []
+        self._rows, self._below = [], ""
         self._live.stop()
 
-    def _draw(self) -> Table:
+    def _draw(self) -> Group:
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
@@ -308,13 +338,11 @@ class RichLines:
             why = printable(self._explain(row, now))
             style = _STYLES.get(row["state"], "")
             table.add_row(Text(name, style), _bar(row), Text(why), Text(_elapsed(row, now)))
-        return table
+        below = Text(f"  {self._below}", "dim", no_wrap=True, overflow="ellipsis")
+        return Group(table, below) if self._below and self._rows else Group(table)
 
     def _explain(self, row: Mapping[str, Any], now: float) -> str:
-        place = self._places.get(row["i"])
-        if row["state"] == "waiting" and place is not None:
-            return "next in the queue" if place == 1 else f"number {place} in the queue"
-        return "  ".join(filter(None, (explain(row, now), *_speed(row, now))))
+        return "  ".join(filter(None, (explain(row, now, self._queue), *_speed(row, now))))
 
 
 def _speed(row: Mapping[str, Any], now: float) -> list[str]:

@@ -227,7 +227,7 @@ class Watch:
 
     def paint(self, rows: Iterable[Row], instant: Now) -> list[dict[str, Any]]:
         """Return all that is drawn of these rows."""
-        painted = [row.paint(instant, load) for row in rows]
+        painted = [paint(row, instant) for row in rows]
         for row in painted:
             if "attempt" in row:
                 row["attempts"] = most_attempts(self.rows[row["i"]].called[0])
@@ -243,6 +243,12 @@ class Watch:
                 if row.state != before:
                     self._changed.add(row.index)
         return self.over
+
+    def ask(self) -> None:
+        """Ask the broker here and now what no event tells, as when a task starts; may wait."""
+        self.settle()
+        outlook.follow(self)
+        outlook.look()
 
     @property
     def over(self) -> bool:
@@ -428,6 +434,15 @@ def known_tasks() -> Mapping[str, Any]:
     from nbtasks.client import task
 
     return task.tasks
+
+
+def paint(row: Row, instant: Now) -> dict[str, Any]:
+    """Return what is drawn of a row; what its task said is left out when that cannot be read."""
+    try:
+        return row.paint(instant, load)
+    except Exception as error:  # a class of the user's: the other rows must not go with this one
+        log.debug("What task %s says cannot be drawn: %r", row.id, error)
+        return row.paint(instant, lambda record, event: None)
 
 
 def load(record: client.Record, event: Event) -> Any:

@@ -39,6 +39,8 @@ class Source(Protocol):
 
     def snapshot(self) -> dict[str, Any]: ...
 
+    def picture(self) -> dict[str, str]: ...
+
     def hear(self, said: Mapping[str, Any], widget: PanelWidget) -> None: ...
 
 
@@ -63,6 +65,14 @@ class PanelWidget(anywidget.AnyWidget):
         self._id = secrets.token_hex(16)
         super().__init__(model_id=self._id)
         self.on_msg(self._heard)
+
+    def __repr__(self) -> str:
+        return self._source.picture()["text/plain"]
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the live view, with what is read where there is no kernel or no script."""
+        view, metadata = super()._repr_mimebundle_(**kwargs) or ({}, {})
+        return {**view, **self._source.picture()}, metadata
 
     def current(self) -> dict[str, Any]:
         with self._source.lock:

@@ -472,10 +472,18 @@ def test_a_connection_that_comes_back_ends_the_silence(panel, expect):
 
 STATE = "application/vnd.jupyter.widget-state+json"
 
+OUTPUT = "(k) => model.widget_manager.context.model.cells.get(1).outputs.get(k).data"
+
 FILED = f"() => metadata.widgets?.['{STATE}'].state"
 
 
-def test_a_notebook_that_is_saved_holds_the_panel_until_its_tasks_are_over(panel):
+def put_picture(panel) -> None:
+    """Have the final picture take the panel's place in the notebook."""
+    panel.say({"kind": "picture", "html": "<p>over</p>", "text": "over"})
+    panel.page.wait_for_function(f"() => ({OUTPUT})(2)['text/plain'] === 'over'")
+
+
+def test_a_notebook_that_is_saved_holds_the_panel_as_long_as_it_stands_there(panel):
     panel.open([row(0, "running"), row(1)], manager=MANAGER)
     others = {"theirs": {"state": {}}, "past": {"state": {"snapshot": {"saved": True}}}}
     panel.page.evaluate(
@@ -492,6 +500,11 @@ def test_a_notebook_that_is_saved_holds_the_panel_until_its_tasks_are_over(panel
     assert snapshot["total"]["counts"] == {"running": 1, "done": 1}
 
     panel.tell(row(0, "done"))
+    panel.page.evaluate("() => save()")
+    over = panel.page.evaluate(FILED)["ours"]["state"]["snapshot"]
+    assert over["total"]["counts"] == {"done": 2}
+
+    put_picture(panel)
     panel.page.evaluate("() => save()")
     assert set(panel.page.evaluate(FILED)) == {"theirs"}
     assert panel.page.evaluate("() => metadata.widgets.more") == 1
@@ -511,6 +524,7 @@ def test_a_file_that_holds_no_panel_any_more_is_as_if_it_never_had(panel):
     panel.open([row(0, "running")], manager=MANAGER)
     panel.page.evaluate("() => save()")
     panel.tell(row(0, "done"))
+    put_picture(panel)
 
     panel.page.evaluate("() => save()")
 
@@ -964,19 +978,15 @@ def test_a_blocked_or_missing_notification_is_not_offered(panel, expect):
     expect(bell).to_be_hidden()
 
 
-OUTPUT = "(k) => model.widget_manager.context.model.cells.get(1).outputs.get(k).data"
-
-
 def test_a_notebook_that_was_away_at_the_end_gets_the_picture(panel, expect):
     panel.open([row(0, "done"), row(1, "failed")], manager=MANAGER)
     assert not panel.sent("picture")
     panel.page.clock.run_for(1100)
     panel.wait_for_sent("picture")
 
-    panel.say({"kind": "picture", "html": "<p>over</p>", "text": "over"})
+    put_picture(panel)
 
     picture = {"text/html": "<p>over</p>", "text/plain": "over"}
-    panel.page.wait_for_function(f"() => ({OUTPUT})(2)['text/plain'] === 'over'")
     assert panel.page.evaluate(OUTPUT, 2) == picture
     assert panel.page.evaluate(OUTPUT, 0)["text/plain"] == "live"
     assert panel.page.evaluate(OUTPUT, 1)["text/plain"] == "live"

@@ -184,6 +184,37 @@ def test_reopened_when_its_kernel_is_gone_it_shows_how_things_stood(
     assert "widgets" not in nbformat.read(folder / "test.ipynb", as_version=4).metadata
 
 
+HALF = """\
+@task(bind=True)
+def half(self):
+    self.update_state(meta={"desc": "half \\ud83d"})
+    raise ValueError("half \\ud83d")
+"""
+
+
+def test_a_results_widget_reads_in_a_saved_notebook(open_notebook, expect, folder, server):
+    notebook = open_notebook(
+        SET_UP + HALF, "result = half.delay()\nresult.get(propagate=False);", "result.widget()"
+    )
+    notebook.run(0)
+    notebook.run(1)
+    said = "ValueError: half \\ud83d"
+    expect(notebook.cell(1).locator(STATIC)).to_contain_text(said)
+    notebook.run(2)
+    expect(row(notebook.cell(2), "failed", said)).to_be_visible()
+    notebook.save()
+    notebook.leave()
+    server.end_kernels()
+
+    (output,) = nbformat.read(folder / "test.ipynb", as_version=4).cells[2].outputs
+    assert output.data["text/plain"].startswith(
+        f"nbtasks: 1 task: 1 failed\n✕ half()  failed: {said}"
+    )
+    assert output.data["text/html"].startswith('<section class="nbtasks-static">')
+    notebook = open_notebook()
+    expect(row(notebook.cell(2), "failed", said)).to_be_visible()
+
+
 @pytest.mark.parametrize("kernel", ["python3-6.31.0", "python3"])
 def test_a_page_reloaded_while_a_cell_waits_goes_on_and_can_cancel(open_notebook, expect, kernel):
     kernels.skip_unless_installed(kernel)

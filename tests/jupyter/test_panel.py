@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from nbtasks.client.eager_result import EagerResult
+from nbtasks.client.result import AsyncResult
 from nbtasks.core.messages import Hasten, Redo, Revoke
-from nbtasks.jupyter import cells, detail, panel, watch
+from nbtasks.jupyter import cells, detail, outlook, panel, watch
 from tests.jupyter.conftest import NOW
 
 
@@ -344,3 +346,129 @@ def test_a_result_that_takes_its_time_does_not_hold_the_picture_up(sent, page, m
 
     assert "2 done" in page[-1][2]["text/plain"]
     assert "quick" in page[-1][2]["text/html"]
+
+
+def test_a_picture_that_could_not_be_put_there_is_put_there_later(sent, page, monkeypatch):
+    shown, (told,) = sent()
+    told.succeeds()
+    with monkeypatch.context() as patched:
+        patched.setattr(shown, "_publish", lambda bundle: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            shown.flush()
+
+    shown.flush()
+
+    assert panel.WIDGET_MIME not in page[-1][2]
+    assert "1 done" in page[-1][2]["text/plain"]
+
+
+def test_failures_behind_cancelled_tasks_are_in_the_picture_with_their_tracebacks(sent, page):
+    shown, told = sent(30)
+    for number, each in enumerate(told):
+        if number < 27:
+            each.is_revoked("revoked")
+        else:
+            each.begins().fails(ValueError("bad"), traceback=f"in line {number}\nValueError: bad")
+    while not shown._still:
+        shown.flush()
+
+    final = page[-1][2]
+    assert final["text/plain"].count("failed: ValueError: bad") == 3
+    assert all(f"in line {number}\n" in final["text/html"] for number in (27, 28, 29))
+
+
+# ------------------------------------------------------------- widgets that the user puts somewhere
+
+
+@pytest.fixture
+def result_of():
+    return lambda told: AsyncResult._of(told.record)
+
+
+def text_of(shown) -> str:
+    return shown._repr_mimebundle_()["text/plain"]
+
+
+@pytest.fixture
+def without_widgets(monkeypatch):
+    monkeypatch.setattr(panel, "new_widget", lambda source: None)
+
+
+@pytest.mark.usefixtures("without_widgets")
+def test_where_there_are_no_widgets_a_picture_shows_how_things_stand(send, result_of, here):
+    told = send()
+    shown = result_of(told).widget()
+    told.begins()
+    running = text_of(shown)
+
+    told.succeeds()
+
+    assert running == "nbtasks: 1 task: 1 running\n● load('a.csv')  running"
+    assert repr(shown) == text_of(shown) == "nbtasks: 1 task: 1 done\n✓ load('a.csv')  done"
+    assert shown._repr_html_().startswith('<section class="nbtasks-static">')
+    assert set(shown._repr_mimebundle_()) == {"text/plain", "text/html"}
+
+
+@pytest.mark.usefixtures("without_widgets")
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [
+        ((4, "SUCCESS", None), "✓ add  done"),
+        (
+            (
+                ValueError("no"),
+                "FAILURE",
+                "Traceback (most recent call last):\nValueError: no \ud83d",
+            ),
+            "✕ add  failed: ValueError: no \\ud83d",
+        ),
+    ],
+)
+def test_a_task_that_ran_here_is_shown_as_it_ended(here, ended, said):
+    shown = EagerResult("1", *ended, name="add").widget()
+
+    assert text_of(shown).splitlines()[1] == said
+    assert here.told == []
+    assert "1" not in here.records
+
+
+def test_a_task_that_ran_here_keeps_its_traceback_and_cannot_be_run_again(here, page):
+    loose = panel.LoosePanel()
+    widget = loose.put([EagerResult("1", ValueError("no"), "FAILURE", "in line 7\nValueError: no")])
+    loose.flush()
+    gc.collect()
+
+    widget.click("detail", i=0)
+
+    eventually(lambda: widget.sent)
+    assert widget.sent[0]["detail"]["traceback"] == "in line 7\nValueError: no"
+    assert "redo" not in loose.snapshot()["rows"][0]
+
+
+@pytest.mark.usefixtures("without_widgets")
+def test_a_widget_starts_no_cluster_and_says_that_none_runs(submit, result_of, monkeypatch):
+    monkeypatch.setattr("nbtasks.client.client._clients", [])
+    monkeypatch.setattr("nbtasks.client.client.current", lambda: pytest.fail("it starts one"))
+    monkeypatch.setattr("nbtasks.cluster.is_running", lambda place: False)
+
+    unknown, sent = AsyncResult("x").widget(), result_of(submit()).widget()
+
+    assert text_of(unknown).splitlines()[1] == f"○ task  waiting: {panel.NO_CLUSTER}"
+    assert text_of(sent).splitlines()[1] == f"○ load('a.csv')  waiting: {panel.NO_CLUSTER}"
+
+
+@pytest.mark.usefixtures("without_widgets")
+def test_a_widget_of_another_process_task_asks_how_it_stands(here, monkeypatch):
+    monkeypatch.setattr(outlook.Outlook, "_run", lambda self: None)
+    monkeypatch.setattr(watch, "outlook", outlook.Outlook())
+    here.record("x").known = True
+    here.answers["show"] = lambda id: {"name": "nb.load", "summary": "(7)"}
+    here.answers["outlook"] = lambda ids, parents: {
+        **{"workers": 1, "busy": 1, "queued": 1, "why": {}, "children": {}},
+        **{"places": {}, "starts": {"x": NOW.wall + 100}},
+    }
+
+    shown = AsyncResult("x").widget()
+
+    assert text_of(shown).splitlines()[1] == "◔ load(7)  scheduled"
+    assert "starts in 1:40" in shown._repr_html_()

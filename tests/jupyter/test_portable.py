@@ -134,16 +134,20 @@ def test_kernel_without_widgets_shows_html_that_is_drawn_again(packages: str) ->
     assert "done" in last
 
 
-def test_widget_without_the_packages_for_it_says_what_to_install() -> None:
+def test_widget_without_the_packages_for_it_is_a_picture() -> None:
     program = """
-        from nbtasks.jupyter import panel
-        try:
-            panel.widget()
-        except ImportError as error:
-            print(error)
+        import nbtasks
+
+        @nbtasks.task
+        def add(x, y):
+            return x + y
+
+        print(add.apply((1, 2)).widget())
     """
 
-    assert "pip install anywidget" in run_without("anywidget ipywidgets IPython", program)
+    out = run_without("anywidget ipywidgets IPython", program)
+
+    assert out == "nbtasks: 1 task: 1 done\n✓ add  done\n"
 
 
 def test_python_without_ipython_shows_nothing_and_needs_nothing() -> None:

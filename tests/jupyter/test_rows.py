@@ -109,7 +109,11 @@ def test_a_failure_that_cannot_be_unpickled_is_told_by_its_traceback(submit, mon
 
     monkeypatch.setattr(watch, "load", refuse)
 
-    row = paint(submit().fails(ValueError(), traceback="Traceback:\n  ...\nColourError: red"))
+    row = paint(
+        submit().fails(
+            ValueError(), traceback="Traceback (most recent call last):\n  ...\nColourError: red"
+        )
+    )
 
     assert row["error"] == "ColourError: red"
 
@@ -175,6 +179,7 @@ def test_a_row_is_plain_data(submit):
         ({"n": 5}, None, "5"),
         ({"current": True}, None, "current True"),
         ({"message": "a\nb", "lr": 0.123456}, None, "a · lr 0.1235"),
+        (dict.fromkeys("abcdef", 1), None, "a 1 · b 1 · c 1 · d 1 · e 1 · f 1"),
     ],
 )
 def test_whatever_a_task_says_of_its_progress_can_be_drawn(meta, fraction, text):
@@ -291,3 +296,64 @@ def test_a_task_sent_by_a_task_names_its_senders_row(submit):
     row = Row(submit().record, 3, None, parent=1)
 
     assert row.paint(NOW, watch.load)["parent"] == 1
+
+
+# --------------------------------------------------------------------------------- half characters
+
+HALF = "half \ud83d \udcff"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        lambda told: told.fails(ValueError(HALF)),
+        lambda told: told.begins().says("PROGRESS", {"desc": HALF, HALF: HALF}),
+        lambda told: told.begins().says("PROGRESS", HALF),
+        lambda told: told.begins().retries(OSError(HALF), 1, 7.0),
+    ],
+)
+def test_half_a_character_is_spelt_out(submit, told):
+    row = paint(told(submit()))
+
+    assert "half \\\\ud83d" in json.dumps(row)
+    json.dumps(row, ensure_ascii=False).encode()
+
+
+# ----------------------------------------------------------------------------------- said in words
+
+QUEUE = {"workers": 2, "busy": 2, "queued": 9, "places": [[0, 4], [5, 1]]}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"state": "scheduled", "due": 72.0}, "starts in 1:12"),
+        ({"state": "scheduled", "due": 72.0, "expires": 300}, "starts in 1:12  expires in 5:00"),
+        ({"state": "waiting"}, "4th in the queue · all 2 workers busy"),
+        ({"state": "waiting", "i": 5}, "next in the queue · all 2 workers busy"),
+        ({"state": "waiting", "i": 9}, "in the queue · all 2 workers busy"),
+        ({"state": "waiting", "why": "at most 1/s", "expires": 7}, "at most 1/s  expires in 0:07"),
+        ({"state": "failed", "error": "E: x", "attempt": 3}, "E: x  after 3 attempts"),
+        ({"state": "done", "attempt": 2, "attempts": 4}, "after 2 attempts"),
+    ],
+)
+def test_a_row_says_in_words_what_the_page_says(row, said):
+    assert rows.explain({"i": 0, **row}, 0.0, QUEUE) == said
+
+
+@pytest.mark.parametrize(
+    ("workers", "busy", "said"),
+    [
+        (0, 0, "in the queue · no worker yet"),
+        (1, 1, "in the queue · the only worker is busy"),
+        (2, 1, "in the queue"),
+    ],
+)
+def test_the_queue_says_whether_a_worker_is_free(workers, busy, said):
+    queue = {"workers": workers, "busy": busy, "queued": 500, "places": []}
+
+    assert rows.why({"i": 0}, queue) == said
+
+
+def test_why_a_task_waits_is_unknown_before_the_broker_was_asked():
+    assert rows.explain({"i": 0, "state": "waiting"}, 0.0) == ""

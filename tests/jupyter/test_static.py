@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 from types import MappingProxyType
+from typing import NamedTuple
 
 import pytest
 
@@ -229,3 +230,35 @@ def test_no_time_of_day_and_no_worker_is_told():
     html = draw(row(0), details={0: detail})
 
     assert not re.search(r"worker-7|0123-4567|12:31|2001", html)
+
+
+def test_of_many_tasks_failures_are_shown_before_those_that_were_cancelled():
+    rows = [
+        Seen(i, "failed" if i % 10 == 0 else "expired" if i == 9 else "cancelled")
+        for i in range(30)
+    ]
+
+    chosen = static.choose(rows)
+
+    assert len(chosen) == static.ALL
+    assert [row.index for row in chosen] == [*range(19), 20]
+    assert [row.index for row in chosen if row.state == "failed"] == [0, 10, 20]
+
+
+class Seen(NamedTuple):
+    index: int
+    state: str
+
+
+QUEUE = {"workers": 1, "busy": 1, "queued": 2, "places": [[0, 2]]}
+
+
+def test_what_waits_says_why_in_html_and_in_text():
+    waits = row(0, state="waiting", final=False, expires=NOW.wall + 200)
+    line = "2nd in the queue · the only worker is busy"
+
+    html = static.html([waits], counted(waits), NOW.wall, queue=QUEUE)
+    text = static.text([waits], counted(waits), NOW.wall, QUEUE)
+
+    assert f"{line}  expires in 3:20" in html
+    assert text.endswith(f"waiting: {line}")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from nbtasks.jupyter import text
+from nbtasks.jupyter import outlook, text, watch
 from nbtasks.jupyter.text import RichLines, TextPanel
 from tests.jupyter.conftest import NOW
 
@@ -165,7 +165,7 @@ def test_rich_draws_those_that_are_open_with_what_the_panel_says(submit, drawn):
     later = submit("nb.report", "()", eta=NOW.wall + 72)
     for told in (later, waiting, retrying, running, submit().succeeds()):
         panel.add(told.record)
-    panel._watch.queue = {"places": [[1, 4]]}
+    panel._watch.queue = {"workers": 2, "busy": 2, "places": [[1, 4]]}
 
     lines = drawn(panel)
 
@@ -173,7 +173,7 @@ def test_rich_draws_those_that_are_open_with_what_the_panel_says(submit, drawn):
     assert [re.sub(r" {2,}", "  ", line) for line in lines] == [
         f"  ● train(lr=0.1)  {bar}╺{'━' * 7}  60 %  epoch 12/20  0.632/s  0:13 left  0:19",
         "  ↻ fetch('a.csv')  attempt 2 in 0:07  ConnectionError: refused",
-        "  ○ crunch(7)  number 4 in the queue",
+        "  ○ crunch(7)  4th in the queue · all 2 workers busy",
         "  ◔ report()  starts in 1:12",
     ]
 
@@ -268,3 +268,86 @@ def test_what_ended_within_a_cell_is_told_before_the_next_one(submit):
     panel.pause()
 
     assert "done" in out.getvalue()
+
+
+def test_a_failure_says_after_how_many_attempts(submit):
+    out, told = io.StringIO(), submit().begins().retries(OSError("no"), 1, 0.0)
+    panel = TextPanel(out)
+    panel.add(told.record)
+
+    told.begins().fails(OSError("no"), retries=1, runtime=1)
+    panel.pause()
+
+    assert out.getvalue() == "  ✕ load('a.csv')  failed  OSError: no  after 2 attempts  1.0 s\n"
+
+
+def test_half_a_character_does_not_silence_the_tasks_after_it(submit):
+    raw = io.BytesIO()
+    out = io.TextIOWrapper(raw, "utf-8")
+    panel = TextPanel(out)
+    for told in (submit().fails(OSError("half \udcff")), submit().succeeds(runtime=1)):
+        panel.add(told.record)
+
+    panel.pause()
+
+    assert raw.getvalue().decode().splitlines() == [
+        "  ✕ load('a.csv')  failed  OSError: half \\udcff",
+        "  ✓ load('a.csv')  done  1.0 s",
+        "  2 tasks: 1 done · 1 failed",
+    ]
+
+
+def test_rich_says_how_many_tasks_there_are_besides_those_that_it_draws(submit, drawn):
+    panel = TextPanel(Terminal())
+    for number in range(14):
+        told = submit(summary=f"({number})")
+        panel.add(told.begins().record if number < 2 else told.record)
+
+    lines = drawn(panel)
+
+    assert len(lines) == text.MOVING + 1
+    assert lines[-1] == "  … and 4 more  14 tasks: 2 running · 12 waiting"
+
+
+# ------------------------------------------------------------- what another process has sent
+
+
+@pytest.fixture
+def broker(monkeypatch, here):
+    """What the broker answers, and the panel asks it itself."""
+    monkeypatch.setattr(outlook.Outlook, "_run", lambda self: None)
+    monkeypatch.setattr(watch, "outlook", outlook.Outlook())
+    answer = {"workers": 1, "busy": 1, "queued": 1, "places": {}, "why": {}, "children": {}}
+    here.answers["outlook"] = lambda ids, parents: answer
+    return answer
+
+
+def test_a_task_that_is_attached_is_told_at_once_however_it_stands(here, broker):
+    out = io.StringIO()
+    panel = TextPanel(out)
+    broker["starts"] = {"late": NOW.wall + 100}
+    broker["places"] = {"next": 1}
+    for task_id in ("late", "next"):
+        panel.add(here.record(task_id), ("nb.load", f"({task_id!r})"))
+
+    panel.pause()
+    said = out.getvalue()
+    panel.resume()
+    panel.pause()
+
+    assert said.splitlines() == [
+        "  ◔ load('late')  scheduled  starts in 1:40",
+        "  ○ load('next')  waiting  next in the queue · the only worker is busy",
+    ]
+    assert out.getvalue() == said
+
+
+def test_of_many_tasks_that_are_attached_the_number_is_told(here, broker):
+    out = io.StringIO()
+    panel = TextPanel(out)
+    for number in range(20):
+        panel.add(here.record(f"{number}"), ("nb.load", "()"))
+
+    panel.pause()
+
+    assert out.getvalue() == "  20 tasks: 20 waiting\n"

@@ -335,3 +335,21 @@ def test_a_rate_that_is_out_of_date_is_news(seen, follow, monkeypatch):
     assert left == pytest.approx(len(tasks) / rate, rel=0.1)
     assert seen.news
     assert seen.total()["rate"] is None
+
+
+class Sly(dict):
+    """A mapping that cannot be read."""
+
+    def get(self, key, default=None):
+        raise RuntimeError
+
+
+def test_a_row_that_cannot_be_read_does_not_take_the_others_along(seen, follow):
+    sly, other = follow().begins(), follow().begins()
+    sly.says("PROGRESS", Sly())
+    other.says("PROGRESS", {"progress": 50})
+
+    first, second = seen.paint(seen.look(NOW), NOW)
+
+    assert (first["state"], first["text"]) == ("running", "")
+    assert second["fraction"] == 0.5

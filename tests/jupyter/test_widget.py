@@ -226,3 +226,18 @@ def test_a_closed_widget_leaves_nothing_in_the_kernel(shown, wire):
 
     assert opened
     assert set(widget._instances) == before
+
+
+def test_a_widget_is_live_where_it_can_be_and_reads_everywhere_else(shown, wire):
+    loose, told = shown()
+    told.begins().fails(ValueError("bad"))
+
+    bundle, _ = loose._widget._repr_mimebundle_()
+
+    assert bundle["text/plain"] == repr(loose._widget)
+    assert (
+        repr(loose._widget) == "nbtasks: 1 task: 1 failed\n✕ load('a.csv')  failed: ValueError: bad"
+    )
+    assert bundle["text/html"].startswith('<section class="nbtasks-static">')
+    assert bundle[panel.WIDGET_MIME]["model_id"] == loose._widget.model_id
+    loose.close()

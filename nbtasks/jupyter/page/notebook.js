@@ -52,8 +52,9 @@ function viewsOf(/** @type {any} */ model) {
  * Whenever the notebook is saved, keep in its file what is shown just now.
  *
  * A notebook that is opened when its kernel is gone has views of widgets that nobody knows: Jupyter
- * would show an error. So the file holds the widget itself as long as its tasks are not over, where
- * Jupyter's own setting "Save Widget State Automatically" puts it, too.
+ * would show an error. So the file holds the widget itself as long as it stands in the notebook (when
+ * its tasks are over, a picture takes the place of a cell's panel), where Jupyter's own setting "Save
+ * Widget State Automatically" puts it, too.
  *
  * @param {Feed} feed @returns {() => void}
  */
@@ -77,8 +78,7 @@ function file(feed, book) {
     Object.entries(before).filter(([id, each]) => !isOurs(each) || shown.has(id)),
   );
   const room = feed.model_id in state || Object.values(state).filter(isOurs).length < KEPT.panels;
-  if (!feed.total.open) delete state[feed.model_id];
-  else if (shown.has(feed.model_id) && room) state[feed.model_id] = widgetOf(feed);
+  if (shown.has(feed.model_id) && room) state[feed.model_id] = widgetOf(feed);
   const { [STATE_MIME]: _, ...others } = widgets;
   if (Object.keys(state).length) {
     const told = { version_major: 2, version_minor: 0, state };
