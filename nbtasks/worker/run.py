@@ -4,6 +4,11 @@
                                                                                              │
     outbox ◀── Done | Again ◀── cell: finished ◀── output flushed ◀── encode ◀── store ◀─────┘
 
+With handlers, these run next, and the cell goes on to say that the call does: what is to end by a
+limit is ended in them as well.
+
+    Handling, Done | Again ─▶ wait until saved ─▶ handlers ─▶ cell: finished ─▶ Handling(over)
+
 From `begin` on the call counts as begun: loading a function or an argument runs code of the user,
 and if the process dies of it, the call is to blame.
 """
@@ -21,7 +26,17 @@ from typing import Any, NoReturn
 from nbtasks import exceptions, life
 from nbtasks.context import Channel, Request, RetryPlan
 from nbtasks.core import states
-from nbtasks.core.messages import Again, Call, Done, Options, Policy, Report, Started, Update
+from nbtasks.core.messages import (
+    Again,
+    Call,
+    Done,
+    Handling,
+    Options,
+    Policy,
+    Report,
+    Started,
+    Update,
+)
 from nbtasks.exceptions import NotRegistered, TaskRevokedError
 from nbtasks.wire import payloads
 from nbtasks.wire.cell import Cell
@@ -217,14 +232,26 @@ class Runner:
         self._function = function
         if assignment.run.verdict:
             name, facts = json.loads(assignment.run.verdict)
+            self._begin_handlers(call.id)
             life.bereave(function.task, request, getattr(exceptions, name)(*facts), args, kwargs)
             self._post_outcome(Done(self._ticket, states.IGNORED, b"", at=time.time()))
+            self._end_handlers()
             return
         wrap = None
         if request.soft_time_limit is not None:
             self._soft = request.soft_time_limit
             wrap = self._within_limit
-        life.run(function.task, request, args, kwargs, store=self._store, clock=_clock, wrap=wrap)
+        if not function.handlers:
+            store = self._store
+            life.run(function.task, request, args, kwargs, store=store, clock=_clock, wrap=wrap)
+            return
+        store = self._store_first
+        outcome = life.run(
+            function.task, request, args, kwargs, store=store, clock=_clock, wrap=wrap
+        )
+        if self.forked:
+            end_child(outcome)  # a handler has returned twice
+        self._end_handlers()
 
     def _arm_limits(self, policy: Policy, call: Call) -> None:
         loading = time.monotonic() - self._handover.began_at
@@ -263,17 +290,37 @@ class Runner:
             # The body has returned twice; the call is the other process's.
             end_child(outcome)
         self._post_outcome(self._encode(outcome))
-        if self._function.handlers:
-            self._handover.wait_noted(self._ticket, NOTED_WAIT)
+
+    def _store_first(self, outcome: life.Outcome) -> None:
+        """Post the outcome of the running call, whose handlers run when it is saved."""
+        if self.forked:
+            end_child(outcome)
+        message = self._encode(outcome)
+        assert self._request.id is not None
+        self._begin_handlers(self._request.id)
+        self._post_outcome(message)
+        self._handover.wait_noted(self._ticket, NOTED_WAIT)
+
+    def _begin_handlers(self, task_id: str) -> None:
+        handling = self._handover.handling = Handling(self._ticket, task_id)
+        self._handover.post(handling)
+
+    def _end_handlers(self) -> None:
+        handling = self._handover.handling
+        assert handling is not None
+        self._handover.handling = None
+        self._cell.finish(handling.ticket)
+        self._handover.post(Handling(handling.ticket, handling.id, over=True))
 
     def _post_outcome(self, message: Done | Again | Loaded) -> None:
         if self._capture.pending:
             self._capture.flush()
         self._keep(message)
-        ticket = self._ticket
-        self._cell.finish(ticket)
-        self._handover.ended = ticket
-        self._handover.post(message)
+        handover, ticket = self._handover, self._ticket
+        if handover.handling is None:
+            self._cell.finish(ticket)
+        handover.ended = ticket
+        handover.post(message)
 
     def _keep(self, message: Done | Again | Loaded) -> None:
         """Let an outcome outlive this process, which the next call may kill."""
@@ -376,6 +423,7 @@ class Runner:
         outcome = life.Outcome(states.FAILURE, error, life.ExceptionInfo(error))
         self._request = Request()
         self._post_outcome(self._encode(outcome))
+        self._forgo_handlers()
 
     def _post_refusal(self, state: str, error: BaseException) -> None:
         """Post the end of a call that is not begun at all."""
@@ -385,6 +433,13 @@ class Runner:
         self._keep(message)
         self._handover.ended = self._ticket
         self._handover.post(message)
+        self._forgo_handlers()
+
+    def _forgo_handlers(self) -> None:
+        """Say that this worker is free, if it was given a call for its handlers only."""
+        run = self._assignment.run
+        if run.verdict and run.call is not None:
+            self._handover.post(Handling(run.ticket, run.call.id, over=True))
 
     # -------------------------------------------------------------- what the running task says
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from nbtasks.core.messages import (
     Bye,
     Done,
     Fetch,
+    Handling,
     Hello,
     Lacking,
     Noted,
@@ -458,6 +460,56 @@ def test_handlers_run_only_when_the_outcome_is_saved(
     assert before == []
     output = broker.next(Output)
     assert (output.id, output.text) == (call.id, "saved 5\n")
+
+
+def test_broker_and_cell_know_of_handlers_while_they_run(
+    runtime: Path, start_worker: Start
+) -> None:
+    class Patient(Task):
+        def on_success(self, *facts: Any) -> None:
+            import time
+            from pathlib import Path
+
+            (Path(facts[0]) / "a").touch()
+            while not (Path(facts[0]) / "b").exists():
+                time.sleep(0.002)
+
+    Patient.__module__ = "__main__"
+    patient = task(lambda path: path, base=Patient, name="patient")
+    with FakeBroker(runtime) as first:
+        start_worker()
+        first.welcome()
+        call = first.call(patient, str(runtime))
+        (ticket,) = first.run(call)
+        told = first.next(Handling)
+        first.done()
+        first.appear(runtime / "a")
+
+    with FakeBroker(runtime, b"broker-2") as second:
+        second.welcome()
+        again = second.next(Handling)
+        reading = cell.read(runtime / "cells" / "worker-test")
+        (runtime / "b").touch()
+        over = second.next(Handling)
+
+    assert told == again == Handling(ticket, call.id)
+    assert reading is not None
+    assert reading.running == ticket
+    assert over == Handling(ticket, call.id, over=True)
+    reading = cell.read(runtime / "cells" / "worker-test")
+    assert reading is not None
+    assert reading.running == 0
+
+
+def test_handlers_of_a_killed_run_that_cannot_be_loaded_are_over(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    call = change(broker.call(add, 1, 2), body=b"nonsense")
+    verdict = json.dumps(["TimeLimitExceeded", [1.0]])
+
+    broker.say(Run(7, call, verdict=verdict))
+
+    assert broker.next(Handling) == Handling(7, call.id, over=True)
 
 
 # ------------------------------------------------------------------ what is told during a run
