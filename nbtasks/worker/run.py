@@ -52,7 +52,7 @@ from nbtasks.worker.limits import SoftLimit, call_supervisor
 NOTED_WAIT = 5.0
 #: Seconds to wait until the broker has saved an outcome that would be lost with this process.
 KEEP_WAIT = 1.0
-#: Seconds of loading from which on a limited run's clock is set anew for the body.
+#: Seconds of loading arguments from which on a limited run's clock is set anew for the body.
 LOADING = 0.005
 #: Seconds to wait until a Started that arms a limit is on its way, before the body begins.
 STARTED_WAIT = 5.0
@@ -219,12 +219,20 @@ class Runner:
         try:
             if function is None:
                 function = self._load_function(call)
+                if limited:
+                    # The clock starts here: imports of the function are not on it.
+                    self._handover.loading = 0
+                    self._handover.began_at = time.monotonic()
+                    self._tell_started(function.policy, call)
             args, kwargs = payloads.loads(call.body, assignment.buffers)
             if type(args) is not tuple:  # serializers other than pickle make a list of it
                 args = tuple(args)
             request = RunRequest(assignment, function, args, kwargs, self)
             if limited:
-                self._arm_limits(function.policy, call)
+                if time.monotonic() - self._handover.began_at > LOADING:
+                    # The limit is for the body: imports that its arguments need are not its own.
+                    self._tell_started(function.policy, call)
+                self._limit_memory(function.policy, call)
         except BaseException as error:
             self._fail(error)
             return
@@ -252,14 +260,6 @@ class Runner:
         if self.forked:
             end_child(outcome)  # a handler has returned twice
         self._end_handlers()
-
-    def _arm_limits(self, policy: Policy, call: Call) -> None:
-        loading = time.monotonic() - self._handover.began_at
-        if self._handover.loading or loading > LOADING:
-            # The limit is for the body: imports that the first call waits for are not its own.
-            self._handover.loading = 0
-            self._tell_started(policy, call)
-        self._limit_memory(policy, call)
 
     def _limit_memory(self, policy: Policy, call: Call) -> None:
         """Have the supervisor end this process if the body takes too much memory."""

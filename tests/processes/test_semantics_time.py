@@ -64,6 +64,13 @@ def noted(*, ledger):
         file.write("body\n")
 
 
+class LongToLoad:
+    """A value that takes for ever to be unpickled."""
+
+    def __reduce__(self):
+        return time.sleep, (LONG,)
+
+
 class LongAfterwards(nbtasks.Task):
     """A task whose handler writes down who runs it, and does not come to an end."""
 
@@ -520,6 +527,16 @@ def test_handlers_hear_of_a_hard_limit_in_another_process(cluster: nbtasks.Clust
 
     eventually(lambda: len(lines(ledger)) == 4)
     assert lines(ledger) == ["before_start", "body", "on_failure", "after_return"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_hard_limit_holds_while_the_arguments_of_a_first_call_are_loaded():
+    @nbtasks.task(time_limit=0.5)
+    def take(value):
+        return value
+
+    with pytest.raises(TimeLimitExceeded):
+        take.delay(LongToLoad()).get(timeout=SOON)
 
 
 def test_hard_limit_ends_handlers_and_leaves_the_result(cluster: nbtasks.Cluster, gate):
