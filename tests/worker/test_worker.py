@@ -731,6 +731,35 @@ def test_soft_limit_ends_a_coroutine_where_it_waits(
     assert isinstance(broker.value(broker.done()), exceptions.SoftTimeLimitExceeded)
 
 
+@pytest.mark.parametrize("way", ["ignore", "faulthandler", "block"])
+def test_soft_limit_holds_after_a_task_that_took_its_signal(
+    broker: FakeBroker, worker: WorkerProcess, way: str
+) -> None:
+    @task
+    def take(way: str) -> None:
+        import faulthandler
+        import signal
+
+        if way == "ignore":
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        elif way == "block":
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        else:
+            faulthandler.register(signal.SIGUSR1)
+
+    @task(soft_time_limit=0.05)
+    def slow() -> None:
+        import time
+
+        time.sleep(30)
+
+    broker.submit(take, way)
+    broker.done()
+    broker.submit(slow)
+
+    assert isinstance(broker.value(broker.done()), exceptions.SoftTimeLimitExceeded)
+
+
 def test_soft_limit_never_hits_the_next_task(broker: FakeBroker, worker: WorkerProcess) -> None:
     @task
     def spin(seconds: float) -> str:
