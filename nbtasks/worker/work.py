@@ -103,7 +103,7 @@ def serve(runtime: Path, name: str, queues: tuple[str, ...], settings: Settings)
     # Hello is said while the rest is imported.
     link.start()
     work = Work(link, runtime, name, settings)
-    become_main(settings.sys_path)
+    become_main(settings)
     gc.collect()
     gc.freeze()
     code = 1
@@ -150,12 +150,15 @@ def detach_stdin() -> int | None:
     return parent
 
 
-def become_main(sys_path: tuple[str, ...]) -> None:
+def become_main(settings: Settings) -> None:
     """Look to user code like the program that it comes from.
 
-    Its modules are found where the kernel finds them, and `__main__` is a bare module: what tasks
-    see there, or what `multiprocessing` makes of it, must not be this program.
+    Its modules are found where the kernel finds them, its files are open to whom the kernel's are
+    (what we make ourselves says so with each file), and `__main__` is a bare module: what tasks see
+    there, or what `multiprocessing` makes of it, must not be this program.
     """
     sys.modules["__main__"] = ModuleType("__main__")
-    if sys_path:
+    if sys_path := settings.sys_path:
         sys.path[:] = [*sys_path, *(entry for entry in sys.path if entry not in sys_path)]
+    if (umask := settings.extra.get("umask")) is not None:
+        os.umask(umask)
