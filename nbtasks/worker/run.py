@@ -15,6 +15,7 @@ and if the process dies of it, the call is to blame.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -281,6 +282,13 @@ class Runner:
     def _within_limit(self, body: Callable[[], Any]) -> Any:
         with self._limit.around(self._soft):
             return body()
+
+    def globals_of_running(self) -> dict[str, Any]:
+        """Return the globals of the function that runs, if it is one that has come by value."""
+        function = getattr(self, "_function", None)
+        body = None if function is None else inspect.unwrap(function.task.run)
+        known: dict[str, Any] = getattr(body, "__globals__", {})
+        return known if known.get("__name__") == "__main__" else {}
 
     # ------------------------------------------------------------------------------- outcomes
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -694,6 +695,44 @@ def test_input_in_a_task_finds_nothing_to_read(broker: FakeBroker, worker: Worke
     broker.submit(ask)
 
     assert isinstance(broker.value(broker.done()), EOFError)
+
+
+def test_processes_that_a_task_forks_find_its_functions_in_main(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    space: dict[str, Any] = {"__name__": "__main__"}  # a notebook's
+    code = """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    class Point:
+        def __init__(self, x):
+            self.x = x
+
+    def square(x):
+        return Point(x * x)
+
+    def squares():
+        fork = multiprocessing.get_context("fork")
+        with fork.Pool(1) as pool:
+            found = pool.map(square, range(3))
+        with ProcessPoolExecutor(1, fork) as pool:
+            found += pool.map(square, range(3))
+        return [point.x for point in found if isinstance(point, Point)]
+
+    def other():
+        import __main__
+
+        return hasattr(__main__, "square")
+    """
+    exec(textwrap.dedent(code), space)
+
+    broker.submit(task(space["squares"]))
+    found = broker.value(broker.done())
+    broker.submit(task(space["other"]))
+
+    assert found == [0, 1, 4, 0, 1, 4]
+    assert broker.value(broker.done()) is False
 
 
 # -------------------------------------------------------------------------------------- limits
