@@ -475,8 +475,12 @@ class Scheduler:
             if task.phase == ASSIGNED:
                 # It may have begun, and its worker be too busy to say so.
                 self._limit(worker, task.ticket, task, now)
-            elif task.limit_at is not None:
+                return
+            if task.limit_at is not None:
                 self.agenda.add_boot(task.limit_at, "limit", (worker, task.ticket, task))
+            if task.wish == "terminated":
+                # Whoever was told to end it may not have heard, and who wanted it be gone.
+                self._terminate(worker, task, "SIGTERM")
 
     # -------------------------------------------------------------------------------- following
 
