@@ -46,6 +46,7 @@ from nbtasks.wire.connection import (
     prepare_directory,
     read_connection,
     read_settings,
+    umask,
     write_settings,
 )
 from nbtasks.wire.connection import OUR_FILES as OUR_FILES
@@ -546,6 +547,7 @@ def _settings(place: Place, options: Options) -> Settings:
         sys_path=tuple(sys.path),
         extra={
             "folder": os.getcwd(),
+            "umask": umask(),
             "python": sys.executable,
             "accept_content": _content_types(ours.accept_content),
             "task_default_queue": ours.task_default_queue,

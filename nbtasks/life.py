@@ -9,6 +9,9 @@
       after_return                        after SUCCESS and FAILURE
     pop request
 
+In a worker the hard limits hold for these handlers, too; they have the time limit anew, as what
+they do is not the body's fault.
+
 How the body ends → what the outcome is:
 
     returns                               SUCCESS

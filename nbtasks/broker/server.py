@@ -272,6 +272,7 @@ class Server:
             actions += self._look_around(instant)
         actions += self.scheduler.tick(instant)
         self.carry_out(actions, instant)
+        self._tell_supervisor()
         if self._disk is not None:
             self._disk.begin(instant.boot)
         self._accept_what_is_kept()
@@ -317,10 +318,13 @@ class Server:
         heard = self.scheduler.receive(peer, hello, instant)
         if self.scheduler.role_of(peer) == hello.role:
             heard.insert(0, Send(peer, Welcome(self.instance, self.store.name), free=True))
-        if hello.role == "supervisor":
-            heard += [Send(peer, waiting.message) for waiting in self._for_supervisor]
-            self._for_supervisor.clear()
         return heard
+
+    def _tell_supervisor(self) -> None:
+        """Say what there was to say to the supervisor before it was known."""
+        if self._for_supervisor and (peer := self.scheduler.supervisor):
+            waiting, self._for_supervisor = self._for_supervisor, []
+            self._send(peer, [send.message for send in waiting], [])
 
     def _keep(
         self,

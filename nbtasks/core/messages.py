@@ -7,7 +7,7 @@ slow. Who says what to whom:
     client     → broker    Hello Define Submit Follow Unfollow Revoke Hasten Redo Update
                            Forget Ask Scale Stop Bye
     broker     → client    Welcome Accepted Refused Lacking Event Replayed Answer
-    worker     → broker    Hello Started Report Output Done Again Returned Fetch Bye
+    worker     → broker    Hello Started Report Output Handling Done Again Returned Fetch Bye
     broker     → worker    Welcome Run Recall Define Lacking Noted
     supervisor → broker    Hello Died Pool Bye
     broker     → supervisor  Welcome Kill Scale Stop
@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 #: Goes up whenever a message changes shape; processes of unlike versions refuse each other.
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 #: The largest body, in bytes, that travels inside a message rather than as a frame of its own.
 INLINE_LIMIT = 32 * 1024
@@ -498,6 +498,17 @@ class Again(Message, frozen=True):
             raise ValueError(f"the call claims {self.call.frames} frames of {self.frames}")
 
 
+class Handling(Message, frozen=True):
+    """The handlers of this ticket are run next, now that the body is over; said before Done.
+
+    Said again when they are over, and after each Welcome that comes meanwhile.
+    """
+
+    ticket: Count
+    id: str
+    over: bool = False
+
+
 class Fetch(Message, frozen=True):
     """A worker lacks this definition."""
 
@@ -557,7 +568,8 @@ class Kill(Message, frozen=True):
 
 ToBroker = (
     Hello | Bye | Define | Submit | Follow | Unfollow | Revoke | Hasten | Redo | Forget | Update
-    | Ask | Scale | Stop | Started | Report | Output | Done | Again | Returned | Fetch | Pool | Died
+    | Ask | Scale | Stop | Started | Report | Output | Handling | Done | Again | Returned | Fetch
+    | Pool | Died
 )  # fmt: skip
 FromBroker = (
     Welcome | Refused | Lacking | Accepted | Event | Replayed | Answer | Define | Run | Recall
@@ -570,7 +582,9 @@ WORDS: dict[str, frozenset[type]] = {
         Bye, Define, Submit, Follow, Unfollow, Revoke, Hasten, Redo, Forget, Update, Ask, Scale,
         Stop,
     }),
-    "worker": frozenset({Bye, Started, Report, Update, Output, Done, Again, Returned, Fetch}),
+    "worker": frozenset({
+        Bye, Started, Report, Update, Output, Handling, Done, Again, Returned, Fetch,
+    }),
     "supervisor": frozenset({Bye, Pool, Died, Stop}),
 }  # fmt: skip
 

@@ -17,6 +17,8 @@ How things hang together:
 * A worker that **died** is reported by the supervisor with what its cell said: calls that had not
   begun go back to the front of the line as if nothing had happened, those that had are lost: they
   end, or run again with `acks_late`.
+* **Handlers** run when the outcome of their call is saved: the task is over, but its worker is as
+  busy as before, and has the time limit anew.
 * **Events** are numbered per task and kept; whoever follows a task is told each of them.
 """
 
@@ -65,6 +67,7 @@ from nbtasks.core.messages import (
     Fetch,
     Follow,
     Forget,
+    Handling,
     Hasten,
     Hello,
     Kill,
@@ -164,8 +167,8 @@ class Scheduler:
             Follow: self._follow, Unfollow: self._unfollow, Revoke: self._revoke,
             Hasten: self._hasten, Redo: self._redo, Forget: self._forget, Update: self._update,
             Scale: self._scale, Stop: self._stop, Started: self._started, Report: self._report,
-            Output: self._output, Done: self._done, Again: self._again, Returned: self._returned,
-            Fetch: self._fetch, Pool: self._pool, Died: self._died,
+            Output: self._output, Handling: self._handling, Done: self._done, Again: self._again,
+            Returned: self._returned, Fetch: self._fetch, Pool: self._pool, Died: self._died,
         }  # fmt: skip
 
     # ------------------------------------------------------------------------------- the doors
@@ -341,6 +344,7 @@ class Scheduler:
         worker.peer, worker.pid, worker.queues = peer, hello.pid, hello.queues
         worker.progress_at = now.boot
         worker.recalled_at = None
+        worker.handling = 0  # it will say so if it still does
         self._worker_of[peer] = worker
         strange = []
         for held in hello.held:
@@ -471,8 +475,12 @@ class Scheduler:
             if task.phase == ASSIGNED:
                 # It may have begun, and its worker be too busy to say so.
                 self._limit(worker, task.ticket, task, now)
-            elif task.limit_at is not None:
+                return
+            if task.limit_at is not None:
                 self.agenda.add_boot(task.limit_at, "limit", (worker, task.ticket, task))
+            if task.wish == "terminated":
+                # Whoever was told to end it may not have heard, and who wanted it be gone.
+                self._terminate(worker, task, "SIGTERM")
 
     # -------------------------------------------------------------------------------- following
 
@@ -653,6 +661,18 @@ class Scheduler:
             worker.verdicts[ticket] = (states.FAILURE, "TimeLimitExceeded", [limit])
             self._kill(worker, ticket, "SIGKILL")
 
+    def _on_overrun(self, subject: tuple[Worker, int, str, float], when: float, now: Now) -> None:
+        """Have the worker killed, if it still runs the handlers that have run out of time."""
+        worker, ticket, task_id, limit = subject
+        if worker.handling == ticket and not worker.dead:
+            self._kill(worker, ticket, "SIGKILL")
+            text = (
+                f"ERROR nbtasks.task: The handlers of this task took longer than its time limit of "
+                f"{limit:g} s, so their process was killed. State and result are stored and stay "
+                f"as they are. Do less in the handlers, or give the task a longer time_limit.\n"
+            )
+            self._tell_output(task_id, "log", text, now)
+
     def _on_died(self, subject: tuple[Worker, Died], when: float, now: Now) -> None:
         self._bury(*subject, now)
 
@@ -675,7 +695,7 @@ class Scheduler:
         if self.stopping:
             return
         if self._bereft:
-            self._give_bereft()
+            self._give_bereft(now)
         for worker, task in self.pool.choose(now):
             self._give(worker, task, now)
         for worker in self.pool.to_call_back(now):
@@ -696,7 +716,7 @@ class Scheduler:
         self._out.append(Send(worker.peer, run, buffers, task if call is None else None))
         self._release(task)
 
-    def _give_bereft(self) -> None:
+    def _give_bereft(self, now: Now) -> None:
         """Have idle workers run the handlers of what a limit has ended."""
         idle = self.pool.idle()
         for bereft in list(self._bereft):
@@ -705,6 +725,8 @@ class Scheduler:
             if worker is not None:
                 self._bereft.remove(bereft)
                 self._ticket += 1
+                worker.handling, worker.bereft = self._ticket, bereft
+                worker.progress_at = now.boot
                 run = Run(self._ticket, None, task.deaths, verdict=verdict)
                 self._out.append(Send(worker.peer, run, (), task))
 
@@ -747,7 +769,7 @@ class Scheduler:
             task.limit_at = now.boot + limit
             self.agenda.add_boot(task.limit_at, "limit", (worker, ticket, task))
 
-    def _limit_of(self, task: Task, what: str = "time_limit") -> Any:
+    def _limit_of(self, task: Row, what: str = "time_limit") -> Any:
         """Return a limit of a run (seconds, bytes), or None: what the call says wins."""
         limit = None if task.options is None else getattr(task.options, what)
         return getattr(self.pool.of(task).policy, what) if limit is None else limit
@@ -790,11 +812,12 @@ class Scheduler:
         self._save(task)
 
     def _output(self, peer: bytes, output: Output, now: Now, _: Iterator[Any]) -> None:
-        task = self.tasks.get(output.id) or self._ended(output.id)
+        self._tell_output(output.id, output.stream, output.text, now, output.at)
+
+    def _tell_output(self, task_id: str, stream: str, text: str, now: Now, at: float = 0.0) -> None:
+        task = self.tasks.get(task_id) or self._ended(task_id)
         if task is not None:
-            event = self._event(
-                task, now, "output", state=output.stream, text=output.text, at=output.at
-            )
+            event = self._event(task, now, "output", state=stream, text=text, at=at)
             self._tell(task, event, ())
             self._save(task)
 
@@ -806,6 +829,16 @@ class Scheduler:
         # Kept until the commit: what comes next in this turn must find the number of this event.
         task = self._just_ended[task_id] = task_of(row)
         return task
+
+    def _handling(self, peer: bytes, said: Handling, now: Now, _: Iterator[Any]) -> None:
+        """Take note that a worker runs the handlers of a call, or has run them."""
+        worker = self._worker_of[peer]
+        worker.progress_at = now.boot
+        worker.handling = 0 if said.over else said.ticket
+        task = None if said.over else worker.held.get(said.ticket) or self._find(said.id)
+        limit = None if task is None else self._limit_of(task)
+        if limit is not None:
+            self.agenda.add_boot(now.boot + limit, "overrun", (worker, said.ticket, said.id, limit))
 
     def _done(self, peer: bytes, done: Done, now: Now, buffers: Iterator[Any]) -> None:
         payload = take(buffers, done.frames)
@@ -982,6 +1015,10 @@ class Scheduler:
         if returned.tickets:
             worker.recalled_at = None  # who had nothing to give is not asked again at once
         for ticket in sorted(returned.tickets, reverse=True):
+            if ticket == worker.handling and worker.bereft is not None:
+                worker.handling = 0
+                self._bereft.append(worker.bereft)
+                continue
             task = worker.held.get(ticket)
             if task is None or task.phase != ASSIGNED:
                 continue  # what has begun cannot be given back

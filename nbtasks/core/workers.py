@@ -2,7 +2,8 @@
 
 An idle worker gets one call. More are given ahead only where calls of that function are known to
 be so short that the wire would otherwise keep the worker waiting; where one of them proves long,
-the others are called back as soon as another worker has nothing to do.
+the others are called back as soon as another worker has nothing to do. A worker that runs the
+handlers of a call is as busy as with its body.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from itertools import count, islice
 from typing import Any
 
-from nbtasks.core.actions import Archive, Task
+from nbtasks.core.actions import Archive, Row, Task
 from nbtasks.core.agenda import Agenda, Ready
 from nbtasks.core.messages import Now, Policy, Revoke
 from nbtasks.core.states import QUEUED
@@ -104,8 +105,8 @@ class Worker:
     """A worker, and what it holds."""
 
     __slots__ = (
-        "ahead", "dead", "heard", "held", "leaving", "name", "noted", "peer", "pid", "progress_at",
-        "queues", "recalled_at", "verdicts", "wishes",
+        "ahead", "bereft", "dead", "handling", "heard", "held", "leaving", "name", "noted", "peer",
+        "pid", "progress_at", "queues", "recalled_at", "verdicts", "wishes",
     )  # fmt: skip
 
     def __init__(self, name: str, peer: bytes = b"", pid: int = 0, queues: tuple[str, ...] = ()):
@@ -116,6 +117,11 @@ class Worker:
         self.queues = queues
         #: Ticket → task, in the order in which they will run.
         self.held: dict[int, Task] = {}
+        #: Ticket of the call whose handlers it runs, or 0. It does not hold that any more: the
+        #: outcome is saved.
+        self.handling = 0
+        #: If it was given only these, as another process was killed: the task, and how it ended.
+        self.bereft: tuple[Task, str] | None = None
         #: Seconds of work that it holds, about.
         self.ahead = 0.0
         #: Boot clock: when it was last seen to get on.
@@ -138,13 +144,22 @@ class Worker:
         """Whether it can be given something."""
         return bool(self.peer) and not self.dead and not self.leaving
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has something to do."""
+        return bool(self.held) or self.handling > 0
+
+    def sits_on_calls(self) -> bool:
+        """Whether it holds calls that wait for something else that it does."""
+        return len(self.held) > (0 if self.handling else 1)
+
     def has_room(self) -> bool:
         """Whether it may be given something ahead."""
         return self.ahead < WINDOW and len(self.held) < CREDIT
 
     def hold(self, ticket: int, task: Task, definition: Definition, now: Now) -> None:
         """Note that it was given a call."""
-        if not self.held:
+        if not self.busy:
             self.progress_at = now.boot
         self.held[ticket] = task
         # A worker with a call of unknown length gets nothing else.
@@ -200,7 +215,7 @@ class Workers:
             known = self._definitions[digest]
         return known
 
-    def of(self, task: Task) -> Definition:
+    def of(self, task: Row) -> Definition:
         """Return the function of an accepted task."""
         known = self._definitions.get(task.definition)
         if known is None:
@@ -242,11 +257,12 @@ class Workers:
 
     def idle(self) -> list[Worker]:
         """Return the workers that have nothing to do."""
-        return [worker for worker in self.workers.values() if not worker.held and worker.serving]
+        return [worker for worker in self.workers.values() if not worker.busy and worker.serving]
 
     def stranded(self) -> bool:
         """Whether a worker may be sitting on calls that another one could run now."""
-        return any(len(worker.held) > 1 for worker in self.workers.values()) and bool(self.idle())
+        sitting = any(worker.sits_on_calls() for worker in self.workers.values())
+        return sitting and bool(self.idle())
 
     def choose(self, now: Now) -> Iterator[tuple[Worker, Task]]:
         """Yield who shall get what; the caller gives it before it asks for the next."""
@@ -260,7 +276,7 @@ class Workers:
             worker
             for worker in self.workers.values()
             # One that has not got on for a while is running something longer than thought.
-            if worker.held and worker.serving and now.boot - worker.progress_at < STRANDED
+            if worker.busy and worker.serving and now.boot - worker.progress_at < STRANDED
         ]
         while busy and self.ready:
             for worker in list(busy):
@@ -279,7 +295,7 @@ class Workers:
         for worker in self.workers.values():
             asked = worker.recalled_at is not None and now.boot - worker.recalled_at < PATIENCE
             waits = now.boot - worker.progress_at >= STRANDED
-            if len(worker.held) > 1 and worker.serving and waits and not asked:
+            if worker.sits_on_calls() and worker.serving and waits and not asked:
                 yield worker
 
     def release(self, rate: Rate) -> None:

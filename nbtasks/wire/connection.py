@@ -69,6 +69,19 @@ def now() -> Now:
     return Now(time.time(), boot())
 
 
+def umask() -> int:
+    """Return the umask of this process, and leave it as it is."""
+    # Where the system does not tell, it must be set to be read; what another thread makes in that
+    # moment is closed to others rather than open.
+    with suppress(OSError), open("/proc/self/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a cluster was started with."""
 

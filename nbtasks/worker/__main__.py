@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def main(runtime: str, name: str, *queues: str) -> int:
-    os.umask(0o077)
+    os.umask(0o077)  # until `work.become_main`
 
     import faulthandler
 

@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any, NamedTuple
 
-from nbtasks.core.messages import Define, Run
+from nbtasks.core.messages import Define, Handling, Run
 
 Buffer = bytes | bytearray | memoryview
 
@@ -88,13 +88,16 @@ class Handover:
         #: Ticket of the last call that the main thread began and of the last that is over.
         self.began = 0
         self.ended = 0
-        #: When the last call began, monotonic seconds.
+        #: When the last call began (one with a limit: once its function was loaded), monotonic
+        #: seconds.
         self.began_at = 0.0
         #: Ticket of the last call of whose beginning the broker has been, or need not be, told.
         self.told = 0
         #: Ticket of the call whose function is being loaded, if its run has a limit: the broker is
-        #: told of its beginning when the body begins, so that imports are not on its time.
+        #: told of its beginning when that is over, so that imports are not on its time.
         self.loading = 0
+        #: What the broker must know of the handlers that run now; None when none do.
+        self.handling: Handling | None = None
         #: Set by the main thread: it waits for a call, or for its own end.
         self.resting = False
         #: Ticket of the running call whose end somebody wants.

@@ -53,10 +53,14 @@ class SoftLimit:
         """Be ready; call it on the main thread."""
         if _SIGNAL is not None:
             signal.signal(_SIGNAL, self._on_signal)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (_SIGNAL,))
 
     @contextmanager
     def around(self, seconds: float) -> Iterator[None]:
         """Raise SoftTimeLimitExceeded in this block when it lasts longer than `seconds`."""
+        # Anew each time: an earlier task may have taken the signal for itself, and where it did so
+        # by faulthandler, Python does not even know.
+        self.install()
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
         self._stir()

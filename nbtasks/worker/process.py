@@ -388,6 +388,8 @@ class Link:
         self._instance = welcome.instance
         messages: list[Any] = []
         buffers: list[Buffer] = []
+        if (handling := self.handover.handling) is not None:
+            messages.append(handling)
         for item in self._unnoted:
             if type(item) is Loaded:
                 messages.append(item.message)

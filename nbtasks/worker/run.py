@@ -4,12 +4,18 @@
                                                                                              │
     outbox ◀── Done | Again ◀── cell: finished ◀── output flushed ◀── encode ◀── store ◀─────┘
 
+With handlers, these run next, and the cell goes on to say that the call does: what is to end by a
+limit is ended in them as well.
+
+    Handling, Done | Again ─▶ wait until saved ─▶ handlers ─▶ cell: finished ─▶ Handling(over)
+
 From `begin` on the call counts as begun: loading a function or an argument runs code of the user,
 and if the process dies of it, the call is to blame.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -21,7 +27,17 @@ from typing import Any, NoReturn
 from nbtasks import exceptions, life
 from nbtasks.context import Channel, Request, RetryPlan
 from nbtasks.core import states
-from nbtasks.core.messages import Again, Call, Done, Options, Policy, Report, Started, Update
+from nbtasks.core.messages import (
+    Again,
+    Call,
+    Done,
+    Handling,
+    Options,
+    Policy,
+    Report,
+    Started,
+    Update,
+)
 from nbtasks.exceptions import NotRegistered, TaskRevokedError
 from nbtasks.wire import payloads
 from nbtasks.wire.cell import Cell
@@ -37,7 +53,7 @@ from nbtasks.worker.limits import SoftLimit, call_supervisor
 NOTED_WAIT = 5.0
 #: Seconds to wait until the broker has saved an outcome that would be lost with this process.
 KEEP_WAIT = 1.0
-#: Seconds of loading from which on a limited run's clock is set anew for the body.
+#: Seconds of loading arguments from which on a limited run's clock is set anew for the body.
 LOADING = 0.005
 #: Seconds to wait until a Started that arms a limit is on its way, before the body begins.
 STARTED_WAIT = 5.0
@@ -204,12 +220,20 @@ class Runner:
         try:
             if function is None:
                 function = self._load_function(call)
+                if limited:
+                    # The clock starts here: imports of the function are not on it.
+                    self._handover.loading = 0
+                    self._handover.began_at = time.monotonic()
+                    self._tell_started(function.policy, call)
             args, kwargs = payloads.loads(call.body, assignment.buffers)
             if type(args) is not tuple:  # serializers other than pickle make a list of it
                 args = tuple(args)
             request = RunRequest(assignment, function, args, kwargs, self)
             if limited:
-                self._arm_limits(function.policy, call)
+                if time.monotonic() - self._handover.began_at > LOADING:
+                    # The limit is for the body: imports that its arguments need are not its own.
+                    self._tell_started(function.policy, call)
+                self._limit_memory(function.policy, call)
         except BaseException as error:
             self._fail(error)
             return
@@ -217,22 +241,26 @@ class Runner:
         self._function = function
         if assignment.run.verdict:
             name, facts = json.loads(assignment.run.verdict)
+            self._begin_handlers(call.id)
             life.bereave(function.task, request, getattr(exceptions, name)(*facts), args, kwargs)
             self._post_outcome(Done(self._ticket, states.IGNORED, b"", at=time.time()))
+            self._end_handlers()
             return
         wrap = None
         if request.soft_time_limit is not None:
             self._soft = request.soft_time_limit
             wrap = self._within_limit
-        life.run(function.task, request, args, kwargs, store=self._store, clock=_clock, wrap=wrap)
-
-    def _arm_limits(self, policy: Policy, call: Call) -> None:
-        loading = time.monotonic() - self._handover.began_at
-        if self._handover.loading or loading > LOADING:
-            # The limit is for the body: imports that the first call waits for are not its own.
-            self._handover.loading = 0
-            self._tell_started(policy, call)
-        self._limit_memory(policy, call)
+        if not function.handlers:
+            store = self._store
+            life.run(function.task, request, args, kwargs, store=store, clock=_clock, wrap=wrap)
+            return
+        store = self._store_first
+        outcome = life.run(
+            function.task, request, args, kwargs, store=store, clock=_clock, wrap=wrap
+        )
+        if self.forked:
+            end_child(outcome)  # a handler has returned twice
+        self._end_handlers()
 
     def _limit_memory(self, policy: Policy, call: Call) -> None:
         """Have the supervisor end this process if the body takes too much memory."""
@@ -255,6 +283,13 @@ class Runner:
         with self._limit.around(self._soft):
             return body()
 
+    def globals_of_running(self) -> dict[str, Any]:
+        """Return the globals of the function that runs, if it is one that has come by value."""
+        function = getattr(self, "_function", None)
+        body = None if function is None else inspect.unwrap(function.task.run)
+        known: dict[str, Any] = getattr(body, "__globals__", {})
+        return known if known.get("__name__") == "__main__" else {}
+
     # ------------------------------------------------------------------------------- outcomes
 
     def _store(self, outcome: life.Outcome) -> None:
@@ -263,17 +298,37 @@ class Runner:
             # The body has returned twice; the call is the other process's.
             end_child(outcome)
         self._post_outcome(self._encode(outcome))
-        if self._function.handlers:
-            self._handover.wait_noted(self._ticket, NOTED_WAIT)
+
+    def _store_first(self, outcome: life.Outcome) -> None:
+        """Post the outcome of the running call, whose handlers run when it is saved."""
+        if self.forked:
+            end_child(outcome)
+        message = self._encode(outcome)
+        assert self._request.id is not None
+        self._begin_handlers(self._request.id)
+        self._post_outcome(message)
+        self._handover.wait_noted(self._ticket, NOTED_WAIT)
+
+    def _begin_handlers(self, task_id: str) -> None:
+        handling = self._handover.handling = Handling(self._ticket, task_id)
+        self._handover.post(handling)
+
+    def _end_handlers(self) -> None:
+        handling = self._handover.handling
+        assert handling is not None
+        self._handover.handling = None
+        self._cell.finish(handling.ticket)
+        self._handover.post(Handling(handling.ticket, handling.id, over=True))
 
     def _post_outcome(self, message: Done | Again | Loaded) -> None:
         if self._capture.pending:
             self._capture.flush()
         self._keep(message)
-        ticket = self._ticket
-        self._cell.finish(ticket)
-        self._handover.ended = ticket
-        self._handover.post(message)
+        handover, ticket = self._handover, self._ticket
+        if handover.handling is None:
+            self._cell.finish(ticket)
+        handover.ended = ticket
+        handover.post(message)
 
     def _keep(self, message: Done | Again | Loaded) -> None:
         """Let an outcome outlive this process, which the next call may kill."""
@@ -376,6 +431,7 @@ class Runner:
         outcome = life.Outcome(states.FAILURE, error, life.ExceptionInfo(error))
         self._request = Request()
         self._post_outcome(self._encode(outcome))
+        self._forgo_handlers()
 
     def _post_refusal(self, state: str, error: BaseException) -> None:
         """Post the end of a call that is not begun at all."""
@@ -385,6 +441,13 @@ class Runner:
         self._keep(message)
         self._handover.ended = self._ticket
         self._handover.post(message)
+        self._forgo_handlers()
+
+    def _forgo_handlers(self) -> None:
+        """Say that this worker is free, if it was given a call for its handlers only."""
+        run = self._assignment.run
+        if run.verdict and run.call is not None:
+            self._handover.post(Handling(run.ticket, run.call.id, over=True))
 
     # -------------------------------------------------------------- what the running task says
 

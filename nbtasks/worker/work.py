@@ -8,8 +8,10 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, ModuleType
+from typing import Any
 
 from nbtasks.wire.cell import Cell
 from nbtasks.wire.connection import SEGMENTS, Settings
@@ -71,6 +73,19 @@ class Work:
             raise
         return 0
 
+    def find_in_main(self, name: str) -> Any:
+        """Return what the running function knows by a name: the `__getattr__` of `__main__`.
+
+        So `multiprocessing` can name functions and classes of a notebook, as it does there, to
+        processes that it forks. Those that it starts anew would look for them in vain, so where it
+        does that by default the error is at the call.
+        """
+        if not name.startswith("__") and forks():
+            known = self._runner.globals_of_running()
+            if name in known:
+                return known[name]
+        raise AttributeError(f"module '__main__' has no attribute {name!r}", name=name)
+
     def _let_child_be(self) -> None:
         """Make a process that a task forks an ordinary one, which ends by SIGTERM."""
         self._runner.disown()
@@ -103,7 +118,7 @@ def serve(runtime: Path, name: str, queues: tuple[str, ...], settings: Settings)
     # Hello is said while the rest is imported.
     link.start()
     work = Work(link, runtime, name, settings)
-    become_main(settings.sys_path)
+    become_main(settings, work.find_in_main)
     gc.collect()
     gc.freeze()
     code = 1
@@ -150,12 +165,25 @@ def detach_stdin() -> int | None:
     return parent
 
 
-def become_main(sys_path: tuple[str, ...]) -> None:
+def forks() -> bool:
+    """Return whether `multiprocessing` forks where it is not told otherwise."""
+    import multiprocessing
+
+    method = multiprocessing.get_start_method(allow_none=True)
+    return (method or multiprocessing.get_all_start_methods()[0]) == "fork"
+
+
+def become_main(settings: Settings, find: Callable[[str], Any]) -> None:
     """Look to user code like the program that it comes from.
 
-    Its modules are found where the kernel finds them, and `__main__` is a bare module: what tasks
-    see there, or what `multiprocessing` makes of it, must not be this program.
+    Its modules are found where the kernel finds them, its files are open to whom the kernel's are
+    (what we make ourselves says so with each file), and `__main__` is a bare module, where `find`
+    finds names: what tasks see there, or what `multiprocessing` makes of it, must not be this
+    program.
     """
-    sys.modules["__main__"] = ModuleType("__main__")
-    if sys_path:
+    sys.modules["__main__"] = main = ModuleType("__main__")
+    vars(main)["__getattr__"] = find
+    if sys_path := settings.sys_path:
         sys.path[:] = [*sys_path, *(entry for entry in sys.path if entry not in sys_path)]
+    if (umask := settings.extra.get("umask")) is not None:
+        os.umask(umask)

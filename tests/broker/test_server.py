@@ -18,12 +18,15 @@ from typing import Any
 import pytest
 import zmq
 
+from nbtasks.broker.server import Server
 from nbtasks.client.client import Client, load_value
+from nbtasks.core.actions import Send
 from nbtasks.core.messages import (
     Ask,
     Call,
     Define,
     Hello,
+    Kill,
     Policy,
     Refused,
     Revoke,
@@ -43,6 +46,8 @@ from nbtasks.wire.connection import (
     EXIT_CONFIG,
     FAILED_FILE,
     STORE_FILE,
+    Settings,
+    now,
     prepare_directory,
     read_connection,
 )
@@ -316,6 +321,31 @@ def test_no_ticket_is_given_twice_however_briefly_brokers_live(
         broker.start()
 
     assert tickets == sorted(set(tickets))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_order_decided_before_the_supervisor_said_hello_reaches_it(
+    runtime: Path, known: bool
+) -> None:
+    kill = Kill("worker", 7)
+    server = Server(runtime, Settings(data=str(runtime), workers=0))
+    try:
+        with Peer(runtime) as supervisor:
+            if not known:
+                server.carry_out([Send(b"", kill)], now())
+            hello = Hello("supervisor", "s", os.getpid(), platform.python_version())
+            supervisor.socket.send_multipart(pack(b"", [hello]))
+            assert server.socket.poll(10_000)
+            server.turn(now())
+            (welcome,) = supervisor.hear()
+            if known:  # decided in the turn in which Hello came, but before that
+                server.carry_out([Send(b"", kill)], now())
+                server.turn(now())
+
+            assert isinstance(welcome, Welcome)
+            assert supervisor.hear() == [kill]
+    finally:
+        server.close()
 
 
 def test_second_broker_on_a_living_one_gives_up(broker: Broker, client: Client) -> None:

@@ -109,6 +109,23 @@ def test_the_story_ends_so_wherever_the_broker_dies(part: int) -> None:
             raise AssertionError(f"the broker died at chance {chance}: {error}") from error
 
 
+@pytest.mark.parametrize("chance", [1, 2])
+def test_order_to_terminate_that_is_saved_is_carried_out_though_nobody_repeats_it(
+    chance: int,
+) -> None:
+    world = Simulation(workers=1)
+    task_id = world.submit(seconds=3600)
+    world.advance(1)
+
+    world.crash_later(chance)  # before or after the supervisor is told
+    world._mail.append((CLIENT, Revoke((task_id,), terminate=True)))
+    world._settle()
+    world.advance(5)
+
+    assert world.state(task_id) == "REVOKED"
+    assert world.runs[task_id] == 1
+
+
 class Dying(Simulation):
     """The broker dies now and then, at moments that nobody foresees."""
 

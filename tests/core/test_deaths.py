@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from nbtasks.core.messages import Died, Done, Hello, Kill, Now, Policy, Run
+from nbtasks.core.messages import (
+    Died,
+    Done,
+    Handling,
+    Hello,
+    Kill,
+    Now,
+    Policy,
+    Returned,
+    Run,
+)
 from nbtasks.core.scheduler import MOURNING, Scheduler
 from nbtasks.simulation import SUPERVISOR, Simulation
 
@@ -165,13 +175,45 @@ def test_idle_worker_runs_the_handlers_of_what_a_limit_has_ended() -> None:
     heard = []
     deliver = world._deliver
     world._deliver = lambda send: (  # type: ignore[method-assign]
-        heard.append(send.message) if getattr(send.message, "verdict", "") else deliver(send)
+        heard.append(send) if getattr(send.message, "verdict", "") else deliver(send)
     )
 
     world.run()
     world.advance(1)
 
     assert world.state(task_id) == "FAILURE"
-    (run,) = heard
+    (send,) = heard
+    run = send.message
     assert isinstance(run, Run)
     assert json.loads(run.verdict) == ["TimeLimitExceeded", [3.0]]
+
+    world.say(send.peer, Returned((run.ticket,)))  # called back before they began
+
+    assert [json.loads(send.message.verdict) for send in heard[1:]] == [json.loads(run.verdict)]
+
+
+def test_worker_with_the_handlers_of_a_killed_run_gets_nothing_else() -> None:
+    world = Simulation(workers=2)
+    world.submit(seconds=1_000, policy=Policy(time_limit=3.0, handlers=True))
+    deliver = world._deliver
+    given = []
+    world._deliver = lambda send: (  # type: ignore[method-assign]
+        given.append(send) if getattr(send.message, "verdict", "") else deliver(send)
+    )
+    world.run()
+    world.advance(1)
+    (send,) = given
+
+    others = [world.submit() for _ in range(3)]
+    world.run()
+
+    workers = {world.store.find(task_id).worker for task_id in others}  # type: ignore[union-attr]
+    assert len(workers) == 1
+    assert workers != {send.peer.decode()}
+    world.say(send.peer, Handling(send.message.ticket, "task-0", over=True))
+    more = [world.submit() for _ in range(2)]
+    world.run()
+    assert {world.store.find(task_id).worker for task_id in more} == {  # type: ignore[union-attr]
+        *workers,
+        send.peer.decode(),
+    }

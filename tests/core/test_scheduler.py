@@ -12,12 +12,15 @@ from nbtasks.core.messages import (
     MOST_RETRIES,
     Done,
     Follow,
+    Handling,
     Hasten,
+    Kill,
     Now,
     Output,
     Policy,
     Redo,
     Revoke,
+    Run,
     Started,
     Submit,
 )
@@ -622,3 +625,71 @@ def test_following_a_task_of_which_all_is_known_reads_nothing(world: Simulation)
     assert known > 0
     assert replays(known) == [None]
     assert replays(0) != [None]
+
+
+# ------------------------------------------------------------------------------------- handlers
+
+
+def test_call_behind_handlers_is_called_back_for_an_idle_worker(world: Simulation) -> None:
+    world.submit(seconds=0.001)
+    world.run()
+    first = next(iter(world.workers.values()))
+    first.running, first.ends_at = Run(1, None), float("inf")  # its handlers, so to speak
+    task_id = world.submit()
+    assert [run.call.id for run in first.waiting if run.call] == [task_id]
+
+    world.say(first.peer, Handling(first.finished, "task-0"))
+    world.advance(2)
+
+    assert world.state(task_id) == "SUCCESS"
+    assert world.store.find(task_id).worker != first.name  # type: ignore[union-attr]
+
+
+def test_worker_is_given_nothing_behind_long_handlers_until_they_are_over(
+    world: Simulation,
+) -> None:
+    task_id = world.submit()
+    world.run()
+    first, other = world.workers.values()
+    world.say(first.peer, Handling(first.finished, task_id))
+    world.advance(1)
+
+    during = [world.submit() for _ in range(3)]
+    world.run()
+    world.say(first.peer, Handling(first.finished, task_id, over=True))
+    after = [world.submit() for _ in range(2)]
+    world.run()
+
+    rows = [world.store.find(task_id) for task_id in (*during, *after)]
+    names = [row.worker for row in rows if row]
+    assert set(names[:3]) == {other.name}
+    assert set(names[3:]) == {first.name, other.name}
+
+
+def test_handlers_have_the_time_limit_anew(world: Simulation) -> None:
+    task_id = world.submit(seconds=2.5, policy=Policy(time_limit=3.0))
+    world.run()
+    first, *_ = world.workers.values()
+    first.running, first.ends_at = Run(first.finished, None), float("inf")
+    world.say(first.peer, Handling(first.finished, task_id))
+
+    world.advance(2.9)
+    assert first.name in world.workers
+
+    world.advance(0.2)
+    assert first.name not in world.workers
+    assert finals(world, task_id) == ["SUCCESS"]
+    assert "longer than its time limit of 3 s" in world.events(task_id)[-1].text
+
+
+def test_handlers_that_are_over_in_time_harm_nobody(world: Simulation) -> None:
+    task_id = world.submit(policy=Policy(time_limit=3.0))
+    world.run()
+    first, *_ = world.workers.values()
+    actions = world.scheduler.receive(first.peer, Handling(first.finished, task_id), world.now)
+    world.scheduler.receive(first.peer, Handling(first.finished, task_id, over=True), world.now)
+
+    instant = Now(world.now.wall + 5, world.now.boot + 5)
+    actions += world.scheduler.tick(instant)
+
+    assert not [a for a in actions if isinstance(a, Send) and isinstance(a.message, Kill)]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -503,6 +504,26 @@ def test_workers_run_the_same_interpreter_in_the_same_folder(
     assert Path(worker.cwd()) == tmp_path.resolve()
     assert worker.environ()["MY_OWN_VARIABLE"] == "42"
     assert worker.environ()["NBTASKS_RUNTIME"] == str(cluster.dir)
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o027])
+def test_files_of_tasks_are_open_to_whom_the_notebook_s_are(
+    make_cluster: MakeCluster, tmp_path: Path, mask: int
+) -> None:
+    @nbtasks.task
+    def write(path: str) -> None:
+        open(path, "w").close()
+
+    before = os.umask(mask)
+    try:
+        make_cluster(workers=1)
+        write.delay(str(tmp_path / "out")).get(timeout=20)
+        mask_after = os.umask(mask)
+    finally:
+        os.umask(before)
+
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o666 & ~mask
+    assert mask_after == mask
 
 
 def test_workers_of_named_queues(make_cluster: MakeCluster) -> None:

@@ -64,6 +64,28 @@ def noted(*, ledger):
         file.write("body\n")
 
 
+class LongToLoad:
+    """A value that takes for ever to be unpickled."""
+
+    def __reduce__(self):
+        return time.sleep, (LONG,)
+
+
+class LongAfterwards(nbtasks.Task):
+    """A task whose handler writes down who runs it, and does not come to an end."""
+
+    abstract = True
+
+    def on_success(self, retval, task_id, args, kwargs):
+        write(retval, os.getpid())
+        time.sleep(LONG)
+
+
+@nbtasks.task(base=LongAfterwards)
+def with_long_handler(path):
+    return path
+
+
 @nbtasks.task
 def instant():
     return time.time()
@@ -505,6 +527,33 @@ def test_handlers_hear_of_a_hard_limit_in_another_process(cluster: nbtasks.Clust
 
     eventually(lambda: len(lines(ledger)) == 4)
     assert lines(ledger) == ["before_start", "body", "on_failure", "after_return"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_hard_limit_holds_while_the_arguments_of_a_first_call_are_loaded():
+    @nbtasks.task(time_limit=0.5)
+    def take(value):
+        return value
+
+    with pytest.raises(TimeLimitExceeded):
+        take.delay(LongToLoad()).get(timeout=SOON)
+
+
+def test_hard_limit_ends_handlers_and_leaves_the_result(cluster: nbtasks.Cluster, gate):
+    result = with_long_handler.apply_async((str(gate),), time_limit=0.5)
+
+    assert result.get(timeout=SOON) == str(gate)
+    eventually(gate.exists)
+    eventually(lambda: not psutil.pid_exists(int(gate.read_text() or 0)))
+    eventually(lambda: "longer than its time limit of 0.5 s" in result.logs())
+    assert result.state == "SUCCESS"
+
+
+def test_nothing_waits_behind_a_long_handler(cluster: nbtasks.Cluster, gate):
+    with_long_handler.delay(str(gate)).get(timeout=SOON)
+    eventually(gate.exists)
+
+    assert len([instant.delay().get(timeout=SOON) for _ in range(6)]) == 6
 
 
 def test_limits_that_contradict_each_other_are_refused_at_the_call():

@@ -63,6 +63,23 @@ def test_folders_on_the_way_are_closed_to_the_writing_of_others(tmp_path: Path) 
     assert modes == [0o755, 0o755, 0o700]
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_umask_is_read_and_stays(monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+    if not told:  # as on systems without /proc
+        monkeypatch.setattr(connection, "open", refuse, raising=False)
+    before = os.umask(0o024)
+    try:
+        found = connection.umask()
+    finally:
+        after = os.umask(before)
+
+    assert found == after == 0o024
+
+
+def refuse(*_: object) -> None:
+    raise FileNotFoundError
+
+
 @pytest.mark.parametrize("pid", [0, -1, 2**31, 2**70])
 def test_no_process_has_a_number_that_cannot_be(pid: int) -> None:
     assert not parent.alive(pid)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from nbtasks.core.messages import (
     Bye,
     Done,
     Fetch,
+    Handling,
     Hello,
     Lacking,
     Noted,
@@ -460,6 +463,56 @@ def test_handlers_run_only_when_the_outcome_is_saved(
     assert (output.id, output.text) == (call.id, "saved 5\n")
 
 
+def test_broker_and_cell_know_of_handlers_while_they_run(
+    runtime: Path, start_worker: Start
+) -> None:
+    class Patient(Task):
+        def on_success(self, *facts: Any) -> None:
+            import time
+            from pathlib import Path
+
+            (Path(facts[0]) / "a").touch()
+            while not (Path(facts[0]) / "b").exists():
+                time.sleep(0.002)
+
+    Patient.__module__ = "__main__"
+    patient = task(lambda path: path, base=Patient, name="patient")
+    with FakeBroker(runtime) as first:
+        start_worker()
+        first.welcome()
+        call = first.call(patient, str(runtime))
+        (ticket,) = first.run(call)
+        told = first.next(Handling)
+        first.done()
+        first.appear(runtime / "a")
+
+    with FakeBroker(runtime, b"broker-2") as second:
+        second.welcome()
+        again = second.next(Handling)
+        reading = cell.read(runtime / "cells" / "worker-test")
+        (runtime / "b").touch()
+        over = second.next(Handling)
+
+    assert told == again == Handling(ticket, call.id)
+    assert reading is not None
+    assert reading.running == ticket
+    assert over == Handling(ticket, call.id, over=True)
+    reading = cell.read(runtime / "cells" / "worker-test")
+    assert reading is not None
+    assert reading.running == 0
+
+
+def test_handlers_of_a_killed_run_that_cannot_be_loaded_are_over(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    call = change(broker.call(add, 1, 2), body=b"nonsense")
+    verdict = json.dumps(["TimeLimitExceeded", [1.0]])
+
+    broker.say(Run(7, call, verdict=verdict))
+
+    assert broker.next(Handling) == Handling(7, call.id, over=True)
+
+
 # ------------------------------------------------------------------ what is told during a run
 
 
@@ -644,6 +697,44 @@ def test_input_in_a_task_finds_nothing_to_read(broker: FakeBroker, worker: Worke
     assert isinstance(broker.value(broker.done()), EOFError)
 
 
+def test_processes_that_a_task_forks_find_its_functions_in_main(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    space: dict[str, Any] = {"__name__": "__main__"}  # a notebook's
+    code = """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    class Point:
+        def __init__(self, x):
+            self.x = x
+
+    def square(x):
+        return Point(x * x)
+
+    def squares():
+        fork = multiprocessing.get_context("fork")
+        with fork.Pool(1) as pool:
+            found = pool.map(square, range(3))
+        with ProcessPoolExecutor(1, fork) as pool:
+            found += pool.map(square, range(3))
+        return [point.x for point in found if isinstance(point, Point)]
+
+    def other():
+        import __main__
+
+        return hasattr(__main__, "square")
+    """
+    exec(textwrap.dedent(code), space)
+
+    broker.submit(task(space["squares"]))
+    found = broker.value(broker.done())
+    broker.submit(task(space["other"]))
+
+    assert found == [0, 1, 4, 0, 1, 4]
+    assert broker.value(broker.done()) is False
+
+
 # -------------------------------------------------------------------------------------- limits
 
 
@@ -674,6 +765,35 @@ def test_soft_limit_ends_a_coroutine_where_it_waits(
 
         await asyncio.sleep(30)
 
+    broker.submit(slow)
+
+    assert isinstance(broker.value(broker.done()), exceptions.SoftTimeLimitExceeded)
+
+
+@pytest.mark.parametrize("way", ["ignore", "faulthandler", "block"])
+def test_soft_limit_holds_after_a_task_that_took_its_signal(
+    broker: FakeBroker, worker: WorkerProcess, way: str
+) -> None:
+    @task
+    def take(way: str) -> None:
+        import faulthandler
+        import signal
+
+        if way == "ignore":
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        elif way == "block":
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        else:
+            faulthandler.register(signal.SIGUSR1)
+
+    @task(soft_time_limit=0.05)
+    def slow() -> None:
+        import time
+
+        time.sleep(30)
+
+    broker.submit(take, way)
+    broker.done()
     broker.submit(slow)
 
     assert isinstance(broker.value(broker.done()), exceptions.SoftTimeLimitExceeded)
