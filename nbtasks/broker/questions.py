@@ -156,7 +156,7 @@ class Questions:
         why = {task_id: self._why(task_id, instant) for task_id in ids if task_id not in places}
         return {
             "workers": len(serving),
-            "busy": sum(bool(worker.held) for worker in serving),
+            "busy": sum(worker.busy for worker in serving),
             "queued": len(pool.ready),
             "places": places,
             "why": {task_id: text for task_id, text in why.items() if text},

@@ -130,7 +130,8 @@ class Task:
     track_started
         Whether the state STARTED is reported.
     time_limit, soft_time_limit
-        Seconds after which a run is killed, and after which it gets SoftTimeLimitExceeded.
+        Seconds after which a run is killed, and after which it gets SoftTimeLimitExceeded. Handlers
+        that run after it have the first one anew.
     acks_late, acks_on_failure_or_timeout, acks_on_failure, acks_on_timeout
         Whether a run whose process died is repeated, and whether failed and killed ones are not.
     reject_on_worker_lost, retry_on_worker_lost
