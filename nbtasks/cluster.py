@@ -1,7 +1,7 @@
 """Start, find, scale and stop a cluster; where its files are.
 
     start() ── start.lock ──▶ does anybody hold supervisor.lock?
-                                no:  write settings.json, start a supervisor
+                                no:  take it, write settings.json, start a supervisor that has it
                                 yes: the options given must be the ones it runs with
             ── wait until connection.json names a living broker, or failed.txt says why not
             ── Client: nothing is sent before the broker has said Welcome
@@ -73,8 +73,8 @@ STOP_TIMEOUT: Final = 3.5
 #: What `core.messages.Workers` takes.
 MOST_WORKERS: Final = 10_000
 
-#: Exit code of a supervisor that found another one at work.
-_EXIT_BUSY: Final = 75
+#: Seconds to take a free lock: whoever looks at it holds it for a moment.
+_GLANCE: Final = 1.0
 
 _PAUSE: Final = 0.002
 
@@ -668,22 +668,35 @@ def _ensure(place: Place, options: Options, settings: Settings | None = None) ->
     with _hold(runtime / START_LOCK):
         while True:
             process, offset, former = None, 0, ""
-            if locks.is_held(runtime / SUPERVISOR_LOCK):
+            lock = _take(runtime / SUPERVISOR_LOCK)
+            if lock is None:
                 _compare(place, options)
             else:
-                connection = read_connection(runtime)
-                former = connection.instance if connection else ""
-                (runtime / FAILED_FILE).unlink(missing_ok=True)
-                write_settings(runtime, settings or _settings(place, options))
-                offset = _size_of(_log(runtime, "supervisor"))
-                process = _spawn(runtime)
+                try:
+                    connection = read_connection(runtime)
+                    former = connection.instance if connection else ""
+                    (runtime / FAILED_FILE).unlink(missing_ok=True)
+                    write_settings(runtime, settings or _settings(place, options))
+                    offset = _size_of(_log(runtime, "supervisor"))
+                    process = _spawn(runtime, lock)
+                finally:
+                    os.close(lock)
                 _import_client()
             if _await_broker(runtime, process, former, end, offset):
                 return
 
 
-def _spawn(runtime: Path) -> _Supervisor:
-    """Start the supervisor, in a session of its own: Jupyter signals whole groups."""
+def _take(path: Path) -> int | None:
+    """Return a descriptor that holds the supervisor's lock, or None: there is one already."""
+    return None if locks.is_held(path) else locks.hold(path, _GLANCE)
+
+
+def _spawn(runtime: Path, lock: int) -> _Supervisor:
+    """Start the supervisor, in a session of its own: Jupyter signals whole groups.
+
+    It is given the lock, so that from its first moment on everybody knows of it: one whose starter
+    is interrupted or killed can neither be overlooked by another start nor by a stop.
+    """
     _reap(runtime)
     if not sys.executable:
         raise ClusterError(
@@ -696,7 +709,7 @@ def _spawn(runtime: Path) -> _Supervisor:
     try:
         process = _Supervisor(
             [sys.executable, "-P", str(launcher), "nbtasks.supervisor", str(runtime)],
-            stdin=subprocess.DEVNULL,
+            stdin=lock,
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -738,7 +751,7 @@ def _await_broker(
                     f"The cluster in {runtime} cannot be started. {reason}\n"
                     f"Put this right and start it again, or give another place: start(dir=...)."
                 )
-        if code is not None and code != _EXIT_BUSY:
+        if code is not None:
             raise ClusterError(_story(runtime, f"The supervisor ended with code {code}", offset))
         if process is None and not locks.is_held(runtime / SUPERVISOR_LOCK):
             return False
@@ -788,15 +801,15 @@ def _stop_at(place: Place, purge: bool) -> bool:
 def _stop_supervisor(runtime: Path) -> None:
     """End the supervisor, and with it all its children; return when it is gone."""
     lock = runtime / SUPERVISOR_LOCK
-    asked = killed = False
+    told: dict[int, int] = {}
     began = time.monotonic()
     while locks.is_held(lock):
         pid = locks.holder(lock)
-        late = time.monotonic() - began > STOP_TIMEOUT
-        if pid and ((late and not killed) or not asked):
+        number = signal.SIGKILL if time.monotonic() - began > STOP_TIMEOUT else signal.SIGTERM
+        if pid and told.get(pid) != number:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
-            asked, killed = True, late
+                os.kill(pid, number)
+            told[pid] = number
         if time.monotonic() - began > 2 * STOP_TIMEOUT:
             raise ClusterError(
                 f"The supervisor (process {pid}) of {runtime} does not end. "

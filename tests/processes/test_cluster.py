@@ -201,6 +201,56 @@ def test_stray_modules_in_the_folder_do_no_harm(make_cluster: MakeCluster, tmp_p
     assert make_cluster(workers=1).client.ask("status")["broker_pid"]
 
 
+# ------------------------------------------------------------------------- interrupted starts
+
+
+@pytest.fixture
+def spawned(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The supervisors that this process starts."""
+    processes = []
+
+    def spawn(*given: Any) -> subprocess.Popen[bytes]:
+        processes.append(original(*given))
+        return processes[-1]
+
+    original = clusters._spawn
+    monkeypatch.setattr(clusters, "_spawn", spawn)
+    return processes
+
+
+@pytest.fixture
+def interrupted_start(short_path: Path, spawned: list[Any]) -> Path:
+    """A folder where a start was interrupted when the supervisor was on its way."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    place = short_path / "c"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clusters, "_await_broker", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            nbtasks.start(workers=1, dir=place)
+    return place
+
+
+def test_start_after_an_interrupted_one_takes_over_its_supervisor(
+    interrupted_start: Path, spawned: list[subprocess.Popen[bytes]]
+) -> None:
+    with nbtasks.start(workers=1, dir=interrupted_start) as cluster:
+        assert [process.pid for process in spawned] == [cluster.supervisor_pid]
+
+    assert not clusters.is_running(clusters.place_of(interrupted_start))
+    assert spawned[0].poll() is not None
+
+
+def test_supervisor_of_an_interrupted_start_can_be_stopped_at_once(
+    interrupted_start: Path, spawned: list[subprocess.Popen[bytes]]
+) -> None:
+    assert clusters.stop(interrupted_start)
+
+    assert spawned[0].wait(0) == 0
+
+
 # --------------------------------------------------------------------------------- deaths
 
 
