@@ -7,8 +7,8 @@
             ── Client: nothing is sent before the broker has said Welcome
 
 A cluster belongs to nobody: it outlives the kernel that started it, other kernels attach to it,
-and it goes when it is told to or when it has been idle. One that was stopped in an orderly way
-leaves no connection.json behind; one that died does, and a client that finds it so revives it.
+and it goes when it is told to or when it has been idle. One that was stopped leaves no
+connection.json behind; one that died does, and a client that finds it so revives it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ from nbtasks.exceptions import (
 )
 from nbtasks.wire import codecs, locks, segments
 from nbtasks.wire.connection import (
+    CONNECTION_FILE,
     FAILED_FILE,
     SEGMENTS,
     SETTINGS_FILE,
+    SOCKET_FILE,
     STORE_FILE,
     SUPERVISOR_LOCK,
     Connection,
@@ -407,14 +409,9 @@ class Cluster:
 
     def _revive(self) -> None:
         """Start the cluster again: the client has found that nobody is left of it."""
-        if read_connection(self.dir) is None:
-            with suppress(FileNotFoundError):
-                raise ClusterError((self.dir / FAILED_FILE).read_text())
-            raise ClusterError(
-                f"The cluster in {self.dir} was shut down. What was open goes on when it is "
-                f"started again: nbtasks.start()."
-            )
-        _ensure(self._place, Options(), settings=self.settings)
+        if read_connection(self.dir) is None and not is_running(self._place):
+            raise _shut_down(self.dir)
+        _ensure(self._place, Options(), former=self.settings)
 
 
 # -------------------------------------------------------------------- the clusters of this process
@@ -660,30 +657,47 @@ class _Supervisor(subprocess.Popen[bytes]):
 _started: dict[Path, _Supervisor] = {}
 
 
-def _ensure(place: Place, options: Options, settings: Settings | None = None) -> None:
-    """See to it that a broker serves; start a supervisor if there is none."""
+def _ensure(place: Place, options: Options, former: Settings | None = None) -> None:
+    """See to it that a broker serves; start a supervisor if there is none.
+
+    With the settings of a cluster that died it is only revived: not when it was stopped meanwhile.
+    """
     end = time.monotonic() + START_TIMEOUT
     _prepare(place)
     runtime = place.runtime
     with _hold(runtime / START_LOCK):
         while True:
-            process, offset, former = None, 0, ""
+            process, offset, instance = None, 0, ""
             lock = _take(runtime / SUPERVISOR_LOCK)
             if lock is None:
                 _compare(place, options)
             else:
                 try:
                     connection = read_connection(runtime)
-                    former = connection.instance if connection else ""
+                    if connection is not None:
+                        instance = connection.instance
+                    elif former is not None:
+                        raise _shut_down(runtime)
                     (runtime / FAILED_FILE).unlink(missing_ok=True)
-                    write_settings(runtime, settings or _settings(place, options))
+                    write_settings(runtime, former or _settings(place, options))
                     offset = _size_of(_log(runtime, "supervisor"))
                     process = _spawn(runtime, lock)
                 finally:
                     os.close(lock)
                 _import_client()
-            if _await_broker(runtime, process, former, end, offset):
+            if _await_broker(runtime, process, instance, end, offset):
                 return
+
+
+def _shut_down(runtime: Path) -> ClusterError:
+    """Return why a cluster that has left no connection file is not started again by itself."""
+    try:
+        return ClusterError((runtime / FAILED_FILE).read_text())
+    except FileNotFoundError:
+        return ClusterError(
+            f"The cluster in {runtime} was shut down. What was open goes on when it is "
+            f"started again: nbtasks.start()."
+        )
 
 
 def _take(path: Path) -> int | None:
@@ -816,6 +830,9 @@ def _stop_supervisor(runtime: Path) -> None:
                 f"End it by hand: kill -9 {pid}."
             )
         time.sleep(_PAUSE)
+    # One that had to be killed has left them, and clients shall know that this end was meant.
+    for name in (CONNECTION_FILE, SOCKET_FILE):
+        (runtime / name).unlink(missing_ok=True)
     _reap(runtime)
 
 

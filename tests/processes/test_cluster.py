@@ -21,7 +21,7 @@ import nbtasks
 from nbtasks import cluster as clusters
 from nbtasks import config
 from nbtasks.exceptions import BrokerUnavailable, ClusterError, ImproperlyConfigured
-from tests.living import family, lives
+from tests.living import SOON, eventually, family, kill, lives
 
 MakeCluster = Callable[..., nbtasks.Cluster]
 
@@ -299,6 +299,35 @@ def test_cluster_stopped_by_another_process_is_not_started_again(
     with pytest.raises(BrokerUnavailable):
         cluster.client.ask("status", timeout=5)
     assert not cluster.running
+
+
+def test_cluster_stopped_by_force_is_not_started_again_by_other_clients(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=0)
+    code = f"from nbtasks import cluster; cluster.stop({str(cluster.dir)!r})"
+    kill(cluster.supervisor_pid, by=signal.SIGSTOP)
+
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+    with pytest.raises(BrokerUnavailable) as caught:
+        cluster.client.ask("status", timeout=SOON)
+    assert "was shut down" in str(caught.value.__cause__)
+    assert not clusters.is_running(clusters.place_of(cluster.dir))
+
+
+def test_cluster_that_is_stopped_while_a_client_is_about_to_revive_it_stays_so(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=0)
+    kill(cluster.supervisor_pid, cluster.broker_pid)
+
+    with clusters._hold(cluster.dir / "start.lock"):
+        eventually(lambda: cluster.client._reviving)
+        clusters._stop_supervisor(cluster.dir)
+
+    with pytest.raises(BrokerUnavailable):
+        cluster.client.ask("status", timeout=SOON)
 
 
 def test_idle_cluster_goes(short_path: Path) -> None:
