@@ -183,8 +183,7 @@ def start(
         if known is not None and known.running:
             _compare(place, options)
             return _make_current(known)
-        _ensure(place, options)
-        return _make_current(Cluster(place))
+        return _make_current(_open(place, options))
 
 
 def connect(dir: str | os.PathLike[str] | None = None) -> Cluster:
@@ -205,13 +204,13 @@ def connect(dir: str | os.PathLike[str] | None = None) -> Cluster:
         known = _clusters.get(place.runtime)
         if known is not None and known.running:
             return _make_current(known)
-        if not is_running(place):
+        end = time.monotonic() + START_TIMEOUT
+        if not is_running(place) or not _await_broker(place.runtime, None, "", end):
             raise BrokerUnavailable(
                 f"No cluster runs in {place.runtime}. It was never started, or has stopped. "
                 f"Start one with nbtasks.start() or %nbtasks start (in a notebook) or "
                 f"`nbtasks start` (in a shell)."
             )
-        _await_broker(place.runtime, None, "", time.monotonic() + START_TIMEOUT)
         return _make_current(Cluster(place))
 
 
@@ -275,11 +274,12 @@ class Cluster:
 
     @property
     def running(self) -> bool:
-        """Whether it can be used: not shut down, and its supervisor lives."""
+        """Whether it can be used: not shut down nor just stopping, and its supervisor lives."""
         return (
             not self._closed
             and not self._client.closed
-            and locks.is_held(self._place.runtime / SUPERVISOR_LOCK)
+            and is_running(self._place)
+            and (self.dir / CONNECTION_FILE).exists()
         )
 
     @property
@@ -657,6 +657,24 @@ class _Supervisor(subprocess.Popen[bytes]):
 _started: dict[Path, _Supervisor] = {}
 
 
+def _open(place: Place, options: Options) -> Cluster:
+    """Return a connection to the cluster of a place, which is started if need be.
+
+    One that was idle may begin to stop just before it hears of us; then it is started anew.
+    """
+    while True:
+        _ensure(place, options)
+        try:
+            cluster = Cluster(place)
+        except BrokerUnavailable:
+            if (place.runtime / CONNECTION_FILE).exists():
+                raise
+        else:
+            if cluster.running:
+                return cluster
+            cluster.close()
+
+
 def _ensure(place: Place, options: Options, former: Settings | None = None) -> None:
     """See to it that a broker serves; start a supervisor if there is none.
 
@@ -669,9 +687,7 @@ def _ensure(place: Place, options: Options, former: Settings | None = None) -> N
         while True:
             process, offset, instance = None, 0, ""
             lock = _take(runtime / SUPERVISOR_LOCK)
-            if lock is None:
-                _compare(place, options)
-            else:
+            if lock is not None:
                 try:
                     connection = read_connection(runtime)
                     if connection is not None:
@@ -686,6 +702,8 @@ def _ensure(place: Place, options: Options, former: Settings | None = None) -> N
                     os.close(lock)
                 _import_client()
             if _await_broker(runtime, process, instance, end, offset):
+                if process is None:
+                    _compare(place, options)
                 return
 
 

@@ -57,6 +57,7 @@ from nbtasks.core.states import DONE
 from nbtasks.exceptions import ClusterError, StoreCorrupt
 from nbtasks.wire import locks, segments, sockets
 from nbtasks.wire.connection import (
+    CONNECTION_FILE,
     SEGMENTS,
     STORE_FILE,
     Connection,
@@ -548,6 +549,8 @@ class Server:
             self._busy_at = instant.boot
         elif instant.boot - self._busy_at > self.settings.idle_timeout:
             log.info("idle for %.0f s", self.settings.idle_timeout)
+            # Whoever looks for us from now on starts anew; who came before was taken note of.
+            (self.runtime / CONNECTION_FILE).unlink(missing_ok=True)
             actions.append(Send(self.scheduler.supervisor, Stop()))
         return actions
 

@@ -538,6 +538,9 @@ class Supervisor:
 
     def _shut_down(self) -> None:
         """End everybody within three seconds: workers first, so that the broker hears of it."""
+        # Without a connection file clients know that this end is meant: those that come now wait
+        # for it and start anew, those that are there start nothing.
+        (self.runtime / CONNECTION_FILE).unlink(missing_ok=True)
         workers = self.crew.workers
         if self._link is not None and self._welcome:
             # The broker lets them go, each after the call that it is running. A look at their cells
@@ -559,7 +562,7 @@ class Supervisor:
         self._end_broker()
         if self.children.orphans():
             limits.end_descendants(os.getpid())
-        # Without a connection file clients know that this end was meant, and start nothing anew.
+        # A broker that had just begun may have written another one.
         for file in (CONNECTION_FILE, SOCKET_FILE, TROUBLE_FILE):
             (self.runtime / file).unlink(missing_ok=True)
         note("Stopped.")

@@ -331,6 +331,25 @@ def test_second_broker_on_a_living_one_gives_up(broker: Broker, client: Client) 
     assert client.ask("status")["broker_pid"] == broker.process.pid
 
 
+EASILY_BORED = """
+import msgspec
+from nbtasks.broker import server
+from nbtasks.wire import connection
+server.HOUSEKEEPING = 0.05
+read = connection.read_settings
+connection.read_settings = lambda path: msgspec.structs.replace(read(path), idle_timeout=1.0)
+"""
+
+
+def test_idle_broker_cannot_be_found_any_more_before_it_wants_to_stop(runtime: Path) -> None:
+    broker = Broker(runtime, before=EASILY_BORED)
+
+    until(lambda: read_connection(runtime) is None)
+
+    assert broker.lives()
+    broker.close()
+
+
 def test_nothing_is_readable_by_others(broker: Broker, client: Client) -> None:
     client.submit(a_call(), (), DEFINE, confirm=True)
 

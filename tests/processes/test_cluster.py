@@ -339,6 +339,52 @@ def test_idle_cluster_goes(short_path: Path) -> None:
     until(lambda: not any(lives(pid) for pid in pids), seconds=15)
 
 
+def test_start_while_the_cluster_is_stopping_waits_and_starts_it_anew(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=1)
+    former = family(cluster)
+    cluster.close()
+    kill(cluster.supervisor_pid, by=signal.SIGTERM)
+    eventually(lambda: not (cluster.dir / "connection.json").exists())
+
+    new = make_cluster(workers=2, dir=cluster.dir)
+
+    assert set(family(new)).isdisjoint(former)
+
+
+def test_start_of_a_cluster_that_stops_in_between_starts_it_anew(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = make_cluster(workers=1)
+    former = family(cluster)
+    cluster.close()
+
+    def ensure(*given: Any) -> None:
+        original(*given)
+        monkeypatch.setattr(clusters, "_ensure", original)
+        kill(cluster.supervisor_pid, by=signal.SIGTERM)
+        eventually(lambda: not (cluster.dir / "connection.json").exists())
+
+    original = clusters._ensure
+    monkeypatch.setattr(clusters, "_ensure", ensure)
+
+    new = make_cluster(workers=1, dir=cluster.dir)
+
+    assert set(family(new)).isdisjoint(former)
+
+
+def test_cluster_that_stops_is_no_more_attached_to(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=0)
+    kill(cluster.broker_pid, by=signal.SIGSTOP)  # so that the stop takes a while
+    kill(cluster.supervisor_pid, by=signal.SIGTERM)
+
+    eventually(lambda: not cluster.running)
+
+    with pytest.raises(BrokerUnavailable):
+        nbtasks.connect(cluster.dir)
+
+
 # --------------------------------------------------------------------------------- scale
 
 

@@ -423,6 +423,17 @@ def test_stop_ends_deaf_workers_too_and_tells_the_broker(stage: Stage) -> None:
     assert {stage.hear(Died).code, stage.hear(Died).code} == {-signal.SIGKILL}
 
 
+def test_stop_takes_the_connection_file_away_before_anybody_goes(stage: Stage) -> None:
+    stage.start(workers=1, worker={"deaf": True, "begin": 1})
+    _, worker = stage.ready_worker()
+
+    stage.say(Stop())
+
+    until(lambda: not (stage.runtime / "connection.json").exists(), "the end of the file")
+    assert lives(worker)
+    assert stage.process.wait(3) == 0
+
+
 def test_sigterm_stops_like_stop(stage: Stage) -> None:
     stage.start(workers=1)
     children = psutil.Process(stage.process.pid).children()
