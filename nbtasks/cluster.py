@@ -30,6 +30,7 @@ from nbtasks import config
 from nbtasks.exceptions import (
     BrokerUnavailable,
     ClusterError,
+    ForkedError,
     ImproperlyConfigured,
     NotPermitted,
     SerializerNotInstalled,
@@ -365,19 +366,31 @@ class Cluster:
         purge
             Also forget all tasks and results. Otherwise they are kept, and what is open goes on at
             the next start.
+
+        Raises
+        ------
+        ForkedError
+            In a child made by fork: the cluster is its parent's.
         """
+        if self._client.forked:
+            raise ForkedError()
         if self._stopped and not purge:
             return
         with _opening:
-            self._stopped = True
-            self.close()
+            self._let_go()
             _stop_at(self._place, purge)
+            # Not before: one that was interrupted shall be able to be told again.
+            self._stopped = True
+            _drop(self)
 
     def close(self) -> None:
         """Let go of the connection; the cluster goes on."""
+        self._let_go()
+        _drop(self)
+
+    def _let_go(self) -> None:
         self._closed = True
         self._client.close()
-        _drop(self)
 
     def __enter__(self) -> Cluster:
         return self
@@ -819,14 +832,16 @@ def _stop_at(place: Place, purge: bool) -> bool:
     with _opening:
         known = _clusters.get(place.runtime)
         if known is not None:
-            known.close()
-        if not place.runtime.is_dir():
-            return False
-        with _hold(place.runtime / START_LOCK):
-            running = is_running(place)
-            _stop_supervisor(place.runtime)
-            if purge:
-                _forget_store(place)
+            known._let_go()
+        running = False
+        if place.runtime.is_dir():
+            with _hold(place.runtime / START_LOCK):
+                running = is_running(place)
+                _stop_supervisor(place.runtime)
+                if purge:
+                    _forget_store(place)
+        if known is not None:
+            _drop(known)
         return running
 
 

@@ -21,7 +21,7 @@ import nbtasks
 from nbtasks import cluster as clusters
 from nbtasks import config
 from nbtasks.exceptions import BrokerUnavailable, ClusterError, ImproperlyConfigured
-from tests.living import SOON, eventually, family, kill, lives
+from tests.living import SOON, eventually, family, kill, lives, run, said
 
 MakeCluster = Callable[..., nbtasks.Cluster]
 
@@ -149,6 +149,49 @@ def test_stopped_cluster_starts_again_with_its_store(make_cluster: MakeCluster) 
 
     assert second is not first
     assert second.running
+
+
+@pytest.mark.parametrize("again", [nbtasks.Cluster.shutdown, lambda _: nbtasks.shutdown()])
+def test_interrupted_shutdown_can_be_done_again(
+    make_cluster: MakeCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    again: Callable[[nbtasks.Cluster], None],
+) -> None:
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    cluster = make_cluster(workers=1)
+    pids = family(cluster)
+    with monkeypatch.context() as patch:
+        patch.setattr(clusters, "_stop_supervisor", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cluster.shutdown()
+
+    again(cluster)
+
+    assert not any(lives(pid) for pid in pids)
+    assert nbtasks.current_cluster() is None
+
+
+def test_child_made_by_fork_cannot_stop_the_cluster_of_its_parent(short_path: Path) -> None:
+    code = """
+        import os, sys, warnings
+        warnings.simplefilter("ignore")
+        import nbtasks
+        with nbtasks.start(workers=0, dir=sys.argv[1]) as cluster:
+            if pid := os.fork():
+                os.waitpid(pid, 0)
+                print(cluster.status()["supervisor_pid"] == cluster.supervisor_pid)
+            else:
+                for stop in (cluster.shutdown, nbtasks.shutdown):
+                    try:
+                        stop()
+                    except nbtasks.exceptions.ForkedError as error:
+                        print(type(error).__name__, flush=True)
+                os._exit(0)
+    """
+
+    assert said(run(code, short_path)).split() == ["ForkedError", "ForkedError", "True"]
 
 
 def test_with_block_stops_the_cluster(short_path: Path) -> None:
