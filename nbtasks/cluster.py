@@ -55,7 +55,7 @@ from nbtasks.wire.connection import OUR_FILES as OUR_FILES
 from nbtasks.wire.connection import check_directory as check_directory
 from nbtasks.wire.connection import check_socket_path as check_socket_path
 from nbtasks.wire.connection import protocols as protocols
-from nbtasks.wire.parent import alive
+from nbtasks.wire.parent import alive, has_word
 
 if TYPE_CHECKING:
     from nbtasks.client.client import Client
@@ -748,12 +748,11 @@ def _spawn(runtime: Path, lock: int) -> _Supervisor:
             "This Python does not know its own executable (sys.executable is empty), so no worker "
             "can be started with it. Run the code in an ordinary interpreter."
         )
-    launcher = Path(__file__).with_name("supervisor") / "launch.py"
     prepare_directory(runtime / "logs")
     log = os.open(_log(runtime, "supervisor"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         process = _Supervisor(
-            [sys.executable, "-P", str(launcher), "nbtasks.supervisor", str(runtime)],
+            _command("nbtasks.supervisor", runtime),
             stdin=lock,
             stdout=log,
             stderr=log,
@@ -765,6 +764,12 @@ def _spawn(runtime: Path, lock: int) -> _Supervisor:
         os.close(log)
     _started[runtime] = process
     return process
+
+
+def _command(module: str, *arguments: object) -> list[str]:
+    """Return the command line that runs a module of nbtasks as a process of its own."""
+    launcher = Path(__file__).with_name("supervisor") / "launch.py"
+    return [sys.executable, "-P", str(launcher), module, *map(str, arguments)]
 
 
 def _import_client() -> None:
@@ -851,22 +856,34 @@ def _stop_supervisor(runtime: Path) -> None:
     told: dict[int, int] = {}
     began = time.monotonic()
     while locks.is_held(lock):
-        pid = locks.holder(lock)
-        number = signal.SIGKILL if time.monotonic() - began > STOP_TIMEOUT else signal.SIGTERM
+        pid = locks.holder(lock) or _named_in_connection(runtime)
+        number: int = signal.SIGKILL if time.monotonic() - began > STOP_TIMEOUT else signal.SIGTERM
         if pid and told.get(pid) != number:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
             told[pid] = number
         if time.monotonic() - began > 2 * STOP_TIMEOUT:
+            which = f"process {pid}" if pid else f"whose number is not in {lock}"
+            remedy = f"kill -9 {pid}" if pid else f"`fuser {lock}` tells its number"
             raise ClusterError(
-                f"The supervisor (process {pid}) of {runtime} does not end. "
-                f"End it by hand: kill -9 {pid}."
+                f"The supervisor ({which}) of {runtime} does not end. End it by hand: {remedy}."
             )
         time.sleep(_PAUSE)
     # One that had to be killed has left them, and clients shall know that this end was meant.
     for name in (CONNECTION_FILE, SOCKET_FILE):
         (runtime / name).unlink(missing_ok=True)
+    for pid, number in told.items():
+        if number == signal.SIGKILL:
+            subprocess.run(_command("nbtasks.supervisor.sweep", pid), check=False)
     _reap(runtime)
+
+
+def _named_in_connection(runtime: Path) -> int:
+    """Return the supervisor's number that the broker has written, if it still is one, or 0."""
+    connection = read_connection(runtime)
+    if connection is None or not has_word(connection.supervisor_pid, str(runtime)):
+        return 0
+    return connection.supervisor_pid
 
 
 def _reap(runtime: Path) -> None:

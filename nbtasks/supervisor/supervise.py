@@ -436,6 +436,8 @@ class Supervisor:
                 )
                 self._deaths[name] = (died, None)
         self._tell_deaths()
+        if names:
+            sweep.end_left_over(self.crew.runtime)
 
     # ---------------------------------------------------------------------------------- ending
 

@@ -201,6 +201,33 @@ def test_with_block_stops_the_cluster(short_path: Path) -> None:
     assert not lives(pid)
 
 
+def test_shutdown_leaves_nothing_of_a_cluster_that_stands_still(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=1)
+    cluster.worker_pids()
+    children = psutil.Process(cluster.supervisor_pid).children()
+    pids = [child.pid for child in children] + [cluster.supervisor_pid]
+    kill(*pids, by=signal.SIGSTOP)
+
+    cluster.shutdown()
+
+    eventually(lambda: not any(lives(pid) for pid in pids))
+
+
+@pytest.mark.parametrize("text", ["", "-1", "0", "nobody"])
+def test_shutdown_finds_a_supervisor_whose_lock_was_spoilt(
+    make_cluster: MakeCluster, text: str
+) -> None:
+    cluster = make_cluster(workers=0)
+    pid = cluster.supervisor_pid
+    (cluster.dir / "supervisor.lock").write_text(text)
+
+    cluster.shutdown()
+
+    assert not lives(pid)
+
+
 def test_shutdown_without_a_cluster_does_nothing() -> None:
     nbtasks.shutdown()
 

@@ -456,6 +456,28 @@ def test_sigkill_of_the_supervisor_leaves_no_orphans(stage: Stage) -> None:
     assert gone(children, 2)
 
 
+def test_next_supervisor_ends_what_nobody_was_left_to_end(stage: Stage) -> None:
+    stage.start(workers=1, worker={"spawn": "session"})
+    _, worker = stage.ready_worker()
+    (detached,) = until(worker.children, "a grandchild")
+    undertaker = next(
+        child
+        for child in psutil.Process(stage.process.pid).children()
+        if "undertaker" in child.cmdline()
+    )
+    undertaker.suspend()  # it is killed before it can do anything
+    stage.process.kill()
+    stage.process.wait()
+    undertaker.kill()
+    assert gone([worker, undertaker], 2)
+    assert lives(detached)
+
+    stage.start(workers=1)
+
+    assert gone([detached], PATIENCE)
+    assert lives(stage.ready_worker()[1])
+
+
 def test_next_supervisor_reports_what_the_killed_one_left(stage: Stage) -> None:
     stage.start(workers=1, worker={"begin": 9, "finish": 8})
     name, worker = stage.ready_worker()
