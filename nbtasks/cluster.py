@@ -184,7 +184,7 @@ def start(
         if known is not None and known.running:
             _compare(place, options)
             return _make_current(known)
-        return _make_current(_open(place, options))
+        return _make_current(_open(place, options, dir is not None))
 
 
 def connect(dir: str | os.PathLike[str] | None = None) -> Cluster:
@@ -212,7 +212,7 @@ def connect(dir: str | os.PathLike[str] | None = None) -> Cluster:
                 f"Start one with nbtasks.start() or %nbtasks start (in a notebook) or "
                 f"`nbtasks start` (in a shell)."
             )
-        return _make_current(Cluster(place))
+        return _make_current(Cluster(place, dir is not None))
 
 
 def shutdown(purge: bool = False) -> None:
@@ -255,10 +255,12 @@ class Cluster:
         Folder of its sockets, logs and, unless Jupyter's directories are used, of its store.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, named: bool = False) -> None:
         from nbtasks.client.client import Client
 
         self._place = place
+        #: Whether it was asked for by its folder: then only whoever names it again means it.
+        self._named = named
         self._client = Client(place.runtime, revive=self._revive)
         #: Whether this connection was closed; whether the cluster was stopped through it.
         self._closed = self._stopped = False
@@ -389,6 +391,10 @@ class Cluster:
         _drop(self)
 
     def _let_go(self) -> None:
+        from nbtasks.client import waiting
+
+        if self._named:
+            waiting.remember_home(self._client)
         self._closed = True
         self._client.close()
 
@@ -670,7 +676,7 @@ class _Supervisor(subprocess.Popen[bytes]):
 _started: dict[Path, _Supervisor] = {}
 
 
-def _open(place: Place, options: Options) -> Cluster:
+def _open(place: Place, options: Options, named: bool) -> Cluster:
     """Return a connection to the cluster of a place, which is started if need be.
 
     One that was idle may begin to stop just before it hears of us; then it is started anew.
@@ -678,7 +684,7 @@ def _open(place: Place, options: Options) -> Cluster:
     while True:
         _ensure(place, options)
         try:
-            cluster = Cluster(place)
+            cluster = Cluster(place, named)
         except BrokerUnavailable:
             if (place.runtime / CONNECTION_FILE).exists():
                 raise

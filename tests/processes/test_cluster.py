@@ -271,6 +271,65 @@ def test_stray_modules_in_the_folder_do_no_harm(make_cluster: MakeCluster, tmp_p
     assert make_cluster(workers=1).client.ask("status")["broker_pid"]
 
 
+# ------------------------------------------------------------- results of a cluster that is gone
+
+
+@nbtasks.task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@pytest.fixture
+def left_open(make_cluster: MakeCluster) -> nbtasks.AsyncResult:
+    """A result that is open when its cluster is shut down; the cluster has a folder of its own."""
+    cluster = make_cluster(workers=0)
+    result = add.apply_async((1, 2), confirm=True)
+    cluster.shutdown()
+    return result
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda result: result.get(timeout=SOON),
+        lambda result: result.state,
+        lambda result: result.exists(),
+        lambda result: result.revoke(),
+        lambda result: nbtasks.ResultSet([result]).revoke(),
+    ],
+)
+def test_open_result_of_a_cluster_that_was_shut_down_starts_no_other_one(
+    left_open: nbtasks.AsyncResult, short_path: Path, ask: Callable[[nbtasks.AsyncResult], object]
+) -> None:
+    with pytest.raises(BrokerUnavailable) as caught:
+        ask(left_open)
+
+    assert f"nbtasks.start(dir='{short_path / '0'}')" in str(caught.value)
+    assert nbtasks.current_cluster() is None
+
+
+def test_open_result_goes_on_when_its_cluster_is_started_again(
+    left_open: nbtasks.AsyncResult, make_cluster: MakeCluster, short_path: Path
+) -> None:
+    make_cluster(workers=1, dir=short_path / "0")
+    make_cluster(workers=0, dir=short_path / "another")
+
+    assert left_open.get(timeout=SOON) == 3
+
+
+def test_open_result_of_the_cluster_of_the_folder_starts_it_again() -> None:
+    try:
+        cluster = nbtasks.start(workers=0)
+        result = add.apply_async((1, 2), confirm=True)
+        cluster.shutdown()
+        config.configure(worker_concurrency=1)
+
+        assert result.get(timeout=SOON) == 3
+    finally:
+        nbtasks.shutdown()
+        config.reset()
+
+
 # ------------------------------------------------------------------------- interrupted starts
 
 
