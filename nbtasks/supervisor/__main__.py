@@ -24,7 +24,7 @@ LOCK_WAIT = 2.0
 #: Seconds that the children have for themselves at most, before this process loads the rest.
 HEAD_START = 0.5
 
-#: sysexits.h, EX_TEMPFAIL: somebody else is doing this already.
+#: As `wire.connection` has it, which is too much to load here.
 EXIT_BUSY = 75
 
 

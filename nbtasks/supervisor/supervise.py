@@ -41,6 +41,7 @@ from nbtasks.supervisor.crew import Crew, Worker
 from nbtasks.wire import cell, frames, sockets
 from nbtasks.wire.connection import (
     CONNECTION_FILE,
+    EXIT_BUSY,
     EXIT_CONFIG,
     FAILED_FILE,
     SETTINGS_FILE,
@@ -286,7 +287,7 @@ class Supervisor:
             return
         served = self._served(exit_.child)
         note(f"The broker {describe(exit_.code)} after {lived:.1f} s.")
-        if exit_.code == EXIT_CONFIG:
+        if exit_.code in (EXIT_BUSY, EXIT_CONFIG):
             self._give_up("The broker will not start.", exit_)
             return
         self._failed_brokers = (

@@ -45,6 +45,9 @@ OUR_FILES: dict[str, Callable[[int], bool]] = {
     SOCKET_FILE: stat.S_ISSOCK,
 }
 
+#: Exit code of a supervisor or broker that found another one at work (sysexits.h: EX_TEMPFAIL).
+EXIT_BUSY = 75
+
 #: Exit code of a broker that a restart will not mend (sysexits.h: EX_CONFIG).
 EXIT_CONFIG = 78
 

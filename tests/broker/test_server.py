@@ -40,7 +40,7 @@ from nbtasks.exceptions import (
 )
 from nbtasks.wire import sockets
 from nbtasks.wire.connection import (
-    EXIT_CONFIG,
+    EXIT_BUSY,
     FAILED_FILE,
     STORE_FILE,
     prepare_directory,
@@ -318,6 +318,15 @@ def test_no_ticket_is_given_twice_however_briefly_brokers_live(
     assert tickets == sorted(set(tickets))
 
 
+def test_broker_that_serves_takes_away_why_a_former_one_would_not(runtime: Path) -> None:
+    (runtime / FAILED_FILE).write_text("The store was of no use.")
+
+    broker = Broker(runtime)
+
+    until(lambda: not (runtime / FAILED_FILE).exists())
+    broker.close()
+
+
 def test_second_broker_on_a_living_one_gives_up(broker: Broker, client: Client) -> None:
     second = subprocess.run(
         [sys.executable, "-m", "nbtasks.broker", str(broker.runtime)],
@@ -326,8 +335,9 @@ def test_second_broker_on_a_living_one_gives_up(broker: Broker, client: Client) 
         timeout=60,
     )
 
-    assert second.returncode == EXIT_CONFIG
-    assert "Another broker" in (broker.runtime / FAILED_FILE).read_text()
+    assert second.returncode == EXIT_BUSY
+    assert b"Another broker" in second.stderr
+    assert not (broker.runtime / FAILED_FILE).exists()
     assert client.ask("status")["broker_pid"] == broker.process.pid
 
 

@@ -374,6 +374,14 @@ def test_broker_that_cannot_start_ends_the_supervisor_with_its_last_words(stage:
     assert "broker has no mind to work today" in reason
 
 
+def test_broker_that_finds_another_one_at_work_ends_the_supervisor(stage: Stage) -> None:
+    stage.start(listening=False, broker={"exit": 75})
+
+    assert stage.process.wait(PATIENCE) == 78
+    assert "broker has no mind to work today" in (stage.runtime / "failed.txt").read_text()
+    assert stage.log().count("The broker exited") == 1
+
+
 def test_broker_that_says_why_no_restart_will_help_is_not_restarted(stage: Stage) -> None:
     stage.start(listening=False, broker={"refuse": "The store is of a newer version."})
 
