@@ -73,6 +73,9 @@ START_TIMEOUT: Final = 20.0
 #: Seconds for all processes to end in an orderly way, after which the supervisor is killed.
 STOP_TIMEOUT: Final = 3.5
 
+#: Seconds of a hundred years.
+_CENTURY: Final = 3.156e9
+
 #: What `core.messages.Workers` takes.
 MOST_WORKERS: Final = 10_000
 
@@ -150,6 +153,7 @@ def start(
         Replace a worker that has grown beyond this: bytes, or text such as `"2GB"`.
     idle_timeout
         Seconds without a client and without open tasks after which the cluster goes; default 600.
+        `float("inf")`: it never goes by itself.
 
     Returns
     -------
@@ -509,7 +513,7 @@ def _check(
         own,
         _count("max_tasks_per_worker", max_tasks_per_worker),
         _size(memory_limit),
-        None if idle_timeout is None else float(idle_timeout),
+        _idle(idle_timeout),
     )
 
 
@@ -532,6 +536,18 @@ def _choice(name: str, value: str | None, choices: tuple[str, ...]) -> str | Non
         return value
     raise ImproperlyConfigured(
         f"start({name}={value!r}) cannot be. Give one of {', '.join(map(repr, choices))}."
+    )
+
+
+def _idle(seconds: float | None) -> float | None:
+    """Return for how long a cluster may be idle; JSON has no infinity, so a century is for ever."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, (int, float)) and seconds is not True and seconds >= 0:  # nor NaN
+        return float(min(seconds, _CENTURY))
+    raise ImproperlyConfigured(
+        f"start(idle_timeout={seconds!r}) cannot be: it is for how long a cluster may be idle. "
+        f"Give a number of seconds, 0 or more; float('inf') means that it never goes by itself."
     )
 
 
@@ -559,7 +575,8 @@ def _settings(place: Place, options: Options) -> Settings:
         memory_limit=limit,
         idle_timeout=600.0 if options.idle_timeout is None else options.idle_timeout,
         result_expires=ours.result_expires or None,
-        sys_path=tuple(sys.path),
+        # Import passes over anything but text; whoever puts a Path there means its text.
+        sys_path=tuple(os.fsdecode(p) for p in sys.path if isinstance(p, (str, os.PathLike))),
         extra={
             "folder": os.getcwd(),
             "python": sys.executable,

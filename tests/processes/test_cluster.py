@@ -58,6 +58,23 @@ def test_cluster_has_a_supervisor_with_a_broker_and_the_wanted_workers(
     assert nbtasks.current_cluster() is cluster
 
 
+def test_cluster_that_never_goes_by_itself(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1, idle_timeout=float("inf"))
+
+    assert nbtasks.start(dir=cluster.dir, idle_timeout=float("inf")) is cluster
+    assert len(cluster.worker_pids()) == 1
+
+
+def test_whatever_lies_on_the_path_of_modules_a_cluster_starts(
+    make_cluster: MakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path / "src", b"bytes", None])
+
+    cluster = make_cluster(workers=1)
+
+    assert cluster.settings.sys_path[-1] == str(tmp_path / "src")
+
+
 def test_start_in_the_same_folder_attaches(make_cluster: MakeCluster) -> None:
     first = make_cluster(workers=1)
 
@@ -584,6 +601,10 @@ def test_second_start_with_other_options_names_both_values_and_the_remedies(
         {"memory_limit": "lots"},
         {"max_tasks_per_worker": 0},
         {"workers": 1, "queues": {"gpu": 2}},
+        {"idle_timeout": -1},
+        {"idle_timeout": float("nan")},
+        {"idle_timeout": "abc"},
+        {"idle_timeout": True},
     ],
 )
 def test_wrong_option_is_refused_before_anything_starts(
