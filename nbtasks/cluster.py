@@ -305,7 +305,7 @@ class Cluster:
     @property
     def settings(self) -> Settings:
         """What it was started with (and scaled to)."""
-        return read_settings(self._place.runtime)
+        return _read_settings(self.dir)
 
     def worker_pids(self, timeout: float = 10.0) -> list[int]:
         """Return the process numbers of the workers.
@@ -417,7 +417,7 @@ class Cluster:
     def __repr__(self) -> str:
         if self._closed:
             return f"<Cluster {self.dir}: stopped>"
-        with suppress(OSError):
+        with suppress(ClusterError):
             settings = self.settings
             return f"<Cluster {self.dir}: {settings.workers} workers, {settings.durability}>"
         return f"<Cluster {self.dir}>"

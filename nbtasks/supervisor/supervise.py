@@ -416,7 +416,7 @@ class Supervisor:
         """Have `wanted` workers: start those lacking; the broker lets surplus ones go."""
         try:
             self.crew.want(wanted)
-        except OSError as error:
+        except (OSError, ValueError, TypeError) as error:  # or the file is not what it was
             note(f"The number of workers cannot be written down: {error}. It holds until we end.")
         self._fill()
         self._tell_pool()

@@ -564,6 +564,19 @@ def test_workers_that_are_still_starting_go_too_when_none_is_wanted(
     until(lambda: starting() == 0)
 
 
+def test_cluster_whose_settings_were_spoilt_goes_on_and_says_so(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1)
+    cluster.worker_pids()
+    (cluster.dir / "settings.json").write_text("rubbish")
+
+    for ask in (cluster.worker_pids, lambda: cluster.scale(0), lambda: cluster.settings):
+        with pytest.raises(ClusterError, match=r"settings\.json cannot be read.*nbtasks stop"):
+            ask()
+
+    assert str(cluster.dir) in repr(cluster)
+    until(lambda: not cluster.status()["workers"])
+
+
 @pytest.mark.parametrize("workers", [-1, 1.5, True, "two"])
 def test_scale_to_nonsense_is_refused(workers: Any) -> None:
     scale = nbtasks.Cluster.scale

@@ -248,9 +248,23 @@ def test_scaling_up_starts_workers_and_is_remembered(stage: Stage) -> None:
     assert json.loads((stage.runtime / "settings.json").read_text())["workers"] == 3
 
 
-def test_scaling_works_though_it_cannot_be_written_down(stage: Stage) -> None:
+def a_full_disk(runtime: Path) -> None:
+    (runtime / "settings.json.new").mkdir()  # as good as one
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        a_full_disk,
+        lambda runtime: (runtime / "settings.json").write_text("rubbish"),
+        lambda runtime: (runtime / "settings.json").write_text("[]"),
+    ],
+)
+def test_scaling_works_though_it_cannot_be_written_down(
+    stage: Stage, spoil: Callable[[Path], object]
+) -> None:
     stage.start(workers=1)
-    (stage.runtime / "settings.json.new").mkdir()  # as good as a full disk
+    spoil(stage.runtime)
 
     stage.say(Scale(2))
 
