@@ -40,6 +40,7 @@ from nbtasks.exceptions import (
 )
 from nbtasks.wire import sockets
 from nbtasks.wire.connection import (
+    CONNECTION_FILE,
     EXIT_BUSY,
     FAILED_FILE,
     STORE_FILE,
@@ -341,14 +342,30 @@ def test_second_broker_on_a_living_one_gives_up(broker: Broker, client: Client) 
     assert client.ask("status")["broker_pid"] == broker.process.pid
 
 
-EASILY_BORED = """
-import msgspec
+WATCHFUL = """
 from nbtasks.broker import server
-from nbtasks.wire import connection
 server.HOUSEKEEPING = 0.05
+"""
+EASILY_BORED = f"""{WATCHFUL}
+import msgspec
+from nbtasks.wire import connection
 read = connection.read_settings
 connection.read_settings = lambda path: msgspec.structs.replace(read(path), idle_timeout=1.0)
 """
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_text("rubbish")])
+def test_connection_file_that_was_spoilt_is_written_again(
+    runtime: Path, spoil: Callable[[Path], object]
+) -> None:
+    broker = Broker(runtime, before=WATCHFUL)
+    written = read_connection(runtime)
+    assert written is not None
+
+    spoil(runtime / CONNECTION_FILE)
+
+    until(lambda: read_connection(runtime) == written)
+    broker.close()
 
 
 def test_idle_broker_cannot_be_found_any_more_before_it_wants_to_stop(runtime: Path) -> None:
