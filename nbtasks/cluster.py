@@ -670,12 +670,18 @@ def _default_place() -> Place:
 def _prepare(place: Place) -> None:
     """Make the directories, or raise an error that says why they cannot be."""
     check_socket_path(place.runtime)
-    for path in dict.fromkeys((place.runtime, place.data)):
+    folders = dict.fromkeys((place.runtime, place.data))
+    for path in folders:
         prepare_directory(path)
-        if not os.access(path, os.W_OK | os.X_OK):
+    inner = (place.runtime / "logs", place.runtime / "cells", place.data / SEGMENTS)
+    files = (place.runtime / name for name in (START_LOCK, SUPERVISOR_LOCK, "broker.lock"))
+    for path in (*folders, *inner, *files):
+        needed = os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0)
+        if path.exists() and not os.access(path, needed):
             raise NotPermitted(
                 f"nbtasks may not write into {path}. Its files must lie where you may write. "
-                f"Give another place with start(dir=...) or NBTASKS_DIR."
+                f"Let yourself in (chmod u+rwX {path}), or give another place with "
+                f"start(dir=...) or NBTASKS_DIR."
             )
 
 

@@ -688,6 +688,22 @@ def test_folder_without_write_permission_is_refused(short_path: Path) -> None:
         nbtasks.start(dir=place)
 
 
+@pytest.mark.parametrize("name", ["logs", "cells", "segments", "start.lock", "supervisor.lock"])
+def test_folder_or_lock_of_ours_that_cannot_be_written_is_named(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    closed = short_path / name
+    if name.endswith(".lock"):
+        closed.touch(0o400)
+    else:
+        closed.mkdir(0o500)
+    # What the system would say if we were not root.
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != closed)
+
+    with pytest.raises(ClusterError, match=rf"may not write into {closed}\..*chmod"):
+        nbtasks.start(dir=short_path)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
 def test_folder_of_somebody_else_is_refused(short_path: Path) -> None:
     place = short_path / "theirs"
