@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -497,8 +497,13 @@ def _check(
     if isinstance(queues, Mapping):
         own = {str(queue): _count(f"queues[{queue!r}]", n) or 0 for queue, n in queues.items()}
         workers = sum(own.values()) if workers is None else workers
-    elif queues is not None:
+    elif isinstance(queues, Iterable):
         names = (queues,) if isinstance(queues, str) else tuple(map(str, queues))
+    elif queues is not None:
+        raise ImproperlyConfigured(
+            f"start(queues={queues!r}) cannot be: it says which queues the workers serve. Give a "
+            f"name, several in a list, or a mapping of names to numbers of workers."
+        )
     count = _count("workers", workers, least=0)
     if own and count is not None and count < sum(own.values()):
         raise ImproperlyConfigured(
@@ -578,7 +583,6 @@ def _settings(place: Place, options: Options) -> Settings:
         # Import passes over anything but text; whoever puts a Path there means its text.
         sys_path=tuple(os.fsdecode(p) for p in sys.path if isinstance(p, (str, os.PathLike))),
         extra={
-            "folder": os.getcwd(),
             "python": sys.executable,
             "accept_content": _content_types(ours.accept_content),
             "task_default_queue": ours.task_default_queue,
@@ -642,7 +646,7 @@ def place_of(dir: str | os.PathLike[str] | None) -> Place:
     dir = dir if dir is not None else own or config.settings().dir
     if dir is None:
         return _default_place()
-    runtime = Path(os.path.abspath(os.path.expanduser(dir)))
+    runtime = _absolute(dir)
     with suppress(OSError, ValueError):
         # Somebody named the runtime directory of a default cluster, whose store is elsewhere.
         data = Path(read_settings(runtime).data)
@@ -651,11 +655,37 @@ def place_of(dir: str | os.PathLike[str] | None) -> Place:
     return Place(runtime, runtime)
 
 
+def _absolute(dir: str | os.PathLike[str]) -> Path:
+    try:
+        text = os.fsdecode(dir)
+    except TypeError:
+        text = "\0"
+    if "\0" in text:
+        raise ImproperlyConfigured(
+            f"start(dir={dir!r}) cannot be: it is the folder of a cluster's files. "
+            f"Give its path, as text or a Path."
+        )
+    text = os.path.expanduser(text)
+    return Path(os.path.normpath(text if os.path.isabs(text) else os.path.join(_folder(), text)))
+
+
+def _folder() -> str:
+    """Return the folder that this process works in."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise ClusterError(
+            "The folder that this process works in was removed, so nbtasks cannot tell where its "
+            "cluster is. Go to another one, with os.chdir(...), or give an absolute path: "
+            "start(dir=...)."
+        ) from error
+
+
 def _default_place() -> Place:
     """Return the place of this user's cluster for this folder and this interpreter."""
     from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
 
-    about = "\0".join((os.getcwd(), sys.prefix, sys.executable))
+    about = "\0".join((_folder(), sys.prefix, sys.executable))
     name = hashlib.blake2b(os.fsencode(about), digest_size=6).hexdigest()
     runtime = Path(jupyter_runtime_dir()) / "nbtasks" / name
     try:

@@ -127,7 +127,8 @@ def prepare_directory(path: Path) -> Path:
     try:
         _make_directory(path)
     except OSError as error:
-        raise _unusable(path, error) from error
+        if not (isinstance(error, FileExistsError) and os.path.lexists(path)):
+            raise _unusable(path, error) from error
     if check_directory(path).st_mode & 0o077:
         try:
             path.chmod(0o700)

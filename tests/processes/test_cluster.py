@@ -614,6 +614,7 @@ def test_second_start_with_other_options_names_both_values_and_the_remedies(
         {"memory_limit": "lots"},
         {"max_tasks_per_worker": 0},
         {"workers": 1, "queues": {"gpu": 2}},
+        {"queues": 3},
         {"idle_timeout": -1},
         {"idle_timeout": float("nan")},
         {"idle_timeout": "abc"},
@@ -630,6 +631,12 @@ def test_wrong_option_is_refused_before_anything_starts(
 
     assert next(reversed(options)) in str(caught.value) or "workers" in str(caught.value)
     assert not place.exists()
+
+
+@pytest.mark.parametrize("dir", ["a\0b", 3])
+def test_what_is_no_path_is_refused(dir: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"start\(dir=.*path"):
+        nbtasks.start(dir=dir)
 
 
 def test_path_too_long_for_a_socket_is_named_with_its_length_and_the_limit(
@@ -669,8 +676,32 @@ def test_symbolic_link_is_refused(short_path: Path) -> None:
 def test_file_in_the_place_of_the_folder_is_refused(short_path: Path) -> None:
     (short_path / "file").touch()
 
-    with pytest.raises(ClusterError, match=r"cannot use the directory .*file"):
+    with pytest.raises(ClusterError, match="not a directory"):
         nbtasks.start(dir=short_path / "file")
+
+
+def test_link_that_leads_nowhere_is_refused(short_path: Path) -> None:
+    (short_path / "link").symlink_to(short_path / "nowhere")
+
+    with pytest.raises(ClusterError, match="symbolic link"):
+        nbtasks.start(dir=short_path / "link")
+
+
+def test_folder_may_be_given_in_bytes() -> None:
+    assert clusters.place_of(b"/a/../b") == clusters.place_of("/b")
+
+
+def test_folder_that_was_removed_is_named_where_it_matters(
+    make_cluster: MakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+
+    assert make_cluster(workers=1).status()["broker_pid"]
+    for dir in (None, "relative"):
+        with pytest.raises(ClusterError, match=r"removed.*os\.chdir"):
+            nbtasks.start(dir=dir)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
