@@ -1,14 +1,14 @@
 """Start, find, scale and stop a cluster; where its files are.
 
     start() ── start.lock ──▶ does anybody hold supervisor.lock?
-                                no:  write settings.json, start a supervisor
+                                no:  take it, write settings.json, start a supervisor that has it
                                 yes: the options given must be the ones it runs with
             ── wait until connection.json names a living broker, or failed.txt says why not
             ── Client: nothing is sent before the broker has said Welcome
 
 A cluster belongs to nobody: it outlives the kernel that started it, other kernels attach to it,
-and it goes when it is told to or when it has been idle. One that was stopped in an orderly way
-leaves no connection.json behind; one that died does, and a client that finds it so revives it.
+and it goes when it is told to or when it has been idle. One that was stopped leaves no
+connection.json behind; one that died does, and a client that finds it so revives it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -30,15 +30,18 @@ from nbtasks import config
 from nbtasks.exceptions import (
     BrokerUnavailable,
     ClusterError,
+    ForkedError,
     ImproperlyConfigured,
     NotPermitted,
     SerializerNotInstalled,
 )
 from nbtasks.wire import codecs, locks, segments
 from nbtasks.wire.connection import (
+    CONNECTION_FILE,
     FAILED_FILE,
     SEGMENTS,
     SETTINGS_FILE,
+    SOCKET_FILE,
     STORE_FILE,
     SUPERVISOR_LOCK,
     Connection,
@@ -53,7 +56,7 @@ from nbtasks.wire.connection import OUR_FILES as OUR_FILES
 from nbtasks.wire.connection import check_directory as check_directory
 from nbtasks.wire.connection import check_socket_path as check_socket_path
 from nbtasks.wire.connection import protocols as protocols
-from nbtasks.wire.parent import alive
+from nbtasks.wire.parent import alive, has_word
 
 if TYPE_CHECKING:
     from nbtasks.client.client import Client
@@ -71,11 +74,14 @@ START_TIMEOUT: Final = 20.0
 #: Seconds for all processes to end in an orderly way, after which the supervisor is killed.
 STOP_TIMEOUT: Final = 3.5
 
+#: Seconds of a hundred years.
+_CENTURY: Final = 3.156e9
+
 #: What `core.messages.Workers` takes.
 MOST_WORKERS: Final = 10_000
 
-#: Exit code of a supervisor that found another one at work.
-_EXIT_BUSY: Final = 75
+#: Seconds to take a free lock: whoever looks at it holds it for a moment.
+_GLANCE: Final = 1.0
 
 _PAUSE: Final = 0.002
 
@@ -148,6 +154,7 @@ def start(
         Replace a worker that has grown beyond this: bytes, or text such as `"2GB"`.
     idle_timeout
         Seconds without a client and without open tasks after which the cluster goes; default 600.
+        `float("inf")`: it never goes by itself.
 
     Returns
     -------
@@ -182,8 +189,7 @@ def start(
         if known is not None and known.running:
             _compare(place, options)
             return _make_current(known)
-        _ensure(place, options)
-        return _make_current(Cluster(place))
+        return _make_current(_open(place, options, dir is not None))
 
 
 def connect(dir: str | os.PathLike[str] | None = None) -> Cluster:
@@ -204,14 +210,14 @@ def connect(dir: str | os.PathLike[str] | None = None) -> Cluster:
         known = _clusters.get(place.runtime)
         if known is not None and known.running:
             return _make_current(known)
-        if not is_running(place):
+        end = time.monotonic() + START_TIMEOUT
+        if not is_running(place) or not _await_broker(place.runtime, None, "", end):
             raise BrokerUnavailable(
                 f"No cluster runs in {place.runtime}. It was never started, or has stopped. "
                 f"Start one with nbtasks.start() or %nbtasks start (in a notebook) or "
                 f"`nbtasks start` (in a shell)."
             )
-        _await_broker(place.runtime, None, "", time.monotonic() + START_TIMEOUT)
-        return _make_current(Cluster(place))
+        return _make_current(Cluster(place, dir is not None))
 
 
 def shutdown(purge: bool = False) -> None:
@@ -254,10 +260,12 @@ class Cluster:
         Folder of its sockets, logs and, unless Jupyter's directories are used, of its store.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, named: bool = False) -> None:
         from nbtasks.client.client import Client
 
         self._place = place
+        #: Whether it was asked for by its folder: then only whoever names it again means it.
+        self._named = named
         self._client = Client(place.runtime, revive=self._revive)
         #: Whether this connection was closed; whether the cluster was stopped through it.
         self._closed = self._stopped = False
@@ -274,11 +282,12 @@ class Cluster:
 
     @property
     def running(self) -> bool:
-        """Whether it can be used: not shut down, and its supervisor lives."""
+        """Whether it can be used: not shut down nor just stopping, and its supervisor lives."""
         return (
             not self._closed
             and not self._client.closed
-            and locks.is_held(self._place.runtime / SUPERVISOR_LOCK)
+            and is_running(self._place)
+            and (self.dir / CONNECTION_FILE).exists()
         )
 
     @property
@@ -297,7 +306,7 @@ class Cluster:
     @property
     def settings(self) -> Settings:
         """What it was started with (and scaled to)."""
-        return read_settings(self._place.runtime)
+        return _read_settings(self.dir)
 
     def worker_pids(self, timeout: float = 10.0) -> list[int]:
         """Return the process numbers of the workers.
@@ -364,19 +373,35 @@ class Cluster:
         purge
             Also forget all tasks and results. Otherwise they are kept, and what is open goes on at
             the next start.
+
+        Raises
+        ------
+        ForkedError
+            In a child made by fork: the cluster is its parent's.
         """
+        if self._client.forked:
+            raise ForkedError()
         if self._stopped and not purge:
             return
         with _opening:
-            self._stopped = True
-            self.close()
+            self._let_go()
             _stop_at(self._place, purge)
+            # Not before: one that was interrupted shall be able to be told again.
+            self._stopped = True
+            _drop(self)
 
     def close(self) -> None:
         """Let go of the connection; the cluster goes on."""
+        self._let_go()
+        _drop(self)
+
+    def _let_go(self) -> None:
+        from nbtasks.client import waiting
+
+        if self._named:
+            waiting.remember_home(self._client)
         self._closed = True
         self._client.close()
-        _drop(self)
 
     def __enter__(self) -> Cluster:
         return self
@@ -393,7 +418,7 @@ class Cluster:
     def __repr__(self) -> str:
         if self._closed:
             return f"<Cluster {self.dir}: stopped>"
-        with suppress(OSError):
+        with suppress(ClusterError):
             settings = self.settings
             return f"<Cluster {self.dir}: {settings.workers} workers, {settings.durability}>"
         return f"<Cluster {self.dir}>"
@@ -408,14 +433,9 @@ class Cluster:
 
     def _revive(self) -> None:
         """Start the cluster again: the client has found that nobody is left of it."""
-        if read_connection(self.dir) is None:
-            with suppress(FileNotFoundError):
-                raise ClusterError((self.dir / FAILED_FILE).read_text())
-            raise ClusterError(
-                f"The cluster in {self.dir} was shut down. What was open goes on when it is "
-                f"started again: nbtasks.start()."
-            )
-        _ensure(self._place, Options(), settings=self.settings)
+        if read_connection(self.dir) is None and not is_running(self._place):
+            raise _shut_down(self.dir)
+        _ensure(self._place, Options(), former=self.settings)
 
 
 # -------------------------------------------------------------------- the clusters of this process
@@ -478,8 +498,13 @@ def _check(
     if isinstance(queues, Mapping):
         own = {str(queue): _count(f"queues[{queue!r}]", n) or 0 for queue, n in queues.items()}
         workers = sum(own.values()) if workers is None else workers
-    elif queues is not None:
+    elif isinstance(queues, Iterable):
         names = (queues,) if isinstance(queues, str) else tuple(map(str, queues))
+    elif queues is not None:
+        raise ImproperlyConfigured(
+            f"start(queues={queues!r}) cannot be: it says which queues the workers serve. Give a "
+            f"name, several in a list, or a mapping of names to numbers of workers."
+        )
     count = _count("workers", workers, least=0)
     if own and count is not None and count < sum(own.values()):
         raise ImproperlyConfigured(
@@ -494,7 +519,7 @@ def _check(
         own,
         _count("max_tasks_per_worker", max_tasks_per_worker),
         _size(memory_limit),
-        None if idle_timeout is None else float(idle_timeout),
+        _idle(idle_timeout),
     )
 
 
@@ -517,6 +542,18 @@ def _choice(name: str, value: str | None, choices: tuple[str, ...]) -> str | Non
         return value
     raise ImproperlyConfigured(
         f"start({name}={value!r}) cannot be. Give one of {', '.join(map(repr, choices))}."
+    )
+
+
+def _idle(seconds: float | None) -> float | None:
+    """Return for how long a cluster may be idle; JSON has no infinity, so a century is for ever."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, (int, float)) and seconds is not True and seconds >= 0:  # nor NaN
+        return float(min(seconds, _CENTURY))
+    raise ImproperlyConfigured(
+        f"start(idle_timeout={seconds!r}) cannot be: it is for how long a cluster may be idle. "
+        f"Give a number of seconds, 0 or more; float('inf') means that it never goes by itself."
     )
 
 
@@ -544,9 +581,9 @@ def _settings(place: Place, options: Options) -> Settings:
         memory_limit=limit,
         idle_timeout=600.0 if options.idle_timeout is None else options.idle_timeout,
         result_expires=ours.result_expires or None,
-        sys_path=tuple(sys.path),
+        # Import passes over anything but text; whoever puts a Path there means its text.
+        sys_path=tuple(os.fsdecode(p) for p in sys.path if isinstance(p, (str, os.PathLike))),
         extra={
-            "folder": os.getcwd(),
             "umask": umask(),
             "python": sys.executable,
             "accept_content": _content_types(ours.accept_content),
@@ -611,12 +648,7 @@ def place_of(dir: str | os.PathLike[str] | None) -> Place:
     dir = dir if dir is not None else own or config.settings().dir
     if dir is None:
         return _default_place()
-    if not os.fspath(dir):
-        raise ImproperlyConfigured(
-            "dir='' names no folder: it may come from a variable that is not set. Name the folder, "
-            "'.' for the present one; or leave dir away for this folder's own cluster."
-        )
-    runtime = Path(os.path.abspath(os.path.expanduser(dir)))
+    runtime = _absolute(dir)
     with suppress(OSError, ValueError):
         # Somebody named the runtime directory of a default cluster, whose store is elsewhere.
         data = Path(read_settings(runtime).data)
@@ -625,11 +657,42 @@ def place_of(dir: str | os.PathLike[str] | None) -> Place:
     return Place(runtime, runtime)
 
 
+def _absolute(dir: str | os.PathLike[str]) -> Path:
+    try:
+        text = os.fsdecode(dir)
+    except TypeError:
+        text = "\0"
+    if "\0" in text:
+        raise ImproperlyConfigured(
+            f"start(dir={dir!r}) cannot be: it is the folder of a cluster's files. "
+            f"Give its path, as text or a Path."
+        )
+    if not text:
+        raise ImproperlyConfigured(
+            "dir='' names no folder: it may come from a variable that is not set. Name the folder, "
+            "'.' for the present one; or leave dir away for this folder's own cluster."
+        )
+    text = os.path.expanduser(text)
+    return Path(os.path.normpath(text if os.path.isabs(text) else os.path.join(_folder(), text)))
+
+
+def _folder() -> str:
+    """Return the folder that this process works in."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError as error:
+        raise ClusterError(
+            "The folder that this process works in was removed, so nbtasks cannot tell where its "
+            "cluster is. Go to another one, with os.chdir(...), or give an absolute path: "
+            "start(dir=...)."
+        ) from error
+
+
 def _default_place() -> Place:
     """Return the place of this user's cluster for this folder and this interpreter."""
     from jupyter_core.paths import jupyter_data_dir, jupyter_runtime_dir
 
-    about = "\0".join((os.getcwd(), sys.prefix, sys.executable))
+    about = "\0".join((_folder(), sys.prefix, sys.executable))
     name = hashlib.blake2b(os.fsencode(about), digest_size=6).hexdigest()
     runtime = Path(jupyter_runtime_dir()) / "nbtasks" / name
     try:
@@ -644,13 +707,19 @@ def _default_place() -> Place:
 def _prepare(place: Place) -> None:
     """Make the directories, or raise an error that says why they cannot be."""
     check_socket_path(place.runtime)
-    for path in dict.fromkeys((place.runtime, place.data)):
+    folders = dict.fromkeys((place.runtime, place.data))
+    for path in folders:
         _check_ours_to_close(path)
         prepare_directory(path)
-        if not os.access(path, os.W_OK | os.X_OK):
+    inner = (place.runtime / "logs", place.runtime / "cells", place.data / SEGMENTS)
+    files = (place.runtime / name for name in (START_LOCK, SUPERVISOR_LOCK, "broker.lock"))
+    for path in (*folders, *inner, *files):
+        needed = os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0)
+        if path.exists() and not os.access(path, needed):
             raise NotPermitted(
                 f"nbtasks may not write into {path}. Its files must lie where you may write. "
-                f"Give another place with start(dir=...) or NBTASKS_DIR."
+                f"Let yourself in (chmod u+rwX {path}), or give another place with "
+                f"start(dir=...) or NBTASKS_DIR."
             )
 
 
@@ -688,43 +757,90 @@ class _Supervisor(subprocess.Popen[bytes]):
 _started: dict[Path, _Supervisor] = {}
 
 
-def _ensure(place: Place, options: Options, settings: Settings | None = None) -> None:
-    """See to it that a broker serves; start a supervisor if there is none."""
+def _open(place: Place, options: Options, named: bool) -> Cluster:
+    """Return a connection to the cluster of a place, which is started if need be.
+
+    One that was idle may begin to stop just before it hears of us; then it is started anew.
+    """
+    while True:
+        _ensure(place, options)
+        try:
+            cluster = Cluster(place, named)
+        except BrokerUnavailable:
+            if (place.runtime / CONNECTION_FILE).exists():
+                raise
+        else:
+            if cluster.running:
+                return cluster
+            cluster.close()
+
+
+def _ensure(place: Place, options: Options, former: Settings | None = None) -> None:
+    """See to it that a broker serves; start a supervisor if there is none.
+
+    With the settings of a cluster that died it is only revived: not when it was stopped meanwhile.
+    """
     end = time.monotonic() + START_TIMEOUT
     _prepare(place)
     runtime = place.runtime
     with _hold(runtime / START_LOCK):
         while True:
-            process, offset, former = None, 0, ""
-            if locks.is_held(runtime / SUPERVISOR_LOCK):
-                _compare(place, options)
-            else:
-                connection = read_connection(runtime)
-                former = connection.instance if connection else ""
-                (runtime / FAILED_FILE).unlink(missing_ok=True)
-                write_settings(runtime, settings or _settings(place, options))
-                offset = _size_of(_log(runtime, "supervisor"))
-                process = _spawn(runtime)
+            process, offset, instance = None, 0, ""
+            lock = _take(runtime / SUPERVISOR_LOCK)
+            if lock is not None:
+                try:
+                    connection = read_connection(runtime)
+                    if connection is not None:
+                        instance = connection.instance
+                    elif former is not None:
+                        raise _shut_down(runtime)
+                    (runtime / FAILED_FILE).unlink(missing_ok=True)
+                    write_settings(runtime, former or _settings(place, options))
+                    offset = _size_of(_log(runtime, "supervisor"))
+                    process = _spawn(runtime, lock)
+                finally:
+                    os.close(lock)
                 _import_client()
-            if _await_broker(runtime, process, former, end, offset):
+            if _await_broker(runtime, process, instance, end, offset):
+                if process is None:
+                    _compare(place, options)
                 return
 
 
-def _spawn(runtime: Path) -> _Supervisor:
-    """Start the supervisor, in a session of its own: Jupyter signals whole groups."""
+def _shut_down(runtime: Path) -> ClusterError:
+    """Return why a cluster that has left no connection file is not started again by itself."""
+    try:
+        return ClusterError((runtime / FAILED_FILE).read_text())
+    except FileNotFoundError:
+        return ClusterError(
+            f"The cluster in {runtime} was shut down. What was open goes on when it is "
+            f"started again: nbtasks.start()."
+        )
+
+
+def _take(path: Path) -> int | None:
+    """Return a descriptor that holds the supervisor's lock, or None: there is one already."""
+    return None if locks.is_held(path) else locks.hold(path, _GLANCE)
+
+
+def _spawn(runtime: Path, lock: int) -> _Supervisor:
+    """Start the supervisor, in a session of its own: Jupyter signals whole groups.
+
+    It is given the lock, so that from its first moment on everybody knows of it: one whose starter
+    is interrupted or killed can neither be overlooked by another start nor by a stop.
+    """
     _reap(runtime)
     if not sys.executable:
         raise ClusterError(
             "This Python does not know its own executable (sys.executable is empty), so no worker "
             "can be started with it. Run the code in an ordinary interpreter."
         )
-    launcher = Path(__file__).with_name("supervisor") / "launch.py"
     prepare_directory(runtime / "logs")
     log = os.open(_log(runtime, "supervisor"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         process = _Supervisor(
-            [sys.executable, "-P", str(launcher), "nbtasks.supervisor", str(runtime)],
-            stdin=subprocess.DEVNULL,
+            _command("nbtasks.supervisor", runtime),
+            stdin=lock,
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -735,6 +851,12 @@ def _spawn(runtime: Path) -> _Supervisor:
         os.close(log)
     _started[runtime] = process
     return process
+
+
+def _command(module: str, *arguments: object) -> list[str]:
+    """Return the command line that runs a module of nbtasks as a process of its own."""
+    launcher = Path(__file__).with_name("supervisor") / "launch.py"
+    return [sys.executable, "-P", str(launcher), module, *map(str, arguments)]
 
 
 def _import_client() -> None:
@@ -766,7 +888,7 @@ def _await_broker(
                     f"The cluster in {runtime} cannot be started. {reason}\n"
                     f"Put this right and start it again, or give another place: start(dir=...)."
                 )
-        if code is not None and code != _EXIT_BUSY:
+        if code is not None:
             raise ClusterError(_story(runtime, f"The supervisor ended with code {code}", offset))
         if process is None and not locks.is_held(runtime / SUPERVISOR_LOCK):
             return False
@@ -802,36 +924,53 @@ def _stop_at(place: Place, purge: bool) -> bool:
     with _opening:
         known = _clusters.get(place.runtime)
         if known is not None:
-            known.close()
-        if not place.runtime.is_dir():
-            return False
-        with _hold(place.runtime / START_LOCK):
-            running = is_running(place)
-            _stop_supervisor(place.runtime)
-            if purge:
-                _forget_store(place)
+            known._let_go()
+        running = False
+        if place.runtime.is_dir():
+            with _hold(place.runtime / START_LOCK):
+                running = is_running(place)
+                _stop_supervisor(place.runtime)
+                if purge:
+                    _forget_store(place)
+        if known is not None:
+            _drop(known)
         return running
 
 
 def _stop_supervisor(runtime: Path) -> None:
     """End the supervisor, and with it all its children; return when it is gone."""
     lock = runtime / SUPERVISOR_LOCK
-    asked = killed = False
+    told: dict[int, int] = {}
     began = time.monotonic()
     while locks.is_held(lock):
-        pid = locks.holder(lock)
-        late = time.monotonic() - began > STOP_TIMEOUT
-        if pid and ((late and not killed) or not asked):
+        pid = locks.holder(lock) or _named_in_connection(runtime)
+        number: int = signal.SIGKILL if time.monotonic() - began > STOP_TIMEOUT else signal.SIGTERM
+        if pid and told.get(pid) != number:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
-            asked, killed = True, late
+                os.kill(pid, number)
+            told[pid] = number
         if time.monotonic() - began > 2 * STOP_TIMEOUT:
+            which = f"process {pid}" if pid else f"whose number is not in {lock}"
+            remedy = f"kill -9 {pid}" if pid else f"`fuser {lock}` tells its number"
             raise ClusterError(
-                f"The supervisor (process {pid}) of {runtime} does not end. "
-                f"End it by hand: kill -9 {pid}."
+                f"The supervisor ({which}) of {runtime} does not end. End it by hand: {remedy}."
             )
         time.sleep(_PAUSE)
+    # One that had to be killed has left them, and clients shall know that this end was meant.
+    for name in (CONNECTION_FILE, SOCKET_FILE):
+        (runtime / name).unlink(missing_ok=True)
+    for pid, number in told.items():
+        if number == signal.SIGKILL:
+            subprocess.run(_command("nbtasks.supervisor.sweep", pid), check=False)
     _reap(runtime)
+
+
+def _named_in_connection(runtime: Path) -> int:
+    """Return the supervisor's number that the broker has written, if it still is one, or 0."""
+    connection = read_connection(runtime)
+    if connection is None or not has_word(connection.supervisor_pid, str(runtime)):
+        return 0
+    return connection.supervisor_pid
 
 
 def _reap(runtime: Path) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
 import msgspec
 
@@ -23,6 +24,9 @@ PREFIX: Final = "NBTASKS_"
 #: Variables with our prefix that are no settings: they tell a process who its cluster and its
 #: parent are.
 _NOT_SETTINGS: Final = frozenset({"NBTASKS_RUNTIME", "NBTASKS_PARENT"})
+
+#: Words of the environment for what is on or off, beside those that msgspec knows.
+_BOOLEANS: Final = {"yes": True, "on": True, "no": False, "off": False}
 
 #: How alike a stray variable must be to a setting's name to be taken for a misspelt one.
 _MISSPELT: Final = 0.8
@@ -38,6 +42,7 @@ _RETRY_POLICY: Final = {
 
 Durability = Literal["full", "normal", "none"]
 Transport = Literal["ipc", "tcp"]
+_CHOICES: Final = (Durability, Transport)
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -186,7 +191,8 @@ def reset() -> None:
 
 def _all_given() -> Iterator[_Given]:
     yield from _from_environment(os.environ)
-    yield from _from_pyproject(Path.cwd())
+    with suppress(FileNotFoundError):  # the folder that we are in may have been removed
+        yield from _from_pyproject(Path.cwd())
     for name, value in _configured.items():
         yield _Given(name, value, "nbtasks.configure()")
 
@@ -209,7 +215,8 @@ def _from_environment(environment: Mapping[str, str]) -> Iterator[_Given]:
 
 def _parse(name: str, text: str, place: str) -> Any:
     """Return what `text` means for the setting `name`, as far as text alone can say."""
-    if text.strip().lower() in ("", "none", "null") and _takes_none(name):
+    word = text.strip().lower()
+    if word in ("", "none", "null") and _takes(name, None):
         return None
     if name == "accept_content":
         return [word.strip() for word in text.split(",") if word.strip()]
@@ -218,14 +225,14 @@ def _parse(name: str, text: str, place: str) -> Any:
             return msgspec.json.decode(text)
         except msgspec.DecodeError as error:
             raise _unusable(_Given(name, text, place), f"not a JSON object: {error}") from None
-    if isinstance(_FIELDS[name].default, bool):
-        return {"yes": True, "on": True, "no": False, "off": False}.get(text.strip().lower(), text)
-    return text
+    if word in _BOOLEANS and _takes(name, _BOOLEANS[word]):
+        return _BOOLEANS[word]
+    return text if _takes(name, "any text") else text.strip()
 
 
-def _takes_none(name: str) -> bool:
+def _takes(name: str, value: Any) -> bool:
     try:
-        msgspec.convert(None, _FIELDS[name].type)
+        msgspec.convert(value, _FIELDS[name].type)
     except msgspec.ValidationError:
         return False
     return True
@@ -321,8 +328,27 @@ def _convert(given: _Given) -> Any:
     try:
         value = msgspec.convert(value, field.type, strict=not lenient)
     except msgspec.ValidationError as error:
-        raise _unusable(given, str(error)) from None
+        choices = ", ".join(map(repr, get_args(field.type))) if field.type in _CHOICES else ""
+        raise _unusable(given, f"it is none of {choices}" if choices else str(error)) from None
+    if given.name == "timezone" and not _is_zone(value):
+        raise _unusable(
+            given,
+            "there is no such time zone here. They have names such as 'Europe/Paris'; where the "
+            "system has none at all, install the package tzdata",
+        )
     return {**_RETRY_POLICY, **value} if given.name == "task_publish_retry_policy" else value
+
+
+def _is_zone(name: str) -> bool:
+    if name == "UTC":  # needs no data
+        return True
+    from zoneinfo import ZoneInfo
+
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # not found; not a name; a folder, say
+        return False
+    return True
 
 
 def _unknown(name: str, place: str) -> ImproperlyConfigured:

@@ -51,9 +51,14 @@ def test_settings_cannot_be_assigned():
         ("NBTASKS_TASK_ALWAYS_EAGER", "1", "task_always_eager", True),
         ("NBTASKS_TASK_ALWAYS_EAGER", "yes", "task_always_eager", True),
         ("NBTASKS_TASK_ALWAYS_EAGER", "off", "task_always_eager", False),
+        ("NBTASKS_TASK_REJECT_ON_WORKER_LOST", "yes", "task_reject_on_worker_lost", True),
+        ("NBTASKS_TASK_REJECT_ON_WORKER_LOST", "off", "task_reject_on_worker_lost", False),
         ("NBTASKS_TASK_TIME_LIMIT", "2.5", "task_time_limit", 2.5),
         ("NBTASKS_TASK_TIME_LIMIT", "none", "task_time_limit", None),
         ("NBTASKS_WORKER_CONCURRENCY", "3", "worker_concurrency", 3),
+        ("NBTASKS_WORKER_CONCURRENCY", " 3 ", "worker_concurrency", 3),
+        ("NBTASKS_DURABILITY", " none ", "durability", "none"),
+        ("NBTASKS_TASK_DEFAULT_QUEUE", "yes", "task_default_queue", "yes"),
         ("NBTASKS_ACCEPT_CONTENT", "json, yaml", "accept_content", ("json", "yaml")),
         ("NBTASKS_DIR", "/somewhere", "dir", "/somewhere"),
     ],
@@ -140,9 +145,23 @@ def test_a_wrong_type_is_refused_with_place_reason_and_default(tmp_path):
     assert "default, 5" in text
 
 
-def test_a_wrong_choice_is_refused():
-    with pytest.raises(ImproperlyConfigured, match="durability = 'fsync'"):
+def test_a_wrong_choice_is_refused_with_the_right_ones():
+    with pytest.raises(ImproperlyConfigured, match=r"durability = 'fsync'.*'full', 'normal'"):
         config.configure(durability="fsync")
+
+
+@pytest.mark.parametrize("zone", ["Mars", "", "../etc/passwd", "Europe", "a\0b"])
+def test_a_time_zone_that_there_is_not_is_refused(zone):
+    with pytest.raises(ImproperlyConfigured, match="no such time zone"):
+        config.configure(timezone=zone)
+
+
+def test_settings_can_be_read_in_a_folder_that_was_removed(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+
+    assert config.settings() == config.Settings()
 
 
 def test_a_refused_change_changes_nothing():

@@ -19,7 +19,7 @@ def main(runtime: str) -> int:
     from nbtasks.broker import server
     from nbtasks.exceptions import ClusterError, StoreCorrupt
     from nbtasks.wire import sockets
-    from nbtasks.wire.connection import EXIT_CONFIG, FAILED_FILE, read_settings
+    from nbtasks.wire.connection import EXIT_BUSY, EXIT_CONFIG, FAILED_FILE, read_settings
 
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", level=logging.INFO)
     sockets.allow_many()
@@ -34,9 +34,14 @@ def main(runtime: str) -> int:
 
     try:
         held = server.lock(place)
+    except ClusterError as error:  # but the one that serves is in order
+        logging.getLogger("nbtasks.broker").error("%s", error)
+        return EXIT_BUSY
+    try:
         broker = server.Server(place, read_settings(place), parent)
     except ClusterError as error:
         return give_up(error)
+    (place / FAILED_FILE).unlink(missing_ok=True)
     broker.obey_signals()
     try:
         broker.serve()

@@ -57,12 +57,15 @@ from nbtasks.core.states import DONE
 from nbtasks.exceptions import ClusterError, StoreCorrupt
 from nbtasks.wire import locks, segments, sockets
 from nbtasks.wire.connection import (
+    CONNECTION_FILE,
     SEGMENTS,
     STORE_FILE,
+    SUPERVISOR_LOCK,
     Connection,
     Settings,
     boot,
     now,
+    read_connection,
     write_connection,
 )
 from nbtasks.wire.frames import Buffer, ProtocolError, pack, unpack_to_broker
@@ -180,30 +183,45 @@ class Server:
         self.carry_out(
             self.scheduler.restore(self.store.open_tasks(self.started), self.started), self.started
         )
-        self._introduce(
-            Connection(
-                instance=self.instance.hex(),
-                endpoint=bound.endpoint,
-                broker_pid=os.getpid(),
-                supervisor_pid=os.getppid(),
-                started_at=self.started.wall,
-                server_key=bound.server_key,
-                client_public=bound.client_public,
-                client_secret=bound.client_secret,
-                server_secret=bound.server_secret,
-            )
+        #: What peers find in the connection file.
+        self._connection = Connection(
+            instance=self.instance.hex(),
+            endpoint=bound.endpoint,
+            broker_pid=os.getpid(),
+            supervisor_pid=os.getppid(),
+            started_at=self.started.wall,
+            server_key=bound.server_key,
+            client_public=bound.client_public,
+            client_secret=bound.client_secret,
+            server_secret=bound.server_secret,
         )
+        #: Whether we have asked to be stopped.
+        self._leaving = False
+        self._introduce()
 
-    def _introduce(self, connection: Connection) -> None:
+    def _introduce(self) -> None:
         """Write down who is serving, as soon as the disk has room for it: peers look there."""
         while True:
             try:
-                return write_connection(self.runtime, connection)
+                return write_connection(self.runtime, self._connection)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 log.error("cannot write the connection file: %s", error)
             time.sleep(STORE_RETRY)
+
+    def _introduce_again(self) -> None:
+        """Write it down once more if somebody has spoilt the file; those who stop have none."""
+        # Where the directory was removed, and there is one again, it is another cluster's.
+        ours = locks.holder(self.runtime / SUPERVISOR_LOCK) == self._connection.supervisor_pid
+        if self._leaving or self.scheduler.stopping or not ours:
+            return
+        if read_connection(self.runtime) != self._connection:
+            log.warning("the connection file was spoilt or removed; writing it again")
+            try:
+                write_connection(self.runtime, self._connection)
+            except OSError as error:
+                log.error("cannot write the connection file: %s", error)
 
     # -------------------------------------------------------------------------------- the loop
 
@@ -548,10 +566,14 @@ class Server:
                 actions += self.scheduler.gone(peer, instant)
         self._unkept = {key: wish for key, wish in self._unkept.items() if key[0] in clients}
         self._tidy(instant)
+        self._introduce_again()
         if self.scheduler.clients or self.scheduler.tasks:
             self._busy_at = instant.boot
         elif instant.boot - self._busy_at > self.settings.idle_timeout:
             log.info("idle for %.0f s", self.settings.idle_timeout)
+            # Whoever looks for us from now on starts anew; who came before was taken note of.
+            (self.runtime / CONNECTION_FILE).unlink(missing_ok=True)
+            self._leaving = True
             actions.append(Send(self.scheduler.supervisor, Stop()))
         return actions
 

@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -36,6 +37,9 @@ class Record(View):
     events: list[Event] = []  # noqa: RUF012 (msgspec copies it)
     #: Number of an event → its payload frames.
     buffers: dict[int, tuple[Buffer, ...]] = _NO_BUFFERS
+    #: Runtime directory of its cluster, once the connection to it is closed; None: not known, or
+    #: that of the folder, which is started when it is needed.
+    home: Path | None = None
     #: Whether the broker has the submission in its store.
     accepted: bool = False
     #: Whether the broker knows the task; None until it has said so.

@@ -130,7 +130,7 @@ class AsyncResult(Family):
         """Return the client's record of the task; from now on the broker tells of it."""
         record = self._record
         if record is None or (record.final is None and waiting.is_orphan(record)):
-            record = self._record = waiting.client().record(self.id)
+            record = self._record = self._client.record(self.id)
         return record
 
     @property

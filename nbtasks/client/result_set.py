@@ -196,7 +196,7 @@ class ResultSet(ResultBase):
         leaves = list(self._leaves())
         if leaves:
             ids = tuple(leaf.id for leaf in leaves)
-            waiting.client().tell(Revoke(ids, terminate, waiting.signal_name(signal)))
+            leaves[0]._client.tell(Revoke(ids, terminate, waiting.signal_name(signal)))
         if wait:
             _Gathering(self, timeout).run()
 

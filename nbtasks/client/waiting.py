@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nbtasks.client import options
 from nbtasks.client.family import ResultBase
 from nbtasks.core.messages import Forget
+from nbtasks.exceptions import BrokerUnavailable
 
 if TYPE_CHECKING:
     from nbtasks.client.client import Client, Record
@@ -50,12 +51,33 @@ def open_clients() -> Sequence[Client]:
 
 
 def client_of(record: Record | None) -> Client:
-    """Return the client that hears of a task; the present one where none does."""
-    if record is not None:
-        for one in open_clients():
-            if one.hears_of(record):
-                return one
-    return client()
+    """Return the client that hears of a task, or else one of its cluster, or the present one.
+
+    Raises
+    ------
+    BrokerUnavailable
+        When the task was in a cluster of its own folder that nobody here is connected to.
+    """
+    if record is None:
+        return client()
+    for one in open_clients():
+        if one.hears_of(record):
+            return one
+    if record.home is None:
+        return client()
+    for one in open_clients():
+        if one.runtime == record.home:
+            return one
+    raise BrokerUnavailable(
+        f"Task {record.id} is in the cluster in {record.home}, which was shut down or let go of. "
+        f"Start it again, or attach to it: nbtasks.start(dir={str(record.home)!r})."
+    )
+
+
+def remember_home(client: Client) -> None:
+    """Note with the tasks of a client that is about to be closed which cluster they are in."""
+    for record in (*client._records.open.values(), *client._records.recent.values()):
+        record.home = client.runtime
 
 
 def is_orphan(record: Record) -> bool:
@@ -170,10 +192,10 @@ class Beat:
 
 def forget(results: Iterable[AsyncResult]) -> None:
     """Have the broker delete these results, and forget here what is known of them."""
-    here = client()
     over = [result for result in results if result._learned().final is not None]
     if not over:
         return
+    here = over[0]._client
     here.tell(Forget(tuple(result.id for result in over)))
     here.ask("peek", key="")  # questions are answered after what was said before them is done
     here.drop(result.id for result in over)

@@ -17,13 +17,14 @@ from nbtasks.wire import locks
 
 LOCK_FILE = "supervisor.lock"
 
-#: Seconds to wait for the lock: a process that was just killed holds it for some milliseconds.
+#: Seconds to wait for the lock where nobody has handed it over: a process that was just killed
+#: holds it for some milliseconds.
 LOCK_WAIT = 2.0
 
 #: Seconds that the children have for themselves at most, before this process loads the rest.
 HEAD_START = 0.5
 
-#: sysexits.h, EX_TEMPFAIL: somebody else is doing this already.
+#: As `wire.connection` has it, which is too much to load here.
 EXIT_BUSY = 75
 
 
@@ -32,7 +33,10 @@ def main(runtime: str, crew_class: type[Crew] = Crew) -> int:
     os.umask(0o077)
     # Who is told to stop before it can listen, stops in an orderly way as soon as it can.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    lock = locks.acquire(os.path.join(runtime, LOCK_FILE), LOCK_WAIT)
+    path = os.path.join(runtime, LOCK_FILE)
+    lock = locks.inherit(path)
+    if lock is None:
+        lock = locks.acquire(path, LOCK_WAIT)
     if lock is None:
         print("Another supervisor holds this runtime directory.", flush=True)
         return EXIT_BUSY

@@ -85,7 +85,7 @@ class Crew:
         name = f"worker-{os.urandom(4).hex()}@{os.uname().nodename}"
         command = self.worker_command(name, queues)
         # A task that sends tasks finds its own cluster there; what it starts is known by the name.
-        env = {**self._env, "NBTASKS_RUNTIME": self.runtime, sweep.WORKER: name}
+        env = {**self._env, sweep.RUNTIME: self.runtime, sweep.WORKER: name}
         child = self.children.spawn(name, command, env, self.log(name), Worker)
         child.queues = queues
         self.workers[name] = child

@@ -41,6 +41,7 @@ from nbtasks.supervisor.crew import Crew, Worker
 from nbtasks.wire import cell, frames, sockets
 from nbtasks.wire.connection import (
     CONNECTION_FILE,
+    EXIT_BUSY,
     EXIT_CONFIG,
     FAILED_FILE,
     SETTINGS_FILE,
@@ -299,7 +300,7 @@ class Supervisor:
             return
         served = self._served(exit_.child)
         note(f"The broker {describe(exit_.code)} after {lived:.1f} s.")
-        if exit_.code == EXIT_CONFIG:
+        if exit_.code in (EXIT_BUSY, EXIT_CONFIG):
             self._give_up("The broker will not start.", exit_)
             return
         self._failed_brokers = (
@@ -428,7 +429,7 @@ class Supervisor:
         """Have `wanted` workers: start those lacking; the broker lets surplus ones go."""
         try:
             self.crew.want(wanted)
-        except OSError as error:
+        except (OSError, ValueError, TypeError) as error:  # or the file is not what it was
             note(f"The number of workers cannot be written down: {error}. It holds until we end.")
         self._fill()
         self._tell_pool()
@@ -449,6 +450,8 @@ class Supervisor:
                 )
                 self._deaths[name] = (died, None)
         self._tell_deaths()
+        if names:
+            sweep.end_left_over(self.crew.runtime)
 
     # ---------------------------------------------------------------------------------- ending
 
@@ -551,6 +554,9 @@ class Supervisor:
 
     def _shut_down(self) -> None:
         """End everybody within three seconds: workers first, so that the broker hears of it."""
+        # Without a connection file clients know that this end is meant: those that come now wait
+        # for it and start anew, those that are there start nothing.
+        (self.runtime / CONNECTION_FILE).unlink(missing_ok=True)
         workers = self.crew.workers
         if self._link is not None and self._welcome:
             # The broker lets them go, each after the call that it is running. A look at their cells
@@ -572,7 +578,7 @@ class Supervisor:
         self._end_broker()
         if self.children.orphans():
             limits.end_descendants(os.getpid())
-        # Without a connection file clients know that this end was meant, and start nothing anew.
+        # A broker that had just begun may have written another one.
         for file in (CONNECTION_FILE, SOCKET_FILE, TROUBLE_FILE):
             (self.runtime / file).unlink(missing_ok=True)
         note("Stopped.")

@@ -45,6 +45,9 @@ OUR_FILES: dict[str, Callable[[int], bool]] = {
     SOCKET_FILE: stat.S_ISSOCK,
 }
 
+#: Exit code of a supervisor or broker that found another one at work (sysexits.h: EX_TEMPFAIL).
+EXIT_BUSY = 75
+
 #: Exit code of a broker that a restart will not mend (sysexits.h: EX_CONFIG).
 EXIT_CONFIG = 78
 
@@ -137,7 +140,8 @@ def prepare_directory(path: Path) -> Path:
     try:
         _make_directory(path)
     except OSError as error:
-        raise _unusable(path, error) from error
+        if not (isinstance(error, FileExistsError) and os.path.lexists(path)):
+            raise _unusable(path, error) from error
     if check_directory(path).st_mode & 0o077:
         try:
             path.chmod(0o700)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 #: Seconds between two attempts.
@@ -35,7 +36,16 @@ else:
 def acquire(path: Path | str, patience: float = 0.0) -> int | None:
     """Return a descriptor that holds the lock until it is closed, or None when others hold it.
 
-    The holder's process number stands in the file.
+    The holder's process number stands in the file. Parameters and errors as for `hold`.
+    """
+    descriptor = hold(path, patience)
+    if descriptor is not None:
+        _sign(descriptor)
+    return descriptor
+
+
+def hold(path: Path | str, patience: float = 0.0) -> int | None:
+    """Take a lock for a process that will sign it itself (`inherit`); until then nobody has.
 
     Parameters
     ----------
@@ -61,9 +71,22 @@ def acquire(path: Path | str, patience: float = 0.0) -> int | None:
             time.sleep(PAUSE)
         else:
             os.ftruncate(descriptor, 0)
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            os.write(descriptor, str(os.getpid()).encode())
             return descriptor
+
+
+def inherit(path: Path | str) -> int | None:
+    """Return our standard input if it is this lock, handed over by whoever started us, or None."""
+    with suppress(OSError):
+        if os.path.samestat(os.fstat(0), os.stat(path)):
+            _lock(0, shared=False)
+            _sign(0)
+            return 0
+    return None
+
+
+def _sign(descriptor: int) -> None:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, str(os.getpid()).encode())
 
 
 def is_held(path: Path) -> bool:
@@ -83,8 +106,8 @@ def is_held(path: Path) -> bool:
 
 
 def holder(path: Path) -> int:
-    """Return the process number that the lock's holder wrote, or 0."""
+    """Return the process number that the lock's holder wrote, or 0: it has not, or not yet."""
     try:
-        return int(path.read_text() or 0)
+        return max(0, int(path.read_text() or 0))  # others mean whole groups
     except (OSError, ValueError):
         return 0

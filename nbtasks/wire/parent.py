@@ -53,6 +53,16 @@ def alive(pid: int) -> bool:
     return not _is_zombie(pid)
 
 
+def has_word(pid: int, word: str) -> bool:
+    """Return whether this word stands in the command line of a process."""
+    import psutil
+
+    try:
+        return word in psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
+
+
 def _is_zombie(pid: int) -> bool:
     """Return whether a process has ended and waits for its parent to take note (Linux only)."""
     try:

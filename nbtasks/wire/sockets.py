@@ -155,6 +155,8 @@ def transport(runtime: Path) -> str:
         return read_settings(runtime).transport
     except FileNotFoundError:
         return "ipc"
+    except ValueError:  # somebody has spoilt the file
+        return "tcp" if tcp_connection(runtime) is not None else "ipc"
 
 
 def _await_connection(runtime: Path, seconds: float = 10.0) -> Connection:

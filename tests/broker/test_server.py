@@ -43,7 +43,8 @@ from nbtasks.exceptions import (
 )
 from nbtasks.wire import sockets
 from nbtasks.wire.connection import (
-    EXIT_CONFIG,
+    CONNECTION_FILE,
+    EXIT_BUSY,
     FAILED_FILE,
     STORE_FILE,
     Settings,
@@ -348,6 +349,15 @@ def test_order_decided_before_the_supervisor_said_hello_reaches_it(
         server.close()
 
 
+def test_broker_that_serves_takes_away_why_a_former_one_would_not(runtime: Path) -> None:
+    (runtime / FAILED_FILE).write_text("The store was of no use.")
+
+    broker = Broker(runtime)
+
+    until(lambda: not (runtime / FAILED_FILE).exists())
+    broker.close()
+
+
 def test_second_broker_on_a_living_one_gives_up(broker: Broker, client: Client) -> None:
     second = subprocess.run(
         [sys.executable, "-m", "nbtasks.broker", str(broker.runtime)],
@@ -356,9 +366,45 @@ def test_second_broker_on_a_living_one_gives_up(broker: Broker, client: Client) 
         timeout=60,
     )
 
-    assert second.returncode == EXIT_CONFIG
-    assert "Another broker" in (broker.runtime / FAILED_FILE).read_text()
+    assert second.returncode == EXIT_BUSY
+    assert b"Another broker" in second.stderr
+    assert not (broker.runtime / FAILED_FILE).exists()
     assert client.ask("status")["broker_pid"] == broker.process.pid
+
+
+WATCHFUL = """
+from nbtasks.broker import server
+server.HOUSEKEEPING = 0.05
+"""
+EASILY_BORED = f"""{WATCHFUL}
+import msgspec
+from nbtasks.wire import connection
+read = connection.read_settings
+connection.read_settings = lambda path: msgspec.structs.replace(read(path), idle_timeout=1.0)
+"""
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_text("rubbish")])
+def test_connection_file_that_was_spoilt_is_written_again(
+    runtime: Path, spoil: Callable[[Path], object]
+) -> None:
+    broker = Broker(runtime, before=WATCHFUL)
+    written = read_connection(runtime)
+    assert written is not None
+
+    spoil(runtime / CONNECTION_FILE)
+
+    until(lambda: read_connection(runtime) == written)
+    broker.close()
+
+
+def test_idle_broker_cannot_be_found_any_more_before_it_wants_to_stop(runtime: Path) -> None:
+    broker = Broker(runtime, before=EASILY_BORED)
+
+    until(lambda: read_connection(runtime) is None)
+
+    assert broker.lives()
+    broker.close()
 
 
 def test_nothing_is_readable_by_others(broker: Broker, client: Client) -> None:

@@ -22,7 +22,7 @@ import nbtasks
 from nbtasks import cluster as clusters
 from nbtasks import config
 from nbtasks.exceptions import BrokerUnavailable, ClusterError, ImproperlyConfigured
-from tests.living import family, lives
+from tests.living import SOON, eventually, family, kill, lives, run, said
 
 MakeCluster = Callable[..., nbtasks.Cluster]
 
@@ -57,6 +57,23 @@ def test_cluster_has_a_supervisor_with_a_broker_and_the_wanted_workers(
     assert len(children) == len(others) + 1
     assert cluster.endpoint == f"ipc://{cluster.dir}/broker.sock"
     assert nbtasks.current_cluster() is cluster
+
+
+def test_cluster_that_never_goes_by_itself(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1, idle_timeout=float("inf"))
+
+    assert nbtasks.start(dir=cluster.dir, idle_timeout=float("inf")) is cluster
+    assert len(cluster.worker_pids()) == 1
+
+
+def test_whatever_lies_on_the_path_of_modules_a_cluster_starts(
+    make_cluster: MakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path / "src", b"bytes", None])
+
+    cluster = make_cluster(workers=1)
+
+    assert cluster.settings.sys_path[-1] == str(tmp_path / "src")
 
 
 def test_start_in_the_same_folder_attaches(make_cluster: MakeCluster) -> None:
@@ -152,9 +169,79 @@ def test_stopped_cluster_starts_again_with_its_store(make_cluster: MakeCluster) 
     assert second.running
 
 
+@pytest.mark.parametrize("again", [nbtasks.Cluster.shutdown, lambda _: nbtasks.shutdown()])
+def test_interrupted_shutdown_can_be_done_again(
+    make_cluster: MakeCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    again: Callable[[nbtasks.Cluster], None],
+) -> None:
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    cluster = make_cluster(workers=1)
+    pids = family(cluster)
+    with monkeypatch.context() as patch:
+        patch.setattr(clusters, "_stop_supervisor", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cluster.shutdown()
+
+    again(cluster)
+
+    assert not any(lives(pid) for pid in pids)
+    assert nbtasks.current_cluster() is None
+
+
+def test_child_made_by_fork_cannot_stop_the_cluster_of_its_parent(short_path: Path) -> None:
+    code = """
+        import os, sys, warnings
+        warnings.simplefilter("ignore")
+        import nbtasks
+        with nbtasks.start(workers=0, dir=sys.argv[1]) as cluster:
+            if pid := os.fork():
+                os.waitpid(pid, 0)
+                print(cluster.status()["supervisor_pid"] == cluster.supervisor_pid)
+            else:
+                for stop in (cluster.shutdown, nbtasks.shutdown):
+                    try:
+                        stop()
+                    except nbtasks.exceptions.ForkedError as error:
+                        print(type(error).__name__, flush=True)
+                os._exit(0)
+    """
+
+    assert said(run(code, short_path)).split() == ["ForkedError", "ForkedError", "True"]
+
+
 def test_with_block_stops_the_cluster(short_path: Path) -> None:
     with nbtasks.start(workers=1, dir=short_path) as cluster:
         pid = cluster.supervisor_pid
+
+    assert not lives(pid)
+
+
+def test_shutdown_leaves_nothing_of_a_cluster_that_stands_still(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=1)
+    cluster.worker_pids()
+    children = psutil.Process(cluster.supervisor_pid).children()
+    pids = [child.pid for child in children] + [cluster.supervisor_pid]
+    kill(*pids, by=signal.SIGSTOP)
+
+    cluster.shutdown()
+
+    eventually(lambda: not any(lives(pid) for pid in pids))
+
+
+@pytest.mark.parametrize("text", ["", "-1", "0", "nobody"])
+def test_shutdown_finds_a_supervisor_whose_lock_was_spoilt(
+    make_cluster: MakeCluster, text: str
+) -> None:
+    cluster = make_cluster(workers=0)
+    pid = cluster.supervisor_pid
+    (cluster.dir / "supervisor.lock").write_text(text)
+
+    cluster.shutdown()
 
     assert not lives(pid)
 
@@ -200,6 +287,115 @@ def test_stray_modules_in_the_folder_do_no_harm(make_cluster: MakeCluster, tmp_p
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module')")
 
     assert make_cluster(workers=1).client.ask("status")["broker_pid"]
+
+
+# ------------------------------------------------------------- results of a cluster that is gone
+
+
+@nbtasks.task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@pytest.fixture
+def left_open(make_cluster: MakeCluster) -> nbtasks.AsyncResult:
+    """A result that is open when its cluster is shut down; the cluster has a folder of its own."""
+    cluster = make_cluster(workers=0)
+    result = add.apply_async((1, 2), confirm=True)
+    cluster.shutdown()
+    return result
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda result: result.get(timeout=SOON),
+        lambda result: result.state,
+        lambda result: result.exists(),
+        lambda result: result.revoke(),
+        lambda result: nbtasks.ResultSet([result]).revoke(),
+    ],
+)
+def test_open_result_of_a_cluster_that_was_shut_down_starts_no_other_one(
+    left_open: nbtasks.AsyncResult, short_path: Path, ask: Callable[[nbtasks.AsyncResult], object]
+) -> None:
+    with pytest.raises(BrokerUnavailable) as caught:
+        ask(left_open)
+
+    assert f"nbtasks.start(dir='{short_path / '0'}')" in str(caught.value)
+    assert nbtasks.current_cluster() is None
+
+
+def test_open_result_goes_on_when_its_cluster_is_started_again(
+    left_open: nbtasks.AsyncResult, make_cluster: MakeCluster, short_path: Path
+) -> None:
+    make_cluster(workers=1, dir=short_path / "0")
+    make_cluster(workers=0, dir=short_path / "another")
+
+    assert left_open.get(timeout=SOON) == 3
+
+
+def test_open_result_of_the_cluster_of_the_folder_starts_it_again() -> None:
+    try:
+        cluster = nbtasks.start(workers=0)
+        result = add.apply_async((1, 2), confirm=True)
+        cluster.shutdown()
+        config.configure(worker_concurrency=1)
+
+        assert result.get(timeout=SOON) == 3
+    finally:
+        nbtasks.shutdown()
+        config.reset()
+
+
+# ------------------------------------------------------------------------- interrupted starts
+
+
+@pytest.fixture
+def spawned(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The supervisors that this process starts."""
+    processes = []
+
+    def spawn(*given: Any) -> subprocess.Popen[bytes]:
+        processes.append(original(*given))
+        return processes[-1]
+
+    original = clusters._spawn
+    monkeypatch.setattr(clusters, "_spawn", spawn)
+    return processes
+
+
+@pytest.fixture
+def interrupted_start(short_path: Path, spawned: list[Any]) -> Path:
+    """A folder where a start was interrupted when the supervisor was on its way."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    place = short_path / "c"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clusters, "_await_broker", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            nbtasks.start(workers=1, dir=place)
+    return place
+
+
+def test_start_after_an_interrupted_one_takes_over_its_supervisor(
+    interrupted_start: Path, spawned: list[subprocess.Popen[bytes]]
+) -> None:
+    with nbtasks.start(workers=1, dir=interrupted_start) as cluster:
+        assert [process.pid for process in spawned] == [cluster.supervisor_pid]
+
+    assert not clusters.is_running(clusters.place_of(interrupted_start))
+    assert spawned[0].poll() is not None
+
+
+def test_supervisor_of_an_interrupted_start_can_be_stopped_at_once(
+    interrupted_start: Path, spawned: list[subprocess.Popen[bytes]]
+) -> None:
+    assert clusters.stop(interrupted_start)
+
+    assert spawned[0].wait(0) == 0
 
 
 # --------------------------------------------------------------------------------- deaths
@@ -252,6 +448,35 @@ def test_cluster_stopped_by_another_process_is_not_started_again(
     assert not cluster.running
 
 
+def test_cluster_stopped_by_force_is_not_started_again_by_other_clients(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=0)
+    code = f"from nbtasks import cluster; cluster.stop({str(cluster.dir)!r})"
+    kill(cluster.supervisor_pid, by=signal.SIGSTOP)
+
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+    with pytest.raises(BrokerUnavailable) as caught:
+        cluster.client.ask("status", timeout=SOON)
+    assert "was shut down" in str(caught.value.__cause__)
+    assert not clusters.is_running(clusters.place_of(cluster.dir))
+
+
+def test_cluster_that_is_stopped_while_a_client_is_about_to_revive_it_stays_so(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=0)
+    kill(cluster.supervisor_pid, cluster.broker_pid)
+
+    with clusters._hold(cluster.dir / "start.lock"):
+        eventually(lambda: cluster.client._reviving)
+        clusters._stop_supervisor(cluster.dir)
+
+    with pytest.raises(BrokerUnavailable):
+        cluster.client.ask("status", timeout=SOON)
+
+
 def test_idle_cluster_goes(short_path: Path) -> None:
     cluster = nbtasks.start(workers=1, dir=short_path, idle_timeout=0.1)
     pids = family(cluster)
@@ -259,6 +484,52 @@ def test_idle_cluster_goes(short_path: Path) -> None:
     cluster.close()
 
     until(lambda: not any(lives(pid) for pid in pids), seconds=15)
+
+
+def test_start_while_the_cluster_is_stopping_waits_and_starts_it_anew(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=1)
+    former = family(cluster)
+    cluster.close()
+    kill(cluster.supervisor_pid, by=signal.SIGTERM)
+    eventually(lambda: not (cluster.dir / "connection.json").exists())
+
+    new = make_cluster(workers=2, dir=cluster.dir)
+
+    assert set(family(new)).isdisjoint(former)
+
+
+def test_start_of_a_cluster_that_stops_in_between_starts_it_anew(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = make_cluster(workers=1)
+    former = family(cluster)
+    cluster.close()
+
+    def ensure(*given: Any) -> None:
+        original(*given)
+        monkeypatch.setattr(clusters, "_ensure", original)
+        kill(cluster.supervisor_pid, by=signal.SIGTERM)
+        eventually(lambda: not (cluster.dir / "connection.json").exists())
+
+    original = clusters._ensure
+    monkeypatch.setattr(clusters, "_ensure", ensure)
+
+    new = make_cluster(workers=1, dir=cluster.dir)
+
+    assert set(family(new)).isdisjoint(former)
+
+
+def test_cluster_that_stops_is_no_more_attached_to(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=0)
+    kill(cluster.broker_pid, by=signal.SIGSTOP)  # so that the stop takes a while
+    kill(cluster.supervisor_pid, by=signal.SIGTERM)
+
+    eventually(lambda: not cluster.running)
+
+    with pytest.raises(BrokerUnavailable):
+        nbtasks.connect(cluster.dir)
 
 
 # --------------------------------------------------------------------------------- scale
@@ -292,6 +563,19 @@ def test_workers_that_are_still_starting_go_too_when_none_is_wanted(
     cluster.scale(0)
 
     until(lambda: starting() == 0)
+
+
+def test_cluster_whose_settings_were_spoilt_goes_on_and_says_so(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1)
+    cluster.worker_pids()
+    (cluster.dir / "settings.json").write_text("rubbish")
+
+    for ask in (cluster.worker_pids, lambda: cluster.scale(0), lambda: cluster.settings):
+        with pytest.raises(ClusterError, match=r"settings\.json cannot be read.*nbtasks stop"):
+            ask()
+
+    assert str(cluster.dir) in repr(cluster)
+    until(lambda: not cluster.status()["workers"])
 
 
 @pytest.mark.parametrize("workers", [-1, 1.5, True, "two"])
@@ -331,6 +615,11 @@ def test_second_start_with_other_options_names_both_values_and_the_remedies(
         {"memory_limit": "lots"},
         {"max_tasks_per_worker": 0},
         {"workers": 1, "queues": {"gpu": 2}},
+        {"queues": 3},
+        {"idle_timeout": -1},
+        {"idle_timeout": float("nan")},
+        {"idle_timeout": "abc"},
+        {"idle_timeout": True},
     ],
 )
 def test_wrong_option_is_refused_before_anything_starts(
@@ -375,6 +664,12 @@ def test_folder_with_nothing_but_our_files_is_closed_again(
     assert short_path.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.parametrize("dir", ["a\0b", 3])
+def test_what_is_no_path_is_refused(dir: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"start\(dir=.*path"):
+        nbtasks.start(dir=dir)
+
+
 def test_path_too_long_for_a_socket_is_named_with_its_length_and_the_limit(
     tmp_path: Path,
 ) -> None:
@@ -412,8 +707,32 @@ def test_symbolic_link_is_refused(short_path: Path) -> None:
 def test_file_in_the_place_of_the_folder_is_refused(short_path: Path) -> None:
     (short_path / "file").touch()
 
-    with pytest.raises(ClusterError, match=r"cannot use the directory .*file"):
+    with pytest.raises(ClusterError, match="not a directory"):
         nbtasks.start(dir=short_path / "file")
+
+
+def test_link_that_leads_nowhere_is_refused(short_path: Path) -> None:
+    (short_path / "link").symlink_to(short_path / "nowhere")
+
+    with pytest.raises(ClusterError, match="symbolic link"):
+        nbtasks.start(dir=short_path / "link")
+
+
+def test_folder_may_be_given_in_bytes() -> None:
+    assert clusters.place_of(b"/a/../b") == clusters.place_of("/b")
+
+
+def test_folder_that_was_removed_is_named_where_it_matters(
+    make_cluster: MakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+
+    assert make_cluster(workers=1).status()["broker_pid"]
+    for dir in (None, "relative"):
+        with pytest.raises(ClusterError, match=r"removed.*os\.chdir"):
+            nbtasks.start(dir=dir)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
@@ -429,6 +748,22 @@ def test_folder_without_write_permission_is_refused(short_path: Path) -> None:
 
     with pytest.raises(ClusterError, match="may not write"):
         nbtasks.start(dir=place)
+
+
+@pytest.mark.parametrize("name", ["logs", "cells", "segments", "start.lock", "supervisor.lock"])
+def test_folder_or_lock_of_ours_that_cannot_be_written_is_named(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    closed = short_path / name
+    if name.endswith(".lock"):
+        closed.touch(0o400)
+    else:
+        closed.mkdir(0o500)
+    # What the system would say if we were not root.
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path) != closed)
+
+    with pytest.raises(ClusterError, match=rf"may not write into {closed}\..*chmod"):
+        nbtasks.start(dir=short_path)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")

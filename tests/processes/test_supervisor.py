@@ -248,9 +248,23 @@ def test_scaling_up_starts_workers_and_is_remembered(stage: Stage) -> None:
     assert json.loads((stage.runtime / "settings.json").read_text())["workers"] == 3
 
 
-def test_scaling_works_though_it_cannot_be_written_down(stage: Stage) -> None:
+def a_full_disk(runtime: Path) -> None:
+    (runtime / "settings.json.new").mkdir()  # as good as one
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        a_full_disk,
+        lambda runtime: (runtime / "settings.json").write_text("rubbish"),
+        lambda runtime: (runtime / "settings.json").write_text("[]"),
+    ],
+)
+def test_scaling_works_though_it_cannot_be_written_down(
+    stage: Stage, spoil: Callable[[Path], object]
+) -> None:
     stage.start(workers=1)
-    (stage.runtime / "settings.json.new").mkdir()  # as good as a full disk
+    spoil(stage.runtime)
 
     stage.say(Scale(2))
 
@@ -374,6 +388,14 @@ def test_broker_that_cannot_start_ends_the_supervisor_with_its_last_words(stage:
     assert "broker has no mind to work today" in reason
 
 
+def test_broker_that_finds_another_one_at_work_ends_the_supervisor(stage: Stage) -> None:
+    stage.start(listening=False, broker={"exit": 75})
+
+    assert stage.process.wait(PATIENCE) == 78
+    assert "broker has no mind to work today" in (stage.runtime / "failed.txt").read_text()
+    assert stage.log().count("The broker exited") == 1
+
+
 def test_broker_that_says_why_no_restart_will_help_is_not_restarted(stage: Stage) -> None:
     stage.start(listening=False, broker={"refuse": "The store is of a newer version."})
 
@@ -423,6 +445,17 @@ def test_stop_ends_deaf_workers_too_and_tells_the_broker(stage: Stage) -> None:
     assert {stage.hear(Died).code, stage.hear(Died).code} == {-signal.SIGKILL}
 
 
+def test_stop_takes_the_connection_file_away_before_anybody_goes(stage: Stage) -> None:
+    stage.start(workers=1, worker={"deaf": True, "begin": 1})
+    _, worker = stage.ready_worker()
+
+    stage.say(Stop())
+
+    until(lambda: not (stage.runtime / "connection.json").exists(), "the end of the file")
+    assert lives(worker)
+    assert stage.process.wait(3) == 0
+
+
 def test_sigterm_stops_like_stop(stage: Stage) -> None:
     stage.start(workers=1)
     children = psutil.Process(stage.process.pid).children()
@@ -443,6 +476,28 @@ def test_sigkill_of_the_supervisor_leaves_no_orphans(stage: Stage) -> None:
     stage.process.wait()
 
     assert gone(children, 2)
+
+
+def test_next_supervisor_ends_what_nobody_was_left_to_end(stage: Stage) -> None:
+    stage.start(workers=1, worker={"spawn": "session"})
+    _, worker = stage.ready_worker()
+    (detached,) = until(worker.children, "a grandchild")
+    undertaker = next(
+        child
+        for child in psutil.Process(stage.process.pid).children()
+        if "undertaker" in child.cmdline()
+    )
+    undertaker.suspend()  # it is killed before it can do anything
+    stage.process.kill()
+    stage.process.wait()
+    undertaker.kill()
+    assert gone([worker, undertaker], 2)
+    assert lives(detached)
+
+    stage.start(workers=1)
+
+    assert gone([detached], PATIENCE)
+    assert lives(stage.ready_worker()[1])
 
 
 def test_next_supervisor_reports_what_the_killed_one_left(stage: Stage) -> None:
