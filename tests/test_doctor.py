@@ -15,7 +15,13 @@ import pytest
 
 import nbtasks
 from nbtasks import cli
-from nbtasks.wire.connection import read_connection, read_settings, write_connection, write_settings
+from nbtasks.wire.connection import (
+    SUPERVISOR_LOCK,
+    read_connection,
+    read_settings,
+    write_connection,
+    write_settings,
+)
 from tests.living import eventually, kill, lives
 
 #: Runs the doctor on a place; returns its findings that are not fine, in one text.
@@ -190,6 +196,8 @@ def test_another_version(doctor: Doctor, there: nbtasks.Cluster) -> None:
 
     connection = read_connection(there.dir)
     assert connection is not None
+    # Another cluster's place by now, or the broker would write its own file again.
+    (there.dir / SUPERVISOR_LOCK).write_text("")
     write_connection(there.dir, msgspec.structs.replace(connection, protocol=99))
 
     found = doctor(there.dir)

@@ -290,18 +290,23 @@ class Scheduler:
         task.limit_at = None
         self.pool.ready.push(task, front)
 
-    def _schedule_or_queue(self, task: Task, now: Now, front: bool = False) -> None:
+    def _schedule_or_queue(self, task: Task, now: Now) -> None:
         """Let a task wait for its time, if that is still to come, and for a worker otherwise."""
+        if not self._delay(task, now):
+            self._make_ready(task)
+
+    def _delay(self, task: Task, now: Now) -> bool:
+        """Let a task wait for its time; return False when that has come."""
         if task.due is not None:
-            if task.due > now.boot:
-                self._step(task, "delay")
-                self.agenda.add_boot(task.due, "start", task)
-                return
+            if task.due <= now.boot:
+                return False
+            self.agenda.add_boot(task.due, "start", task)
         elif task.eta is not None and task.eta > now.wall:
-            self._step(task, "delay")
             self.agenda.add_wall(task.eta, "start", task)
-            return
-        self._make_ready(task, front)
+        else:
+            return False
+        self._step(task, "delay")
+        return True
 
     def _keep(self, task: Task, call: Call, buffers: tuple[Any, ...]) -> None:
         """Keep a call in memory while there is room; otherwise it is read from the store later."""
@@ -344,7 +349,7 @@ class Scheduler:
         worker.peer, worker.pid, worker.queues = peer, hello.pid, hello.queues
         worker.progress_at = now.boot
         worker.recalled_at = None
-        worker.handling = 0  # it will say so if it still does
+        self._end_handling(worker)  # it will say so if it still does
         self._worker_of[peer] = worker
         strange = []
         for held in hello.held:
@@ -834,11 +839,23 @@ class Scheduler:
         """Take note that a worker runs the handlers of a call, or has run them."""
         worker = self._worker_of[peer]
         worker.progress_at = now.boot
-        worker.handling = 0 if said.over else said.ticket
+        if said.over:
+            self._end_handling(worker)
+        else:
+            worker.handling = said.ticket
         task = None if said.over else worker.held.get(said.ticket) or self._find(said.id)
         limit = None if task is None else self._limit_of(task)
         if limit is not None:
             self.agenda.add_boot(now.boot + limit, "overrun", (worker, said.ticket, said.id, limit))
+
+    def _end_handling(self, worker: Worker) -> None:
+        """Let the next attempt begin that has waited for the handlers of the former one."""
+        worker.handling = 0
+        waits, worker.waits_for_it = worker.waits_for_it, None
+        if waits is not None:
+            task, retries = waits
+            if task.phase == SCHEDULED and task.retries == retries:
+                self._make_ready(task)
 
     def _done(self, peer: bytes, done: Done, now: Now, buffers: Iterator[Any]) -> None:
         payload = take(buffers, done.frames)
@@ -1006,7 +1023,12 @@ class Scheduler:
             self.agenda.add_wall(call.expires, "expire", task)
         if self._is_unwanted(task, now):
             return
-        self._schedule_or_queue(task, now)
+        if not self._delay(task, now):
+            if worker.handling == again.ticket:
+                self._step(task, "delay")
+                worker.waits_for_it = task, task.retries
+            else:
+                self._make_ready(task)
         task.worker, task.limit_at = "", None
         self._save(task)
 
@@ -1067,6 +1089,7 @@ class Scheduler:
     def _bury(self, worker: Worker, died: Died, now: Now) -> None:
         """Decide on everything that a dead worker held."""
         worker.dead = True
+        self._end_handling(worker)
         self._worker_of.pop(worker.peer, None)
         if self.workers.get(worker.name) is worker:
             del self.workers[worker.name]

@@ -106,7 +106,7 @@ class Worker:
 
     __slots__ = (
         "ahead", "bereft", "dead", "handling", "heard", "held", "leaving", "name", "noted", "peer",
-        "pid", "progress_at", "queues", "recalled_at", "verdicts", "wishes",
+        "pid", "progress_at", "queues", "recalled_at", "verdicts", "waits_for_it", "wishes",
     )  # fmt: skip
 
     def __init__(self, name: str, peer: bytes = b"", pid: int = 0, queues: tuple[str, ...] = ()):
@@ -122,6 +122,8 @@ class Worker:
         self.handling = 0
         #: If it was given only these, as another process was killed: the task, and how it ended.
         self.bereft: tuple[Task, str] | None = None
+        #: The task that is to run again once these are over, and which of its attempts comes then.
+        self.waits_for_it: tuple[Task, int] | None = None
         #: Seconds of work that it holds, about.
         self.ahead = 0.0
         #: Boot clock: when it was last seen to get on.

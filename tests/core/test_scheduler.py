@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from nbtasks.core import scheduler as scheduler_module
 from nbtasks.core.actions import SaveEmptied
 from nbtasks.core.messages import (
     MOST_RETRIES,
+    Again,
+    Died,
     Done,
     Follow,
     Handling,
@@ -25,7 +28,7 @@ from nbtasks.core.messages import (
     Submit,
 )
 from nbtasks.core.scheduler import MAX_DEATHS, Send
-from nbtasks.simulation import CLIENT, Simulation
+from nbtasks.simulation import CLIENT, SUPERVISOR, Simulation
 
 
 @pytest.fixture
@@ -664,6 +667,28 @@ def test_worker_is_given_nothing_behind_long_handlers_until_they_are_over(
     names = [row.worker for row in rows if row]
     assert set(names[:3]) == {other.name}
     assert set(names[3:]) == {first.name, other.name}
+
+
+@pytest.mark.parametrize("how", ["over", "dead"])
+def test_next_attempt_waits_for_the_handlers_of_the_former_one(world: Simulation, how: str) -> None:
+    task_id = world.submit(seconds=10)
+    world.advance(1)
+    first = next(worker for worker in world.workers.values() if worker.running)
+    run, first.running = first.running, None
+    assert run is not None
+    assert run.call is not None
+    world.say(first.peer, Handling(run.ticket, task_id))
+    world.say(first.peer, Again(run.ticket, msgspec.structs.replace(run.call, retries=1), b""))
+    world.advance(5)
+    assert world.phase(task_id) == "scheduled"
+
+    if how == "over":
+        world.say(first.peer, Handling(run.ticket, task_id, over=True))
+    else:
+        world.say(SUPERVISOR, Died(first.name, 1, -9, run.ticket, run.ticket))
+    world.advance(1)
+
+    assert world.phase(task_id) in ("assigned", "running")
 
 
 def test_handlers_have_the_time_limit_anew(world: Simulation) -> None:
