@@ -121,7 +121,7 @@ class Questions:
         """Tell which tasks start next by the clock, and which failed and which ended last."""
         waiting = [task for task in self._scheduler.tasks.values() if task.phase == SCHEDULED]
         starts = {task.id: starts_of(task, instant) for task in waiting}
-        soonest = heapq.nsmallest(LATEST, starts, key=lambda task_id: starts[task_id] or 0.0)
+        soonest = heapq.nsmallest(LATEST, starts, key=starts.__getitem__)
         rows = self._store.finds(soonest)
         return {
             "retrying": sum(task.state == RETRY for task in waiting),
@@ -273,9 +273,12 @@ class Questions:
 # -------------------------------------------------------------------------------------- helpers
 
 
-def starts_of(task: Task, instant: Now) -> float | None:
+def starts_of(task: Task, instant: Now) -> float:
     """Return the wall time at which a task that waits for its time will start."""
-    return task.eta if task.due is None else instant.wall + task.due - instant.boot
+    if task.due is not None:
+        return instant.wall + task.due - instant.boot
+    # Without a time it waits for the handlers of its former attempt.
+    return instant.wall if task.eta is None else task.eta
 
 
 def texts(value: Any) -> list[str]:
