@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from nbtasks.client.result import AsyncResult
-    from nbtasks.cluster import Cluster, Place
+    from nbtasks.cluster import Cluster
+    from nbtasks.place import Place
 
 #: Free bytes below which `doctor` warns.
 LITTLE_DISK = 500 * 1024**2
@@ -417,11 +418,12 @@ class Finding(NamedTuple):
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from nbtasks import cluster, exceptions
+    from nbtasks import exceptions
+    from nbtasks import place as places
 
     findings = [_look_at_versions()]
-    place = cluster.place_of(options.dir)
-    running = cluster.is_running(place)
+    place = places.place_of(options.dir)
+    running = places.is_running(place)
     findings += _look_at_places(place)
     findings += _look_at_disk(place)
     findings += _look_at_files(place, running)
@@ -459,10 +461,11 @@ def _look_at_versions() -> Finding:
 
 
 def _look_at_places(place: Place) -> Iterable[Finding]:
-    from nbtasks import cluster, exceptions
+    from nbtasks import exceptions
+    from nbtasks import place as places
 
     try:
-        cluster.check_socket_path(place.runtime)
+        places.check_socket_path(place.runtime)
     except exceptions.ClusterError as error:
         yield Finding("bad", str(error))
     for name, path in (("runtime files", place.runtime), ("store", place.data)):
@@ -472,7 +475,7 @@ def _look_at_places(place: Place) -> Iterable[Finding]:
             yield Finding("ok", f"{name}: {path} (not there yet)")
             continue
         try:
-            cluster.check_directory(path)
+            places.check_directory(path)
         except exceptions.ClusterError as error:
             yield Finding("bad", f"{name}: {error}")
             continue
@@ -484,14 +487,14 @@ def _look_at_places(place: Place) -> Iterable[Finding]:
             )
         else:
             yield Finding("ok", f"{name}: {path}")
-        for file in sorted(path / file for file in cluster.OUR_FILES):
+        for file in sorted(path / file for file in places.OUR_FILES):
             if file.exists() and file.stat().st_mode & 0o077:
                 wanted = 700 if file.is_dir() else 600
                 yield Finding("bad", f"{file} is open to other users", f"chmod {wanted} {file}")
 
 
 def _look_at_disk(place: Place) -> Iterable[Finding]:
-    from nbtasks import cluster
+    from nbtasks import place as places
 
     path = next(p for p in (place.data, *place.data.parents) if p.exists())
     free = shutil.disk_usage(path).free
@@ -503,7 +506,7 @@ def _look_at_disk(place: Place) -> Iterable[Finding]:
         )
     else:
         yield Finding("ok", f"{free / 1e9:.1f} GB are free for the store")
-    store, large = cluster.bytes_kept(place)
+    store, large = places.bytes_kept(place)
     yield Finding(
         "ok",
         f"The store takes {store / 1e6:.1f} MB, large arguments and results {large / 1e6:.1f} MB",
@@ -547,9 +550,9 @@ def _look_at_processes(place: Place, running: bool) -> Iterable[Finding]:
 
 
 def _look_at_cluster(options: argparse.Namespace, place: Place) -> Iterable[Finding]:
-    from nbtasks import cluster as clusters
+    from nbtasks import place as places
 
-    versions = clusters.protocols(place.runtime)
+    versions = places.protocols(place.runtime)
     if versions is not None and versions[0] != versions[1]:
         yield Finding(
             "bad",

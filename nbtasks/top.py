@@ -89,9 +89,9 @@ class Watch:
     """
 
     def __init__(self, dir: str | None) -> None:
-        from nbtasks import cluster
+        from nbtasks import place as places
 
-        self._place = cluster.place_of(dir)
+        self._place = places.place_of(dir)
         self._client: Client | None = None
         self._processes: dict[int, Any] = {}
         #: (monotonic seconds, tasks ended so far) of the looks of the last `SPAN` seconds.
@@ -138,9 +138,9 @@ class Watch:
         return self._client
 
     def _is_running(self) -> bool:
-        from nbtasks import cluster
+        from nbtasks import place as places
 
-        return cluster.is_running(self._place)
+        return places.is_running(self._place)
 
     def close(self) -> None:
         """Let go of the connection."""

@@ -37,16 +37,17 @@ ARROWS: dict[str, set[str]] = {
     "result": {"client"},
     "engines": {"wire", "core", "exceptions"},
     "simulation": {"core"},
-    "cluster": {"client", "wire", "core", "config", "exceptions"},
+    "place": {"wire", "config", "exceptions"},
+    "cluster": {"place", "client", "wire", "core", "config", "exceptions"},
     "jupyter": {"cluster", "client", "core", "exceptions"},
     # __init__: for `nbtasks --version`.
     # jupyter: as for top.
     "cli": {
         *("__init__", "cluster", "client", "simulation", "config", "context", "exceptions"),
-        *("top", "jupyter"),
+        *("place", "top", "jupyter"),
     },
     # jupyter: the words and symbols of the panel (rows.py), which needs no notebook.
-    "top": {"cluster", "client", "exceptions", "jupyter"},
+    "top": {"cluster", "place", "client", "exceptions", "jupyter"},
     "__main__": {"cli"},
     # The door: it only knows where each public name is.
     "__init__": {

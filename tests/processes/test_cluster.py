@@ -21,6 +21,7 @@ import pytest
 import nbtasks
 from nbtasks import cluster as clusters
 from nbtasks import config
+from nbtasks import place as places
 from nbtasks.exceptions import BrokerUnavailable, ClusterError, ImproperlyConfigured
 from tests.living import SOON, eventually, family, kill, lives, run, said
 
@@ -270,7 +271,7 @@ def test_default_cluster_can_be_named_by_its_folder() -> None:
         store = cluster.settings.data
         assert Path(store) != cluster.dir
 
-        assert clusters.place_of(cluster.dir) == clusters.Place(cluster.dir, Path(store))
+        assert places.place_of(cluster.dir) == places.Place(cluster.dir, Path(store))
 
 
 def test_files_are_closed_to_others(make_cluster: MakeCluster) -> None:
@@ -386,7 +387,7 @@ def test_start_after_an_interrupted_one_takes_over_its_supervisor(
     with nbtasks.start(workers=1, dir=interrupted_start) as cluster:
         assert [process.pid for process in spawned] == [cluster.supervisor_pid]
 
-    assert not clusters.is_running(clusters.place_of(interrupted_start))
+    assert not places.is_running(places.place_of(interrupted_start))
     assert spawned[0].poll() is not None
 
 
@@ -460,7 +461,7 @@ def test_cluster_stopped_by_force_is_not_started_again_by_other_clients(
     with pytest.raises(BrokerUnavailable) as caught:
         cluster.client.ask("status", timeout=SOON)
     assert "was shut down" in str(caught.value.__cause__)
-    assert not clusters.is_running(clusters.place_of(cluster.dir))
+    assert not places.is_running(places.place_of(cluster.dir))
 
 
 def test_cluster_that_is_stopped_while_a_client_is_about_to_revive_it_stays_so(
@@ -691,7 +692,7 @@ def test_long_home_directory_moves_the_default_cluster_to_a_short_path(
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(short_path / ("long" * 30)))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path))
 
-    place = clusters.place_of(None)
+    place = places.place_of(None)
 
     assert place.runtime.parent == short_path / "nbtasks"
 
@@ -719,7 +720,7 @@ def test_link_that_leads_nowhere_is_refused(short_path: Path) -> None:
 
 
 def test_folder_may_be_given_in_bytes() -> None:
-    assert clusters.place_of(b"/a/../b") == clusters.place_of("/b")
+    assert places.place_of(b"/a/../b") == places.place_of("/b")
 
 
 def test_folder_that_was_removed_is_named_where_it_matters(
