@@ -881,7 +881,7 @@ class Client:
         try:
             sockets.follow(self._socket, self.runtime)
         except (ClusterError, OSError) as error:
-            log.warning("cannot follow the broker of %s: %s", self.runtime, error)
+            log.debug("cannot follow the broker of %s: %s", self.runtime, error)
 
     def _seek_cluster(self) -> None:
         """No broker for a while: a supervisor restarts it, or we do, or it is all over."""

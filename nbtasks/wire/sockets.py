@@ -16,6 +16,7 @@ import zmq
 from nbtasks.exceptions import ClusterError
 from nbtasks.wire.connection import (
     CONNECTION_FILE,
+    SOCKET_FILE,
     Connection,
     check_directory,
     check_socket_path,
@@ -190,7 +191,7 @@ def has_moved(socket: zmq.Socket[bytes], runtime: Path) -> bool:
     Over tcp it may: after a crash its port can be somebody else's, and the next cluster takes any.
     """
     if transport(runtime) != "tcp":
-        return address(socket) != endpoint(runtime)
+        return address(socket) != endpoint(runtime) and (runtime / SOCKET_FILE).exists()
     connection = tcp_connection(runtime)
     return connection is not None and connection.endpoint != address(socket)
 
