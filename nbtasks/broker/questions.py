@@ -190,9 +190,14 @@ class Questions:
         return ""
 
     def _answer_list(
-        self, instant: Now, state: str | None = None, limit: int = 100, took: bool = False
+        self,
+        instant: Now,
+        state: str | None = None,
+        limit: int = 100,
+        phase: str | None = None,
+        took: bool = False,
     ) -> list[dict[str, Any]]:
-        rows = self._store.listing(state, limit)
+        rows = self._store.listing(state, limit, phase)
         if not took:
             return [self._describe(row) for row in rows]
         return [self._describe(row) | {"took": self._took(row)} for row in rows]

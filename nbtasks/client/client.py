@@ -858,7 +858,7 @@ class Client:
         if not self._link.up:
             if not self._connected and instant - self._sought_at > MISSING:
                 self._sought_at = instant
-                self._follow_broker()
+                sockets.follow(self._socket, self.runtime)
             if self._link.gone is None and instant - self._link.down_since > MISSING:
                 self._seek_cluster()
         elif self._batches and not self._probe:
@@ -876,12 +876,6 @@ class Client:
         for number, batch in list(self._batches.open.items()):
             if batch.sent_at < self._probed_at:
                 self._send_batch(number)
-
-    def _follow_broker(self) -> None:
-        try:
-            sockets.follow(self._socket, self.runtime)
-        except (ClusterError, OSError) as error:
-            log.debug("cannot follow the broker of %s: %s", self.runtime, error)
 
     def _seek_cluster(self) -> None:
         """No broker for a while: a supervisor restarts it, or we do, or it is all over."""

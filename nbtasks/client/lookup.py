@@ -81,6 +81,7 @@ def latest(
     took
         Whether to tell how long their runs took.
     """
-    asked = ALL if wanted.phase else limit  # the store finds tasks by state, not by phase
-    tasks: list[dict[str, Any]] = client.ask("list", state=wanted.state, limit=asked, took=took)
-    return [task for task in tasks if wanted.phase in (None, task["phase"])][:limit]
+    tasks: list[dict[str, Any]] = client.ask(
+        "list", state=wanted.state, phase=wanted.phase, limit=limit, took=took
+    )
+    return tasks

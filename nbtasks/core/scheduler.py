@@ -841,9 +841,9 @@ class Scheduler:
         worker.progress_at = now.boot
         if said.over:
             self._end_handling(worker)
-        else:
-            worker.handling = said.ticket
-        task = None if said.over else worker.held.get(said.ticket) or self._find(said.id)
+            return
+        worker.handling = said.ticket
+        task = worker.held.get(said.ticket) or self._find(said.id)
         limit = None if task is None else self._limit_of(task)
         if limit is not None:
             self.agenda.add_boot(now.boot + limit, "overrun", (worker, said.ticket, said.id, limit))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -24,6 +25,8 @@ from nbtasks.wire.connection import (
     read_settings,
 )
 from nbtasks.wire.frames import PIECE
+
+log = logging.getLogger("nbtasks")
 
 #: Milliseconds.
 HANDSHAKE = 2_000
@@ -202,17 +205,21 @@ def address(socket: zmq.Socket[bytes]) -> str:
 
 
 def follow(socket: zmq.Socket[bytes], runtime: Path) -> bool:
-    """Connect a socket anew where the cluster's broker has moved; return whether it has.
+    """Connect a socket anew where the cluster's broker has moved; return whether it was.
 
     What the socket had not sent is gone then.
     """
-    if not has_moved(socket, runtime):
+    try:
+        if not has_moved(socket, runtime):
+            return False
+        with suppress(zmq.ZMQError):
+            socket.disconnect(address(socket))
+        if zmq.has("curve"):
+            socket.curve_server = False  # it speaks in clear again, should the next one use ipc
+        _connect(socket, runtime)
+    except (ClusterError, OSError) as error:  # whoever looks again may find a better place
+        log.debug("cannot follow the broker of %s: %s", runtime, error)
         return False
-    with suppress(zmq.ZMQError):
-        socket.disconnect(address(socket))
-    if zmq.has("curve"):
-        socket.curve_server = False  # it speaks in clear again, should the next one use ipc
-    _connect(socket, runtime)
     return True
 
 

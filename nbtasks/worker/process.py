@@ -56,7 +56,6 @@ from nbtasks.core.messages import (
     Welcome,
     take,
 )
-from nbtasks.exceptions import ClusterError
 from nbtasks.wire import sockets
 from nbtasks.wire.connection import EXIT_CONFIG
 from nbtasks.wire.frames import (
@@ -272,16 +271,9 @@ class Link:
             self._say_hello()
         if not self._welcome and instant >= self._seek_at:
             self._seek_at = instant + SEEK
-            self._follow_broker()
-
-    def _follow_broker(self) -> None:
-        try:
-            moved = sockets.follow(self._socket, self._runtime)
-        except (ClusterError, OSError) as error:
-            print(f"The broker cannot be followed: {error}", file=sys.__stderr__)
-            return
-        if moved:  # the Hello that was on its way there is gone
-            self._expected, self._hello_at = False, None
+            if sockets.follow(self._socket, self._runtime):
+                # The Hello that was on its way there is gone.
+                self._expected, self._hello_at = False, None
 
     def _tell_started(self, ticket: int, instant: float) -> None:
         self.handover.told = ticket

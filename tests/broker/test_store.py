@@ -287,7 +287,7 @@ def test_those_that_failed_lately_are_found_among_many(store, monkeypatch):
     assert [row.seq for row in store.ended(9, "FAILURE")] == [4]
 
 
-def test_listing_is_newest_first_and_by_state(store):
+def test_listing_is_newest_first_and_by_state_or_phase(store):
     for seq in range(1, 6):
         task = accept(store, seq, summary=f"({seq})")
         if seq % 2:
@@ -296,6 +296,8 @@ def test_listing_is_newest_first_and_by_state(store):
     assert [row.summary for row in store.listing(None, 3)] == ["(5)", "(4)", "(3)"]
     assert [row.seq for row in store.listing("SUCCESS", 2)] == [5, 3]
     assert store.listing("NONSENSE", 2) == []
+    assert [row.seq for row in store.listing(phase="done", limit=2)] == [5, 3]
+    assert [row.seq for row in store.listing(phase="queued")] == [4, 2]
 
 
 def held(store: Store) -> list[tuple[int, str, str, int]]:

@@ -23,6 +23,7 @@ class Client:
         if what == "show":
             return next((task for task in TASKS if task["id"] == args["id"]), None)
         found = [task for task in TASKS if args.get("state") in (None, task["state"])]
+        found = [task for task in found if args.get("phase") in (None, task["phase"])]
         return found[: args["limit"]]
 
 

@@ -45,7 +45,8 @@ class Client:
     def ask(self, what: str, **args: Any) -> Any:
         tasks = [TASK, ENDED]
         if what == "list":
-            return [task for task in tasks if args.get("state") in (None, task["state"])]
+            tasks = [task for task in tasks if args.get("state") in (None, task["state"])]
+            return [task for task in tasks if args.get("phase") in (None, task["phase"])]
         if what == "status":
             return {"states": {"PENDING": 1, "FAILURE": 1, "Halfway": 1}}
         if what == "show":
