@@ -172,13 +172,15 @@ class Files:
         It is not looked again at once: to ask for a file takes as long as a tenth of a call, and
         lets go of the interpreter. With hundreds of files it takes at most a quarter of the time of
         a loop of calls. What counts is the processor's time: on a busy machine one look may take
-        long, and an edit right after it must be seen all the same.
+        long, and an edit right after it must be seen all the same. Files that have just been edited
+        are read, which takes longer, and may be edited again: they are looked at each time.
         """
         if not self._paths or time.perf_counter_ns() < self._not_before:
             return True
         began = time.thread_time_ns()
         same = self._all_same()
-        if same:  # whoever asks again after a change is not told otherwise
+        # Whoever asks again after a change is not told otherwise.
+        if same and self._signatures is not None:
             taken = time.thread_time_ns() - began
             self._not_before = time.perf_counter_ns() + max(taken * (SHARE - 1), GLANCE)
         return same
