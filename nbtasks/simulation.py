@@ -158,6 +158,8 @@ class InventedWorker:
         #: Until Noted: what it was given and has not given back, and the outcomes.
         self.held: list[Run] = []
         self.unnoted: list[Any] = []
+        #: Functions that it was told to load ahead.
+        self.prepared: list[bytes] = []
 
     @property
     def peer(self) -> bytes:
@@ -450,6 +452,8 @@ class Simulation:
             worker.unnoted = [said for said in worker.unnoted if said.ticket > noted]
         elif isinstance(message, Recall):
             self._give_back(worker, message)
+        elif isinstance(message, Define):
+            worker.prepared.append(send.fetch)
 
     def _obey(self, kill: Kill) -> None:
         worker = self.workers.get(kill.name)

@@ -34,6 +34,16 @@ def eventually(condition: Callable[[], T], seconds: float = SOON) -> T:
     return value
 
 
+class Acts:
+    """Does something in every process that loads it."""
+
+    def __init__(self, act: Callable[..., Any], *args: Any) -> None:
+        self._reduced = act, args
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self._reduced
+
+
 def lives(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

@@ -706,6 +706,8 @@ class Scheduler:
         for worker in self.pool.to_call_back(now):
             worker.recalled_at = now.boot
             self._out.append(Send(worker.peer, Recall()))
+        for worker, function in self.pool.to_prepare():
+            self._send_definition(worker.peer, function.digest)
 
     def _give(self, worker: Worker, task: Task, now: Now) -> None:
         self._ticket += 1
@@ -1070,8 +1072,11 @@ class Scheduler:
         if self.pool.definition(fetch.digest) is None:
             self._out.append(Send(peer, Lacking((fetch.digest,))))
         else:
-            placeholder = Define(fetch.digest, "", Policy(), b"")
-            self._out.append(Send(peer, placeholder, fetch=fetch.digest))
+            self._send_definition(peer, fetch.digest)
+
+    def _send_definition(self, peer: bytes, digest: bytes) -> None:
+        placeholder = Define(digest, "", Policy(), b"")
+        self._out.append(Send(peer, placeholder, fetch=digest))
 
     # ------------------------------------------------------------------------------------ deaths
 
@@ -1091,8 +1096,7 @@ class Scheduler:
         worker.dead = True
         self._end_handling(worker)
         self._worker_of.pop(worker.peer, None)
-        if self.workers.get(worker.name) is worker:
-            del self.workers[worker.name]
+        self.pool.dismiss(worker)
         for outcome in died.outcomes:
             if outcome.ticket not in worker.held:
                 continue

@@ -4,11 +4,15 @@ An idle worker gets one call. More are given ahead only where calls of that func
 be so short that the wire would otherwise keep the worker waiting; where one of them proves long,
 the others are called back as soon as another worker has nothing to do. A worker that runs the
 handlers of a call is as busy as with its body.
+
+A new worker in the place of one that is gone loads ahead what that one ran last, so that the next
+call need not wait for imports.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Iterator
 from itertools import count, islice
 from typing import Any
@@ -30,6 +34,8 @@ OVERHEAD = 0.000_015
 STRANDED = 0.010
 #: Seconds that a worker is given to answer before it is asked again.
 PATIENCE = 0.2
+#: Workers that are gone of which is remembered what they ran last.
+VACANT = 64
 #: Tasks that are told their place in the line, and how many are looked at for that.
 PLACES = 100
 SIGHT = 1_000
@@ -105,8 +111,8 @@ class Worker:
     """A worker, and what it holds."""
 
     __slots__ = (
-        "ahead", "bereft", "dead", "handling", "heard", "held", "leaving", "name", "noted", "peer",
-        "pid", "progress_at", "queues", "recalled_at", "verdicts", "waits_for_it", "wishes",
+        "ahead", "bereft", "dead", "handling", "heard", "held", "last", "leaving", "name", "noted",
+        "peer", "pid", "progress_at", "queues", "recalled_at", "verdicts", "waits_for_it", "wishes",
     )  # fmt: skip
 
     def __init__(self, name: str, peer: bytes = b"", pid: int = 0, queues: tuple[str, ...] = ()):
@@ -117,6 +123,8 @@ class Worker:
         self.queues = queues
         #: Ticket → task, in the order in which they will run.
         self.held: dict[int, Task] = {}
+        #: The function of the call that it was given last, or that it was to load ahead.
+        self.last: Definition | None = None
         #: Ticket of the call whose handlers it runs, or 0. It does not hold that any more: the
         #: outcome is saved.
         self.handling = 0
@@ -164,6 +172,7 @@ class Worker:
         if not self.busy:
             self.progress_at = now.boot
         self.held[ticket] = task
+        self.last = definition
         # A worker with a call of unknown length gets nothing else.
         self.ahead += WINDOW if definition.estimate is None else definition.estimate
 
@@ -197,6 +206,8 @@ class Workers:
         self._definitions: dict[bytes, Definition] = {}
         #: By task name.
         self._rates: dict[str, Rate] = {}
+        #: Queues of workers that are gone, and what they ran last: for who takes their places.
+        self._vacant: deque[tuple[tuple[str, ...], Definition]] = deque(maxlen=VACANT)
 
     # ------------------------------------------------------------------------------- functions
 
@@ -224,6 +235,29 @@ class Workers:
             known = self.definition(task.definition, task.name)
             assert known is not None  # it was there when the task was accepted
         return known
+
+    # --------------------------------------------------------------------------- coming, going
+
+    def dismiss(self, worker: Worker) -> None:
+        """Note that a worker is gone."""
+        if self.workers.get(worker.name) is worker:
+            del self.workers[worker.name]
+        if worker.last is not None and worker.last.digest:
+            self._vacant.append((worker.queues, worker.last))
+
+    def to_prepare(self) -> Iterator[tuple[Worker, Definition]]:
+        """Yield workers that have had nothing to do yet, and what they shall load ahead.
+
+        Not before a call of it has ended: to load it is then known to do no harm.
+        """
+        fresh = [w for w in self.idle() if w.last is None] if self._vacant else []
+        for worker in fresh:
+            for queues, function in self._vacant:
+                if queues == worker.queues and function.estimate is not None:
+                    self._vacant.remove((queues, function))
+                    worker.last = function
+                    yield worker, function
+                    break
 
     # ---------------------------------------------------------------------------------- looking
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nbtasks import life
-from nbtasks.core.messages import Call, Fetch, Policy
+from nbtasks.core.messages import Call, Define, Fetch, Policy
 from nbtasks.exceptions import NotRegistered
 from nbtasks.wire import payloads
 from nbtasks.worker.handover import Handover, Reply
@@ -78,15 +78,7 @@ class Functions:
             return Policy()
         if digest in self._loaded:
             return self._loaded[digest].policy
-        while digest not in self._fetched:
-            try:
-                reply = self._handover.replies.get(timeout=PATIENCE)
-            except queue.Empty:
-                self._handover.asked.add(digest)
-                self._handover.post(Fetch(digest))
-            else:
-                self._fetched[reply.digest] = reply
-        define = self._fetched[digest].define
+        define = self._definition(digest)
         if define is None:
             self._drop(digest)
             raise NotRegistered(
@@ -95,11 +87,31 @@ class Functions:
             )
         return define.policy
 
+    def _definition(self, digest: bytes) -> Define | None:
+        """Return the definition of a function, waiting until it is here; None: there is none."""
+        while digest not in self._fetched:
+            try:
+                reply = self._handover.replies.get(timeout=PATIENCE)
+            except queue.Empty:
+                self._handover.asked.add(digest)
+                self._handover.post(Fetch(digest))
+            else:
+                self._fetched[reply.digest] = reply
+        return self._fetched[digest].define
+
     def load(self, call: Call) -> Function:
         """Return the function of a call whose policy is known; this runs code of the user."""
         digest = call.definition
         if not digest:
             return Function(find_by_name(call.name), Policy())
+        return self._load_fetched(digest)
+
+    def prepare(self, digest: bytes) -> None:
+        """Load a function whose definition has come unasked; this runs code of the user."""
+        if digest not in self._loaded and self._definition(digest) is not None:
+            self._load_fetched(digest)
+
+    def _load_fetched(self, digest: bytes) -> Function:
         reply = self._fetched[digest]
         assert reply.define is not None
         task = self._load(reply.define.body, reply.buffers)

@@ -1,8 +1,9 @@
 """What the worker's two threads hand to each other.
 
-    I/O thread ── inbox ──▶ main thread        calls, in the order in which they are to run
+    I/O thread ── inbox ──▶ main thread        calls, in the order in which they are to run; now and
+                                               then a function to be loaded ahead
     I/O thread ◀── outbox ── main thread       what is to be said to the broker, in order
-    I/O thread ── replies ──▶ main thread      definitions that were asked for
+    I/O thread ── replies ──▶ main thread      definitions
     I/O thread ◀── began, ended ── main thread how far it is
 
 There is no lock: each end is touched by one thread only, or by an operation that the interpreter
@@ -34,6 +35,12 @@ class Assignment(NamedTuple):
 
     run: Run
     buffers: tuple[Buffer, ...]
+
+
+class Preparation(NamedTuple):
+    """A function to be loaded before there is a call of it."""
+
+    digest: bytes
 
 
 class Loaded(NamedTuple):
@@ -79,11 +86,12 @@ class Handover:
 
     def __init__(self, ring: Callable[[], None]) -> None:
         #: None: there will be no more calls.
-        self.inbox: SimpleQueue[Assignment | None] = SimpleQueue()
+        self.inbox: SimpleQueue[Assignment | Preparation | None] = SimpleQueue()
         #: Messages, bare or `Loaded`; receipts; a Leave.
         self.outbox: deque[Any] = deque()
         self.replies: SimpleQueue[Reply] = SimpleQueue()
-        #: Digests that have been asked for; the main thread takes out what it has dropped.
+        #: Digests that have been asked for, or have come unasked; the main thread takes out what it
+        #: has dropped.
         self.asked: set[bytes] = set()
         #: Ticket of the last call that the main thread began and of the last that is over.
         self.began = 0
@@ -128,8 +136,8 @@ class Handover:
         if self.dozing:
             self.wake()
 
-    def take(self) -> Assignment | None:
-        """Return the next call, or None when there will be no more."""
+    def take(self) -> Assignment | Preparation | None:
+        """Return the next thing to do, or None when there will be no more."""
         try:
             return self.inbox.get_nowait()
         except Empty:

@@ -65,7 +65,15 @@ from nbtasks.wire.frames import (
     pack_to_broker,
     unpack_from_broker,
 )
-from nbtasks.worker.handover import Assignment, Handover, Leave, Loaded, Receipt, Reply
+from nbtasks.worker.handover import (
+    Assignment,
+    Handover,
+    Leave,
+    Loaded,
+    Preparation,
+    Receipt,
+    Reply,
+)
 
 if TYPE_CHECKING:
     from nbtasks.wire.cell import Cell
@@ -445,7 +453,7 @@ class Link:
                 assignment = inbox.get_nowait()
             except Exception:  # the main thread was faster
                 break
-            if assignment is not None:
+            if isinstance(assignment, Assignment):
                 waiting.append(assignment)
         returned = []
         for assignment in waiting:
@@ -459,7 +467,12 @@ class Link:
         self.handover.outbox.append(Returned(tuple(returned)))
 
     def _on_define(self, define: Define, frames: Iterator[Buffer]) -> None:
-        self.handover.replies.put(Reply(define.digest, define, take(frames, define.frames)))
+        digest, handover = define.digest, self.handover
+        handover.replies.put(Reply(digest, define, take(frames, define.frames)))
+        if digest not in handover.asked:
+            # It comes unasked: for a call that is to be expected.
+            handover.asked.add(digest)
+            handover.inbox.put(Preparation(digest))
 
     def _on_lacking(self, lacking: Lacking, _: Iterator[Buffer]) -> None:
         for digest in lacking.digests:

@@ -21,6 +21,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -57,6 +58,8 @@ KEEP_WAIT = 1.0
 LOADING = 0.005
 #: Seconds to wait until a Started that arms a limit is on its way, before the body begins.
 STARTED_WAIT = 5.0
+#: Seconds that loading a function ahead of its first call may take.
+PREPARING = 10.0
 #: Messages that may wait for the broker; a task that reports more waits too.
 BACKLOG = 50_000
 
@@ -261,6 +264,14 @@ class Runner:
         if self.forked:
             end_child(outcome)  # a handler has returned twice
         self._end_handlers()
+
+    def prepare(self, digest: bytes) -> None:
+        """Load a function ahead of its first call.
+
+        What goes wrong is for that call to tell, and it shall not wait for long.
+        """
+        with suppress(BaseException), self._limit.around(PREPARING):
+            self._functions.prepare(digest)
 
     def _limit_memory(self, policy: Policy, call: Call) -> None:
         """Have the supervisor end this process if the body takes too much memory."""

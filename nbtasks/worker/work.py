@@ -17,6 +17,7 @@ from nbtasks.wire.cell import Cell
 from nbtasks.wire.connection import SEGMENTS, Settings
 from nbtasks.wire.memory import resident
 from nbtasks.wire.segments import Segments
+from nbtasks.worker.handover import Preparation
 from nbtasks.worker.process import Link
 
 #: Seconds that a running thread may keep the interpreter to itself while the other one waits.
@@ -60,6 +61,9 @@ class Work:
         count = 0
         try:
             while (assignment := handover.take()) is not None:
+                if isinstance(assignment, Preparation):
+                    self._runner.prepare(assignment.digest)
+                    continue
                 run(assignment)
                 count += 1
                 if count == self._most or (self._memory_limit and self._is_too_big()):

@@ -217,3 +217,75 @@ def test_worker_with_the_handlers_of_a_killed_run_gets_nothing_else() -> None:
         *workers,
         send.peer.decode(),
     }
+
+
+# --------------------------------------------------------------- who takes the place of the dead
+
+
+def lose(world: Simulation, name: str) -> None:
+    """Let a worker die, another one come, and the news of both get about."""
+    world.kill(name)
+    world.advance(2 * MOURNING)
+
+
+def prepared(world: Simulation) -> list[list[bytes]]:
+    return [worker.prepared for worker in world.workers.values()]
+
+
+def test_new_worker_loads_ahead_what_the_dead_one_ran_last(world: Simulation) -> None:
+    world.submit(seconds=1)
+    world.advance(2)
+
+    lose(world, *world.workers)
+
+    (policy,) = world.store.definitions
+    assert prepared(world) == [[policy]]
+
+
+def test_worker_that_was_never_used_leaves_what_it_had_loaded_ahead(world: Simulation) -> None:
+    world.submit(seconds=1)
+    world.advance(2)
+
+    lose(world, *world.workers)
+    lose(world, *world.workers)
+
+    assert prepared(world) == [list(world.store.definitions)]
+
+
+def test_function_is_loaded_ahead_only_once_a_call_of_it_has_ended() -> None:
+    world = Simulation(workers=2)
+    world.submit(seconds=5)
+    world.submit(seconds=10)
+    world.advance(1)
+
+    lose(world, next(iter(world.workers)))
+    assert prepared(world) == [[], []]
+
+    world.advance(10)
+    assert prepared(world) == [[], list(world.store.definitions)]
+
+
+def test_worker_that_gets_a_call_at_once_loads_nothing_ahead(world: Simulation) -> None:
+    world.submit(seconds=1)
+    world.advance(2)
+    task_id = world.submit(seconds=10, policy=Policy(acks_late=True))
+    world.advance(1)
+
+    lose(world, *world.workers)
+
+    assert prepared(world) == [[]]
+    assert world.phase(task_id) == "running"
+
+
+def test_place_in_another_queue_is_not_taken() -> None:
+    world = Simulation(workers=0)
+    quick = world.add_worker(("quick",))
+    world.submit(seconds=1, queue="quick")
+    world.advance(2)
+
+    world.say(SUPERVISOR, Died(world.workers.pop(quick).name, 1, -9, 1, 1, sent=99))
+    world.advance(1)
+    slow, quick = world.add_worker(("slow",)), world.add_worker(("quick",))
+
+    assert world.workers[slow].prepared == []
+    assert world.workers[quick].prepared == list(world.store.definitions)

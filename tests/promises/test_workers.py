@@ -28,7 +28,7 @@ from nbtasks.exceptions import (
 )
 from nbtasks.result import AsyncResult
 from nbtasks.wire import frames, payloads, sockets
-from tests.living import SOON, entries, eventually, family, kill, lives, note
+from tests.living import SOON, Acts, entries, eventually, family, kill, lives, note
 from tests.promises.faults import changed
 
 MakeCluster = Callable[..., nbtasks.Cluster]
@@ -161,6 +161,25 @@ def test_death_of_a_worker_is_made_good_at_once(make_cluster, short_path, measur
         most=1.5,
         unit="s",
     )
+
+
+def test_new_worker_has_loaded_what_the_dead_one_ran(make_cluster, short_path):
+    make_cluster(workers=1)
+    ledger = short_path / "loaded"
+    mark = Acts(note, str(ledger), 1)
+
+    @nbtasks.task
+    @by_value
+    def run() -> int:
+        assert mark is None  # what `note` returned when this was loaded
+        return os.getpid()
+
+    pid = run.delay().get(timeout=SOON)
+    kill(pid)
+    eventually(lambda: entries(ledger)[1] == 2)
+
+    assert run.delay().get(timeout=SOON) != pid
+    assert entries(ledger)[1] == 2
 
 
 def test_pool_is_full_again_after_newborn_workers_died_one_after_another(

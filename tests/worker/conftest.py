@@ -36,6 +36,12 @@ Message = TypeVar("Message")
 
 #: Seconds after which a test gives up waiting; none waits so long when all is well.
 PATIENCE = 20.0
+#: The worker's program, as `python -m nbtasks.worker` runs it.
+MAIN = """
+import sys
+from nbtasks.worker.__main__ import main
+sys.exit(main(*sys.argv[1:]))
+"""
 
 
 def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
@@ -181,14 +187,19 @@ def change(call: Call, **fields: Any) -> Call:
 
 
 class WorkerProcess:
-    """A worker, started by command line; its lifeline is in our hands."""
+    """A worker, started by command line; its lifeline is in our hands.
 
-    def __init__(self, runtime: Path, name: str = "worker-test", *queues: str) -> None:
+    `change` is a line of Python that bends something in it first.
+    """
+
+    def __init__(
+        self, runtime: Path, name: str = "worker-test", *queues: str, change: str = "pass"
+    ) -> None:
         self.runtime, self.name = runtime, name
         self.log = runtime / "worker.log"
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "nbtasks.worker", str(runtime), name, *queues],
+                [sys.executable, "-c", f"{change}\n{MAIN}", str(runtime), name, *queues],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -231,8 +242,8 @@ def broker(runtime: Path) -> Iterator[FakeBroker]:
 def start_worker(runtime: Path) -> Iterator[Callable[..., WorkerProcess]]:
     started: list[WorkerProcess] = []
 
-    def start(*queues: str) -> WorkerProcess:
-        started.append(WorkerProcess(runtime, "worker-test", *queues))
+    def start(*queues: str, **more: str) -> WorkerProcess:
+        started.append(WorkerProcess(runtime, "worker-test", *queues, **more))
         return started[-1]
 
     yield start

@@ -36,6 +36,7 @@ from nbtasks.core.messages import (
 )
 from nbtasks.wire import cell
 from nbtasks.wire.connection import EXIT_CONFIG, Settings, boot, write_settings
+from tests.living import SOON, Acts
 from tests.worker.conftest import FakeBroker, WorkerProcess, change, task
 
 pytestmark = pytest.mark.processes
@@ -109,6 +110,62 @@ def test_definition_is_fetched_once(broker: FakeBroker, worker: WorkerProcess) -
 
     assert [fetch.digest for fetch in fetched] == [digest]
     assert broker.heard(Fetch) == []
+
+
+def acting(act: Callable[..., Any], *args: Any) -> Task:
+    """Return a task that does something when it is loaded."""
+    mark = Acts(act, *args)
+
+    @task
+    def acting() -> str:
+        return f"ran with {mark}"
+
+    return acting
+
+
+def hand_over(broker: FakeBroker, task: Task) -> None:
+    """Give the worker a function that it has not asked for."""
+    define, buffers = broker._definitions[broker.know(task)]
+    broker.say(define, buffers=buffers)
+
+
+def test_function_that_comes_unasked_is_loaded_ahead_and_once(
+    broker: FakeBroker, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    ahead = acting(os.mkdir, str(tmp_path / "made"))
+
+    hand_over(broker, ahead)
+    broker.appear(tmp_path / "made")
+    broker.submit(ahead)  # a second time it could not be made
+
+    assert broker.value(broker.done()) == "ran with None"
+    assert broker.heard(Fetch) == []
+
+
+@pytest.mark.parametrize("act", [(int, "no number"), (sys.exit, 3)])
+def test_function_that_cannot_be_loaded_ahead_says_so_when_it_is_called(
+    broker: FakeBroker, worker: WorkerProcess, act: tuple[Any, ...]
+) -> None:
+    ahead = acting(*act)
+
+    hand_over(broker, ahead)
+    broker.submit(add, 1, 2)
+    assert broker.value(broker.done()) == 3
+    broker.submit(ahead)
+
+    assert broker.done().state == "FAILURE"
+
+
+def test_function_that_takes_long_to_load_ahead_is_left_for_its_call(
+    broker: FakeBroker, start_worker: Start
+) -> None:
+    start_worker(change="import nbtasks.worker.run; nbtasks.worker.run.PREPARING = 0.05")
+    broker.welcome()
+
+    hand_over(broker, acting(time.sleep, 10 * SOON))
+    broker.submit(add, 1, 2)
+
+    assert broker.value(broker.done()) == 3
 
 
 def broker_call(broker: FakeBroker, task: Any, *args: Any) -> Any:
