@@ -917,7 +917,7 @@ def test_exceptions_without_arguments_or_text_arrive_as_something():
         numpy.asfortranarray(numpy.arange(90_000).reshape(300, 300).astype("M8[D]")),
         numpy.arange(100_000).astype("M8[D]")[::2],
         numpy.array(["NaT"], dtype="M8[s]"),
-        numpy.array(5, dtype="m8"),
+        numpy.array(5, dtype="m8[s]"),
         numpy.empty((0, 3), dtype="M8[s]"),
     ],
 )
