@@ -147,13 +147,15 @@ class Questions:
 
         `places` has those of `ids` that are among the first in the line (1: next), `why` those
         that wait for something else than a worker, `starts` the wall time of those that wait for
-        one, `children` [id, name, summary] of tasks that any of `parents` has sent.
+        one, `expires` that of those that are not to begin later, `children` [id, name, summary] of
+        tasks that any of `parents` has sent.
         """
         pool = self._scheduler.pool
         serving = pool.serving()
         line = {} if self._scheduler.stopping else pool.places(instant)
         places = {task_id: line[task_id] for task_id in texts(ids) if task_id in line}
         why = {task_id: self._why(task_id, instant) for task_id in ids if task_id not in places}
+        tasks = [task for task in map(self._scheduler.tasks.get, texts(ids)) if task is not None]
         return {
             "workers": len(serving),
             "busy": sum(worker.busy for worker in serving),
@@ -161,10 +163,9 @@ class Questions:
             "places": places,
             "why": {task_id: text for task_id, text in why.items() if text},
             "starts": {
-                task.id: starts_of(task, instant)
-                for task in map(self._scheduler.tasks.get, texts(ids))
-                if task is not None and task.phase == SCHEDULED
+                task.id: starts_of(task, instant) for task in tasks if task.phase == SCHEDULED
             },
+            "expires": {task.id: task.expires for task in tasks if task.expires is not None},
             "children": self._store.children_of(texts(parents)),
         }
 

@@ -53,8 +53,8 @@ class Row:
     """One submitted task, as its panel draws it."""
 
     __slots__ = (
-        *("_call", "_called", "_pace", "_queued", "frozen", "hastened", "id", "index", "parent"),
-        *("record", "start", "state", "why"),
+        *("_call", "_called", "_pace", "_queued", "expiry", "frozen", "hastened", "id", "index"),
+        *("parent", "record", "start", "state", "why"),
     )
 
     def __init__(
@@ -73,8 +73,10 @@ class Row:
         self.state = ""
         #: Why it waits, where the broker has said more than that it waits.
         self.why = ""
-        #: Wall time of its start as the broker told it, where another process has sent the task.
+        #: Wall times of its earliest and latest start, told by the broker where another process has
+        #: sent the task.
         self.start: float | None = None
+        self.expiry: float | None = None
         #: Whether somebody has asked to skip the wait.
         self.hastened = False
         #: What is drawn of it for good, once its record was let go.
@@ -214,8 +216,8 @@ class Row:
             row["due"] = self.starts(now)
         if state == "retrying":
             row["error"] = self._error(load)
-        elif call is not None and call.expires is not None:
-            row["expires"] = call.expires
+        elif expires := self.expiry if call is None else call.expires:
+            row["expires"] = expires
         if state == "waiting":
             unknown = "the broker knows no such task" if told.known is False else ""
             why = self.why or first_line(told.reason) or (unknown if call is None else "")

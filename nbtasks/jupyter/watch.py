@@ -319,14 +319,16 @@ class Watch:
         self._settle_debts()
 
     def _learn_queue(self, answer: Mapping[str, Any], wants: Wants) -> None:
-        places, why, starts = answer["places"], answer["why"], answer.get("starts", {})
+        places, why = answer["places"], answer["why"]
+        starts, expires = answer.get("starts", {}), answer.get("expires", {})
         for task_id in wants.waiting:
             row = self.rows[self._index[task_id]]
             if row.hastened and task_id in places:
                 row.queue()
                 self._note(row.index)
-            if row.call is None and starts.get(task_id):
-                row.start = starts[task_id]
+            times = starts.get(task_id), expires.get(task_id)
+            if row.call is None and times != (row.start, row.expiry):
+                row.start, row.expiry = times
                 self._note(row.index)
             if row.why != why.get(task_id, ""):
                 row.why = why.get(task_id, "")

@@ -73,8 +73,19 @@ def test_outlook_tells_the_place_of_those_that_wait_for_a_worker(asked: Asked) -
         "places": {waiting[2]: 3, waiting[0]: 1},
         "why": {},
         "starts": {},
+        "expires": {},
         "children": {},
     }
+
+
+def test_outlook_tells_until_when_a_task_may_start(asked: Asked) -> None:
+    now = asked.world.now
+    running = [asked.world.submit(seconds=100) for _ in range(2)]
+    waiting = asked.world.submit(expires=now.wall + 60)
+
+    told = asked.ask("outlook", ids=[*running, waiting], parents=[])
+
+    assert told["expires"] == {waiting: now.wall + 60}
 
 
 def test_outlook_tells_when_a_task_will_start(asked: Asked) -> None:

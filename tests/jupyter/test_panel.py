@@ -465,10 +465,11 @@ def test_a_widget_of_another_process_task_asks_how_it_stands(here, monkeypatch):
     here.answers["show"] = lambda id: {"name": "nb.load", "summary": "(7)"}
     here.answers["outlook"] = lambda ids, parents: {
         **{"workers": 1, "busy": 1, "queued": 1, "why": {}, "children": {}},
-        **{"places": {}, "starts": {"x": NOW.wall + 100}},
+        **{"places": {}, "starts": {"x": NOW.wall + 100}, "expires": {"x": NOW.wall + 150}},
     }
 
     shown = AsyncResult("x").widget()
 
     assert text_of(shown).splitlines()[1] == "◔ load(7)  scheduled"
     assert "starts in 1:40" in shown._repr_html_()
+    assert "expires in 2:30" in shown._repr_html_()
