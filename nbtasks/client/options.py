@@ -15,7 +15,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from nbtasks.config import parse_size
 from nbtasks.core.messages import INLINE_LIMIT, Now, Options
@@ -193,24 +193,27 @@ def moment(option: str, value: Any) -> datetime:
 
 #: Seconds from which on a time without a zone may well be a local one: no zone is off by less.
 _FAR: Final = 14 * 60
-#: Of which it was warned: of none, of one that is near, of one that is far off (True). The second
-#: kind is warned of even after the first: `utcnow()` is near and right, `now()` is neither.
-_warned: bool | Literal["near"] = False
+#: Of what it was warned: option, whether it lay in the past, and the line of the caller.
+_warned: Final[set[tuple[str, bool, str, int]]] = set()
 
 
 def _warn_of_naive(option: str, value: datetime) -> None:
-    global _warned
+    """Warn of a time that may be a local one, once for each line. A near one is none."""
     off = (value - datetime.now(UTC)).total_seconds()
-    far = abs(off) > _FAR
-    if _warned is True or (_warned and not far):
+    if abs(off) <= _FAR:
         return
-    _warned = True if far else "near"
+    levels = _levels_up()
+    caller = sys._getframe(levels - 1)
+    told = (option, off < 0, caller.f_code.co_filename, caller.f_lineno)
+    if told in _warned:
+        return
+    _warned.add(told)
     warnings.warn(
         f"{option} has no time zone and was taken as UTC: {value:%Y-%m-%d %H:%M:%S} UTC, which is "
         f"{_in_words(off)}. If local time was meant, write datetime.now().astimezone() "
-        f"instead of datetime.now(). (This is said once.)",
+        f"instead of datetime.now(). (This is said once for each line.)",
         NaiveTimeWarning,
-        stacklevel=_levels_up(),
+        stacklevel=levels,
     )
 
 
