@@ -897,16 +897,19 @@ class Scheduler:
                 state, kind = task.state, "end"
         if task.state == states.SUCCESS:
             state, kind = states.SUCCESS, "end"  # set by update_state, never overwritten
-        keep = not self._is_ignored(task, policy) or (
-            policy.store_errors_even_if_ignored and state == states.FAILURE
-        )
         task.n += 1
         event = Event(
             task.id, task.n, done.at or now.wall, kind, "" if kind == "end" else state, done.body,
             done.frames, "", done.traceback, worker, 0, task.retries, done.runtime, None,
             done.children, True,
         )  # fmt: skip
-        self._end(task, state, event, buffers, now, keep)
+        self._end(task, state, event, buffers, now, self._is_kept(task, policy, state))
+
+    def _is_kept(self, task: Task, policy: Policy, state: str) -> bool:
+        """Whether the outcome of a run is kept: that of an ignored one is not, unless an error."""
+        return not self._is_ignored(task, policy) or (
+            policy.store_errors_even_if_ignored and state == states.FAILURE
+        )
 
     def _is_ignored(self, task: Task, policy: Policy) -> bool:
         """Whether nobody wants the task's result: what the call says wins."""
@@ -925,7 +928,9 @@ class Scheduler:
             task, now, "state", state=state, text=json.dumps([error, args]), traceback=traceback,
             worker=task.worker, retries=task.retries, final=True,
         )  # fmt: skip
-        self._end(task, state, event, (), now)
+        # What somebody has revoked, or was too late, has no outcome that could be ignored.
+        keep = state != states.FAILURE or self._is_kept(task, self.pool.of(task).policy, state)
+        self._end(task, state, event, (), now, keep)
 
     def _end(
         self,

@@ -388,6 +388,17 @@ def test_delay_sends_the_call_and_gives_its_result(add, client):
     assert client.last.how == {"retry": True, "policy": client.last.how["policy"]}
 
 
+def test_an_argument_may_be_called_self(client):
+    @task
+    def describe(self, size):
+        return self, size
+
+    describe.delay(self="a", size=2)
+
+    assert client.arguments == ((), {"self": "a", "size": 2})
+    assert describe(self="a", size=2) == ("a", 2)
+
+
 def test_ids_differ_and_are_uuids_of_version_4(add):
     ids = {add.delay(1, 2).id for _ in range(100)}
 
