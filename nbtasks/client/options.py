@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import numbers
 import os
 import platform
 import sys
@@ -106,7 +107,7 @@ def start_of(countdown: Any, eta: Any, instant: Now) -> Start:
         return Start(due, instant.wall + wait)
     if eta is None:
         return Start(None, None)
-    if isinstance(eta, (int, float)):
+    if isinstance(eta, _REAL):
         raise TypeError(
             f"eta={eta!r} is a number, but eta is a point in time: a datetime, or ISO text. "
             f"To start some seconds from now, write countdown={eta!r}."
@@ -240,6 +241,10 @@ def _levels_up() -> int:
 
 # -------------------------------------------------------------------------------- other options
 
+#: Numbers, numpy's among them, with the usual ones in front: they are found at once.
+_WHOLE: Final[Any] = (int, numbers.Integral)
+_REAL: Final[Any] = (int, float, numbers.Real)
+
 
 def priority_of(value: Any) -> int:
     """Return a priority: a whole number from 0 to 9, 9 first.
@@ -249,7 +254,7 @@ def priority_of(value: Any) -> int:
     ValueError
         When it is none.
     """
-    if isinstance(value, int) and 0 <= value <= 9:
+    if isinstance(value, _WHOLE) and 0 <= value <= 9:
         return int(value)
     raise ValueError(
         f"priority={value!r} cannot be used. Give a whole number from 0 (last) to 9 (first); 5 is "
@@ -316,7 +321,7 @@ def retries_of(option: str, value: Any) -> int | None:
     """
     if value is None or value == math.inf:
         return None
-    if isinstance(value, (int, float)) and value >= 0 and value == int(value):
+    if isinstance(value, _REAL) and value >= 0 and value == int(value):
         return int(value)
     raise ValueError(
         f"{option}={value!r} is no number of retries. Give a whole number, 0 for none, or None "
@@ -332,7 +337,7 @@ def bound_of(limit: Any) -> float | None:
     ValueError
         When it is none.
     """
-    if limit is None or isinstance(limit, (int, float)):
+    if limit is None or isinstance(limit, _REAL):
         return limit
     return retries_of("max_retries", limit)
 
@@ -364,7 +369,7 @@ def _shown_text(value: Any) -> str:
 
 def _place(value: Any) -> int:
     """Return a place in a group."""
-    if isinstance(value, int) and value >= 0:
+    if isinstance(value, _WHOLE) and value >= 0:
         return int(value)
     raise ValueError(f"group_index={value!r} is no place in a group. Give a whole number from 0.")
 

@@ -606,6 +606,19 @@ def test_a_priority_is_a_whole_number_from_0_to_9(add, priority):
         add.apply_async((1, 2), priority=priority)
 
 
+def test_whole_numbers_may_be_numpys(client):
+    numpy = pytest.importorskip("numpy")
+
+    @task(max_retries=numpy.int64(2))
+    def f():
+        pass
+
+    f.apply_async(priority=numpy.int64(7), retries=numpy.int32(1))
+
+    assert (client.call.priority, client.call.retries) == (7, 1)
+    assert client.last.define[0].policy.max_retries == 2
+
+
 def test_queue_and_priority_come_from_call_task_and_settings(client):
     config.configure(task_default_queue="all", task_default_priority=3)
 
