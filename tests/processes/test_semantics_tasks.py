@@ -381,6 +381,9 @@ def test_nothing_is_kept_of_an_ignored_result_but_errors_where_they_are_wanted(c
     sent = [ignored.delay(), ignored.delay(True), only_errors.delay(False), only_errors.delay(True)]
     eventually(lambda: all(result.ready() for result in sent))
 
+    assert [result.state for result in sent] == ["PENDING", "PENDING", "PENDING", "FAILURE"]
+    assert nbtasks.AsyncResult(sent[1].id).get(timeout=SOON) is None
+
     code = f"""
         import nbtasks
         nbtasks.connect({str(cluster.dir)!r})
