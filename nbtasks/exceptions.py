@@ -21,6 +21,7 @@ whatever their `__init__` takes: `_Portable` rebuilds them without calling it.
 from __future__ import annotations
 
 import builtins
+import numbers
 import os
 from datetime import datetime
 from typing import Any, Final, Self
@@ -208,7 +209,7 @@ class Retry(TaskPredicate):
 
     def humanize(self) -> str:
         """Say when the next run will be: `in 10s`, or `at <time>`."""
-        if isinstance(self.when, (int, float)):
+        if isinstance(self.when, (int, float, numbers.Number)):
             return f"in {self.when}s"
         return f"at {self.when}"
 

@@ -34,6 +34,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import copy_context
 from functools import partial, wraps
+from numbers import Real
 from types import CodeType, CoroutineType, TracebackType
 from typing import Any, Final
 
@@ -368,7 +369,7 @@ def _judge_retry(task: Any, error: Retry) -> Outcome:
 
 
 def _when(when: Any) -> dict[str, Any]:
-    return {"countdown" if isinstance(when, (int, float)) else "eta": when}
+    return {"countdown" if isinstance(when, (int, float, Real)) else "eta": when}
 
 
 def _consider_autoretry(task: Any, request: Request, error: BaseException) -> BaseException:

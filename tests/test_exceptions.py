@@ -6,6 +6,7 @@ import builtins
 import copy
 import pickle
 from datetime import UTC, datetime
+from fractions import Fraction
 
 import pytest
 
@@ -153,6 +154,7 @@ def test_retry_says_when_and_why():
 
     assert str(Retry(exc=ValueError("v"), when=10)) == "Retry in 10s: ValueError('v')"
     assert str(Retry(when=10)) == "Retry in 10s"
+    assert str(Retry(when=Fraction(1, 2))) == "Retry in 1/2s"
     assert Retry(when=moment).humanize() == f"at {moment}"
     assert str(Retry("later", ValueError("v"), 10)) == "later"
 

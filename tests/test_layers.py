@@ -34,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "supervisor": {"wire", "core", "config", "exceptions"},
     # config: Celery's task_* settings are read where a call is made.
     "client": {"life", "wire", "core", "config", "context", "exceptions"},
-    "result": {"client"},
+    "result": {"client", "context"},
     "engines": {"wire", "core", "exceptions"},
     "simulation": {"core"},
     "place": {"wire", "config", "exceptions"},

@@ -237,7 +237,7 @@ class Task:
         )
 
     @runs_run
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the body here and now, as a plain function."""
         frame = context.top()
         if frame is not None and frame.task is self:
@@ -290,7 +290,7 @@ class Task:
 
     # ------------------------------------------------------------------------------- calling it
 
-    def delay(self, *args: Any, **kwargs: Any) -> AsyncResult:
+    def delay(self, /, *args: Any, **kwargs: Any) -> AsyncResult:
         """Run the task in a worker: `apply_async(args, kwargs)` as one would call the function.
 
         Returns

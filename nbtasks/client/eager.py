@@ -201,6 +201,8 @@ def _next_request(request: Request, plan: RetryPlan) -> Request:
     delivery = {"priority": "priority", "queue": "routing_key"}
     news = {delivery[name]: plan.options[name] for name in delivery if name in plan.options}
     changes["delivery_info"] = {**request.delivery_info, **news}
+    if "expires" in plan.options:
+        changes["expires"] = _iso(plan.options["expires"])
     return Request(**{**fields, **changes, "args": args, "kwargs": kwargs, "retries": plan.retries})
 
 

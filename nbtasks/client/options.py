@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import numbers
 import os
 import platform
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from nbtasks.config import parse_size
 from nbtasks.core.messages import INLINE_LIMIT, Now, Options
@@ -106,7 +107,7 @@ def start_of(countdown: Any, eta: Any, instant: Now) -> Start:
         return Start(due, instant.wall + wait)
     if eta is None:
         return Start(None, None)
-    if isinstance(eta, (int, float)):
+    if isinstance(eta, _REAL):
         raise TypeError(
             f"eta={eta!r} is a number, but eta is a point in time: a datetime, or ISO text. "
             f"To start some seconds from now, write countdown={eta!r}."
@@ -193,24 +194,27 @@ def moment(option: str, value: Any) -> datetime:
 
 #: Seconds from which on a time without a zone may well be a local one: no zone is off by less.
 _FAR: Final = 14 * 60
-#: Of which it was warned: of none, of one that is near, of one that is far off (True). The second
-#: kind is warned of even after the first: `utcnow()` is near and right, `now()` is neither.
-_warned: bool | Literal["near"] = False
+#: Of what it was warned: option, whether it lay in the past, and the line of the caller.
+_warned: Final[set[tuple[str, bool, str, int]]] = set()
 
 
 def _warn_of_naive(option: str, value: datetime) -> None:
-    global _warned
+    """Warn of a time that may be a local one, once for each line. A near one is none."""
     off = (value - datetime.now(UTC)).total_seconds()
-    far = abs(off) > _FAR
-    if _warned is True or (_warned and not far):
+    if abs(off) <= _FAR:
         return
-    _warned = True if far else "near"
+    levels = _levels_up()
+    caller = sys._getframe(levels - 1)
+    told = (option, off < 0, caller.f_code.co_filename, caller.f_lineno)
+    if told in _warned:
+        return
+    _warned.add(told)
     warnings.warn(
         f"{option} has no time zone and was taken as UTC: {value:%Y-%m-%d %H:%M:%S} UTC, which is "
         f"{_in_words(off)}. If local time was meant, write datetime.now().astimezone() "
-        f"instead of datetime.now(). (This is said once.)",
+        f"instead of datetime.now(). (This is said once for each line.)",
         NaiveTimeWarning,
-        stacklevel=_levels_up(),
+        stacklevel=levels,
     )
 
 
@@ -237,6 +241,10 @@ def _levels_up() -> int:
 
 # -------------------------------------------------------------------------------- other options
 
+#: Numbers, numpy's among them, with the usual ones in front: they are found at once.
+_WHOLE: Final[Any] = (int, numbers.Integral)
+_REAL: Final[Any] = (int, float, numbers.Real)
+
 
 def priority_of(value: Any) -> int:
     """Return a priority: a whole number from 0 to 9, 9 first.
@@ -246,7 +254,7 @@ def priority_of(value: Any) -> int:
     ValueError
         When it is none.
     """
-    if isinstance(value, int) and 0 <= value <= 9:
+    if isinstance(value, _WHOLE) and 0 <= value <= 9:
         return int(value)
     raise ValueError(
         f"priority={value!r} cannot be used. Give a whole number from 0 (last) to 9 (first); 5 is "
@@ -313,7 +321,7 @@ def retries_of(option: str, value: Any) -> int | None:
     """
     if value is None or value == math.inf:
         return None
-    if isinstance(value, (int, float)) and value >= 0 and value == int(value):
+    if isinstance(value, _REAL) and value >= 0 and value == int(value):
         return int(value)
     raise ValueError(
         f"{option}={value!r} is no number of retries. Give a whole number, 0 for none, or None "
@@ -329,7 +337,7 @@ def bound_of(limit: Any) -> float | None:
     ValueError
         When it is none.
     """
-    if limit is None or isinstance(limit, (int, float)):
+    if limit is None or isinstance(limit, _REAL):
         return limit
     return retries_of("max_retries", limit)
 
@@ -361,7 +369,7 @@ def _shown_text(value: Any) -> str:
 
 def _place(value: Any) -> int:
     """Return a place in a group."""
-    if isinstance(value, int) and value >= 0:
+    if isinstance(value, _WHOLE) and value >= 0:
         return int(value)
     raise ValueError(f"group_index={value!r} is no place in a group. Give a whole number from 0.")
 

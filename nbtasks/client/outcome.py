@@ -58,14 +58,26 @@ def state_messages(record: Record, after: int = 0) -> list[Event]:
     return [event for event in list(record.events) if event.n > after and event.kind == "state"]
 
 
-def latest(record: Record) -> Event | None:
+# The end of a run whose result is ignored is told, so that panels can show it, but not stored. What
+# programs ask counts only what is kept, so that they see the same here as anywhere else.
+
+
+def latest(record: Record, *, kept: bool = False) -> Event | None:
     """Return the state message that the task's present state comes from, or None."""
     for event in reversed(list(record.events)):
-        if event.kind == "state":
+        if event.kind == "state" and (event.kept or not kept):
             return event
         if event.kind == "again":
             return None
     return None
+
+
+def state_of(record: Record) -> str:
+    """Return the task's present state, as far as it is kept."""
+    if record.final is None or record.final.kept:
+        return record.state
+    event = latest(record, kept=True)
+    return states.PENDING if event is None else event.state
 
 
 def present(record: Record) -> Event | None:
@@ -73,20 +85,20 @@ def present(record: Record) -> Event | None:
 
     Mostly the one that decides; `update_state` may set another state than FAILURE afterwards.
     """
-    decided, last = deciding(record), latest(record)
+    decided, last = deciding(record, kept=True), latest(record, kept=True)
     return last if decided is None or (last is not None and last.n > decided.n) else decided
 
 
-def deciding(record: Record) -> Event | None:
+def deciding(record: Record, *, kept: bool = False) -> Event | None:
     """Return the event that holds what `get` gives; None when there is nothing to give.
 
     A task may have set its own SUCCESS or FAILURE by `update_state` before it ended; then its end
     says nothing, and the earlier message counts.
     """
     final = record.final
-    if final is None or final.state in states.READY_STATES:
+    if final is None or (final.state in states.READY_STATES and (final.kept or not kept)):
         return final
-    event = latest(record)
+    event = latest(record, kept=kept)
     return event if event is not None and event.state in states.READY_STATES else None
 
 

@@ -172,7 +172,7 @@ class AsyncResult(Family):
         PENDING (not begun, or unknown), STARTED, any text given to `update_state`, RETRY, SUCCESS,
         FAILURE, REVOKED or IGNORED.
         """
-        return self._learned().state
+        return outcome.state_of(self._learned())
 
     status = state
 
@@ -393,7 +393,7 @@ class AsyncResult(Family):
     def _settle(self, record: Record, propagate: bool) -> Any:
         """Return the value of a task that is over, or raise its error."""
         __tracebackhide__ = True
-        event = outcome.deciding(record)
+        event = outcome.deciding(record, kept=True)
         if event is not None and event.state in states.PROPAGATE_STATES:
             error = self._error(record, event)
         elif record.error is not None and record.final is None:

@@ -260,9 +260,9 @@ class Scheduler:
     def _save(self, task: Task) -> None:
         self._out.append(SaveTask(task))
 
-    def _tell(self, task: Task, event: Event, buffers: tuple[Any, ...], keep: bool = True) -> None:
+    def _tell(self, task: Task, event: Event, buffers: tuple[Any, ...]) -> None:
         """Save an event and tell it to everybody who follows the task."""
-        if keep:
+        if event.kept:
             self._out.append(SaveEvent(task.seq, event, buffers))
         if task.client in self.clients:
             self._out.append(Send(task.client, event, buffers))
@@ -899,16 +899,19 @@ class Scheduler:
                 state, kind = task.state, "end"
         if task.state == states.SUCCESS:
             state, kind = states.SUCCESS, "end"  # set by update_state, never overwritten
-        keep = not self._is_ignored(task, policy) or (
-            policy.store_errors_even_if_ignored and state == states.FAILURE
-        )
         task.n += 1
         event = Event(
             task.id, task.n, done.at or now.wall, kind, "" if kind == "end" else state, done.body,
             done.frames, "", done.traceback, worker, 0, task.retries, done.runtime, None,
-            done.children, True,
+            done.children, True, self._is_kept(task, policy, state),
         )  # fmt: skip
-        self._end(task, state, event, buffers, now, keep)
+        self._end(task, state, event, buffers, now)
+
+    def _is_kept(self, task: Task, policy: Policy, state: str) -> bool:
+        """Whether the outcome of a run is kept: that of an ignored one is not, unless an error."""
+        return not self._is_ignored(task, policy) or (
+            policy.store_errors_even_if_ignored and state == states.FAILURE
+        )
 
     def _is_ignored(self, task: Task, policy: Policy) -> bool:
         """Whether nobody wants the task's result: what the call says wins."""
@@ -923,20 +926,16 @@ class Scheduler:
             event = self._event(task, now, "end", worker=task.worker, final=True)
             self._end(task, states.SUCCESS, event, (), now)
             return
+        # What somebody has revoked, or was too late, has no outcome that could be ignored.
+        kept = state != states.FAILURE or self._is_kept(task, self.pool.of(task).policy, state)
         event = self._event(
             task, now, "state", state=state, text=json.dumps([error, args]), traceback=traceback,
-            worker=task.worker, retries=task.retries, final=True,
+            worker=task.worker, retries=task.retries, final=True, kept=kept,
         )  # fmt: skip
         self._end(task, state, event, (), now)
 
     def _end(
-        self,
-        task: Task,
-        state: str,
-        event: Event,
-        buffers: tuple[Any, ...],
-        now: Now,
-        keep: bool = True,
+        self, task: Task, state: str, event: Event, buffers: tuple[Any, ...], now: Now
     ) -> None:
         """End a task: the only way out."""
         self._step(task, "end")
@@ -945,7 +944,7 @@ class Scheduler:
         self._release(task)
         del self.tasks[task.id]
         self._just_ended[task.id] = task
-        self._tell(task, event, buffers, keep)
+        self._tell(task, event, buffers)
         self._save(task)
         self._followers.pop(task.id, None)
         if len(self.needs):

@@ -20,6 +20,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
@@ -567,5 +568,4 @@ def _encode_headers(headers: Any) -> bytes:
 
 def new_id() -> str:
     """Return a random task id."""
-    digits = os.urandom(16).hex()
-    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+    return str(uuid.uuid4())

@@ -1597,6 +1597,14 @@ def test_eager_result_needs_no_cluster(monkeypatch):
 
 
 @pytest.mark.usefixtures("in_a_task")
+def test_joining_inside_tasks_is_allowed_where_celery_has_the_words_for_it():
+    from nbtasks import result
+
+    assert result.allow_join_result is context.allow_join_result
+    with result.allow_join_result(), result.denied_join_result():
+        pass
+
+
 def test_eager_result_may_be_had_inside_a_task():
     assert EagerResult("1", 4, "SUCCESS").get() == 4
 

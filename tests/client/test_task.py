@@ -10,6 +10,7 @@ import math
 import pickle
 import subprocess
 import sys
+import uuid
 import warnings
 from datetime import UTC, datetime, timedelta, timezone
 from types import SimpleNamespace
@@ -103,7 +104,7 @@ def _fresh(tmp_path, monkeypatch):
     """No settings, no tasks and no warnings of other tests."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(making, "tasks", {})
-    monkeypatch.setattr(options, "_warned", True)
+    monkeypatch.setattr(options, "_warned", set())
     config.reset()
     yield
     config.reset()
@@ -387,8 +388,22 @@ def test_delay_sends_the_call_and_gives_its_result(add, client):
     assert client.last.how == {"retry": True, "policy": client.last.how["policy"]}
 
 
-def test_ids_differ(add):
-    assert len({add.delay(1, 2).id for _ in range(100)}) == 100
+def test_an_argument_may_be_called_self(client):
+    @task
+    def describe(self, size):
+        return self, size
+
+    describe.delay(self="a", size=2)
+
+    assert client.arguments == ((), {"self": "a", "size": 2})
+    assert describe(self="a", size=2) == ("a", 2)
+
+
+def test_ids_differ_and_are_uuids_of_version_4(add):
+    ids = {add.delay(1, 2).id for _ in range(100)}
+
+    assert len(ids) == 100
+    assert {uuid.UUID(made).version for made in ids} == {4}
 
 
 @pytest.mark.parametrize(
@@ -591,6 +606,19 @@ def test_a_priority_is_a_whole_number_from_0_to_9(add, priority):
         add.apply_async((1, 2), priority=priority)
 
 
+def test_whole_numbers_may_be_numpys(client):
+    numpy = pytest.importorskip("numpy")
+
+    @task(max_retries=numpy.int64(2))
+    def f():
+        pass
+
+    f.apply_async(priority=numpy.int64(7), retries=numpy.int32(1))
+
+    assert (client.call.priority, client.call.retries) == (7, 1)
+    assert client.last.define[0].policy.max_retries == 2
+
+
 def test_queue_and_priority_come_from_call_task_and_settings(client):
     config.configure(task_default_queue="all", task_default_priority=3)
 
@@ -707,15 +735,26 @@ def test_countdown_wins_over_eta(add, client):
     assert client.call.due == 501.0
 
 
-def test_a_time_without_zone_is_utc_and_warned_of_once(add, client, monkeypatch):
-    monkeypatch.setattr(options, "_warned", False)
-
+def test_a_time_without_zone_is_utc_and_warned_of_where_it_is_far_off(add, client):
     with pytest.warns(NaiveTimeWarning, match="eta has no time zone.*2030-01-01 13:00") as told:
         add.apply_async((1, 2), eta=datetime(2030, 1, 1, 13))
-    add.apply_async((1, 2), expires=datetime(2030, 1, 1, 13))
+    with pytest.warns(NaiveTimeWarning, match="expires has no time zone"):
+        add.apply_async((1, 2), expires=datetime(2030, 1, 1, 13))
+    add.apply_async((1, 2), eta=datetime.now(UTC).replace(tzinfo=None))
 
     assert client.sent[0].call.eta == client.sent[1].call.expires == NOW.wall + 3600
     assert told[0].filename == __file__
+
+
+def test_each_line_with_a_far_time_without_zone_is_warned_of_once(add):
+    def send_three():
+        for hour in range(3):
+            add.apply_async((1, 2), eta=datetime(2030, 1, 1, hour))
+
+    with pytest.warns(NaiveTimeWarning) as told:
+        send_three()
+
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize(
@@ -909,6 +948,16 @@ def test_apply_retries_with_new_arguments():
         return (url, mirror, self.request.time_limit)
 
     assert f.apply(("a",)).get() == ("a", "b", 7)
+
+
+def test_apply_retries_with_a_new_expiry(client):
+    @task(bind=True)
+    def f(self):
+        if not self.request.retries:
+            raise self.retry(expires=60)
+        return self.request.expires
+
+    assert datetime.fromisoformat(f.apply().get()).timestamp() == NOW.wall + 60
 
 
 def test_apply_also_runs_a_retry_beside_the_run_and_success_stays():

@@ -473,6 +473,20 @@ def test_hard_time_limit_ends_the_task(world: Simulation) -> None:
     assert world.now.boot == pytest.approx(3.0, abs=0.1)
 
 
+@pytest.mark.parametrize(("wanted", "kept"), [(False, []), (True, ["FAILURE"])])
+def test_ignored_task_that_was_killed_leaves_nothing_unless_errors_are_wanted(
+    world: Simulation, wanted: bool, kept: list[str]
+) -> None:
+    policy = Policy(time_limit=3.0, ignore_result=True, store_errors_even_if_ignored=wanted)
+    task_id = world.submit(seconds=1000, policy=policy)
+
+    world.run()
+
+    assert [event.state for event in world.events(task_id) if event.final] == kept
+    assert world.phase(task_id) == "done"
+    assert world.told[task_id][-1].state == "FAILURE"
+
+
 def test_hasten_skips_the_wait(world: Simulation) -> None:
     task_id = world.submit(countdown=1000)
 

@@ -381,6 +381,9 @@ def test_nothing_is_kept_of_an_ignored_result_but_errors_where_they_are_wanted(c
     sent = [ignored.delay(), ignored.delay(True), only_errors.delay(False), only_errors.delay(True)]
     eventually(lambda: all(result.ready() for result in sent))
 
+    assert [result.state for result in sent] == ["PENDING", "PENDING", "PENDING", "FAILURE"]
+    assert nbtasks.AsyncResult(sent[1].id).get(timeout=SOON) is None
+
     code = f"""
         import nbtasks
         nbtasks.connect({str(cluster.dir)!r})
@@ -1404,15 +1407,12 @@ def test_a_countdown_beyond_the_expiry_always_expires():
         result.get(timeout=SOON)
 
 
-def test_a_naive_time_is_utc_with_a_warning_once(monkeypatch):
-    from nbtasks.client import options
+def test_a_naive_time_is_utc_and_one_that_is_far_off_is_warned_of():
+    naive = datetime.now(UTC).replace(tzinfo=None)
 
-    monkeypatch.setattr(options, "_warned", False)
-    naive = datetime.now(UTC).replace(tzinfo=None) - timedelta(minutes=1)
-
-    with pytest.warns(exceptions.NaiveTimeWarning, match="UTC"):
-        assert add.apply_async((1, 2), eta=naive).get(timeout=SOON) == 3
     assert add.apply_async((1, 2), eta=naive).get(timeout=SOON) == 3
+    with pytest.warns(exceptions.NaiveTimeWarning, match="UTC"):
+        assert add.apply_async((1, 2), eta=naive - timedelta(hours=1)).get(timeout=SOON) == 3
 
 
 def test_an_own_id_is_kept_and_known_by_all():
@@ -2172,17 +2172,21 @@ def test_for_ever_is_an_expiry_too():
     assert answer.apply((3,), expires=datetime.max.replace(tzinfo=UTC)).get() == 3
 
 
-def test_a_naive_time_that_is_far_off_is_warned_of_after_one_that_is_near(monkeypatch):
+def test_each_line_that_gives_a_naive_time_is_warned_of_once(monkeypatch):
     from nbtasks.client import options
 
-    monkeypatch.setattr(options, "_warned", False)
-    near = datetime.now(UTC).replace(tzinfo=None)
+    monkeypatch.setattr(options, "_warned", set())
+    far = datetime.now(UTC).replace(tzinfo=None) + timedelta(hours=5)
 
-    with pytest.warns(exceptions.NaiveTimeWarning):
-        answer.apply_async((1,), eta=near)
-    with pytest.warns(exceptions.NaiveTimeWarning):
-        answer.apply_async((1,), expires=near + timedelta(hours=5))
-    answer.apply_async((1,), expires=near + timedelta(hours=5))
+    def send():
+        for _ in range(3):
+            answer.apply_async((1,), eta=far, expires=far).revoke()
+        answer.apply_async((1,), eta=far).revoke()
+
+    with pytest.warns(exceptions.NaiveTimeWarning) as told:
+        send()
+
+    assert [str(one.message).split()[0] for one in told] == ["eta", "expires", "eta"]
 
 
 def test_lists_show_the_name_that_the_caller_wants_to_be_shown(cluster):

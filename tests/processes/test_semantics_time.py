@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -14,9 +13,7 @@ import psutil
 import pytest
 
 import nbtasks
-from nbtasks.client import options
 from nbtasks.exceptions import (
-    NaiveTimeWarning,
     OperationalError,
     SoftTimeLimitExceeded,
     TaskRevokedError,
@@ -269,18 +266,12 @@ def test_eta_is_the_earliest_time_in_any_zone(zone):
 
 
 @pytest.mark.usefixtures("shared")
-def test_eta_without_a_zone_is_utc_and_warned_of_once(monkeypatch):
-    monkeypatch.setattr(options, "_warned", False)
+def test_eta_without_a_zone_is_utc():
     eta = datetime.now(UTC).replace(tzinfo=None) + timedelta(seconds=0.2)
 
-    with pytest.warns(NaiveTimeWarning, match="UTC"):
-        first = instant.apply_async(eta=eta)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        second = instant.apply_async(eta=eta, expires=eta + timedelta(minutes=5))
+    result = instant.apply_async(eta=eta, expires=eta + timedelta(minutes=5))
 
-    for result in (first, second):
-        assert 0 <= result.get(timeout=SOON) - eta.replace(tzinfo=UTC).timestamp() < 1
+    assert 0 <= result.get(timeout=SOON) - eta.replace(tzinfo=UTC).timestamp() < 1
 
 
 @pytest.mark.usefixtures("shared")
