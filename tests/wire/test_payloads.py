@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import pickle
 import subprocess
 import sys
 import threading
@@ -478,6 +479,10 @@ class TwoArguments(Exception):
         self.code = code
 
 
+class Plain:
+    """Its repr tells where it lies in memory."""
+
+
 class WithSlots(OSError):
     __slots__ = ("extra",)
 
@@ -520,6 +525,25 @@ def test_exception_whose_init_wants_other_arguments_arrives_as_itself():
 
     assert type(back) is TwoArguments
     assert (str(back), back.code) == ("404: gone", 404)
+
+
+@pytest.mark.parametrize("argument", [Plain(), lambda: 7], ids=["object", "function"])
+def test_exception_whose_text_tells_an_address_arrives_as_itself(argument):
+    back = travel(ValueError("this", argument))
+
+    assert type(back) is ValueError
+    assert type(back.args[1]) is type(argument)
+
+
+def test_exception_whose_text_tells_a_set_in_another_order_arrives_as_itself():
+    shrunk = {1, *range(0, 4096, 8)}
+    shrunk.difference_update(range(64, 4096, 8))  # it lies in a wider table than its copies
+    assert str(shrunk) != str(pickle.loads(pickle.dumps(shrunk)))
+
+    back = travel(KeyError(shrunk))
+
+    assert type(back) is KeyError
+    assert back.args == (shrunk,)
 
 
 def test_attributes_in_slots_and_of_builtin_bases_arrive():
