@@ -1021,6 +1021,37 @@ def test_a_state_can_be_set_for_another_task():
     waiting.revoke()
 
 
+def test_a_state_that_was_set_for_another_task_is_seen_at_once():
+    waiting = add.apply_async((1, 2), countdown=3600)
+    failed = raise_.delay(ValueError("v"))
+    failed.get(timeout=SOON, propagate=False)
+
+    for result in (waiting, failed, failed):
+        add.update_state(task_id=result.id, state="MARKED", meta=1)
+
+        assert (result.state, result.info) == ("MARKED", 1)
+
+    waiting.revoke()
+
+
+def test_states_that_a_thread_of_the_task_sets_come_before_its_end():
+    @task(bind=True)
+    def tell(self, n):
+        def say():
+            for i in range(n):
+                self.update_state(task_id=id, state="SAID", meta=i)
+
+        id = self.request.id
+        thread = threading.Thread(target=say)
+        thread.start()
+        thread.join()
+
+    messages = []
+    tell.delay(50).get(timeout=SOON, on_message=messages.append)
+
+    assert [body["result"] for body in messages] == [*range(50), None]
+
+
 def test_success_is_never_overwritten():
     result = add.delay(1, 2)
     result.get(timeout=SOON)
