@@ -380,7 +380,7 @@ def test_unpicklable_argument_is_named():
     text = error_of([1], threading.Lock(), function=fit)
 
     assert text.startswith("Argument 2 ('lock'), a _thread.lock, cannot be pickled: ")
-    assert "pass what is needed to make it in the task instead" in text
+    assert "give what is needed to make it there instead" in text
 
 
 def test_unpicklable_keyword_argument_is_named():
@@ -428,9 +428,9 @@ def test_culprit_in_a_class_of_the_notebook_is_found():
 @pytest.mark.parametrize(
     ("make", "advice"),
     [
-        (lambda: (n for n in range(3)), "Pass a list of what it yields"),
-        (lambda: open(sys.executable, "rb"), "Pass the path"),
-        (lambda: sys._getframe(), "Pass its text"),
+        (lambda: (n for n in range(3)), "Give a list of what it yields"),
+        (lambda: open(sys.executable, "rb"), "Give the path"),
+        (lambda: sys._getframe(), "Give its text"),
     ],
 )
 def test_advice_fits_the_culprit(make, advice):
@@ -450,6 +450,7 @@ def test_value_that_refers_to_itself_too_deeply_says_so():
     text = error_of(nested)
 
     assert "nested too deeply" in text
+    assert "Make it flatter" in text
 
 
 def test_what_json_does_not_know_is_named():
