@@ -897,9 +897,7 @@ class Scheduler:
                 state, kind = task.state, "end"
         if task.state == states.SUCCESS:
             state, kind = states.SUCCESS, "end"  # set by update_state, never overwritten
-        keep = not self._is_ignored(task, policy) or (
-            policy.store_errors_even_if_ignored and state == states.FAILURE
-        )
+        keep = self._is_kept(task, policy, state)
         task.n += 1
         event = Event(
             task.id, task.n, done.at or now.wall, kind, "" if kind == "end" else state, done.body,
@@ -907,6 +905,11 @@ class Scheduler:
             done.children, True,
         )  # fmt: skip
         self._end(task, state, event, buffers, now, keep)
+
+    def _is_kept(self, task: Task, policy: Policy, state: str) -> bool:
+        """Whether a state that a run leads to is told to those, too, who ask later."""
+        kept = (states.FAILURE, states.RETRY) if policy.store_errors_even_if_ignored else ()
+        return state in kept or not self._is_ignored(task, policy)
 
     def _is_ignored(self, task: Task, policy: Policy) -> bool:
         """Whether nobody wants the task's result: what the call says wins."""
@@ -1016,7 +1019,8 @@ class Scheduler:
                 traceback=again.traceback, worker=worker.name, retries=call.retries, at=again.at,
                 runtime=again.runtime, due=call.due, children=again.children,
             )  # fmt: skip
-            self._tell(task, event, reason)
+            keep = self._is_kept(task, self.pool.of(task).policy, states.RETRY)
+            self._tell(task, event, reason, keep)
         self._out.append(SaveCall(task.seq, call, task.client, now.wall, mine))
         self._keep(task, call, mine)
         if call.expires is not None:

@@ -394,6 +394,24 @@ def test_nothing_is_kept_of_an_ignored_result_but_errors_where_they_are_wanted(c
     ]
 
 
+@pytest.mark.parametrize(("errors", "told"), [(False, "PENDING"), (True, "RETRY")])
+def test_the_retry_of_an_ignored_result_is_kept_where_errors_are_wanted(cluster, errors, told):
+    @task(bind=True, ignore_result=True, store_errors_even_if_ignored=errors)
+    def later(self):
+        self.retry(countdown=3600)
+
+    result = later.delay()
+    eventually(lambda: result.state == "RETRY")
+
+    code = f"""
+        import nbtasks
+        nbtasks.connect({str(cluster.dir)!r})
+        print(nbtasks.AsyncResult({result.id!r}).state)
+    """
+    assert script(code) == told
+    result.revoke()
+
+
 def test_a_state_of_its_own_is_stored_even_when_results_are_ignored(log):
     @task(bind=True, ignore_result=True)
     def tell(self, path):
