@@ -256,6 +256,9 @@ class Questions:
             "ended_at": row.ended_at,
         }
 
+    def _answer_settled(self, instant: Now) -> None:
+        """Say nothing but that what the same peer has sent before is carried out by now."""
+
     def _answer_purge(self, instant: Now) -> int:
         count, actions = self._scheduler.purge(instant)
         self._carry_out(actions, instant)

@@ -573,6 +573,8 @@ class Task:
             When nothing is running here, so that there is no id.
         TypeError
             When state and meta do not go together.
+        nbtasks.exceptions.TimeoutError
+            When the broker does not confirm in time that another task has the state.
 
         Examples
         --------
@@ -816,3 +818,5 @@ def _update_other(task_id: str, state: str, meta: Any) -> None:
     dumps = payloads.dumps_exception if isinstance(meta, BaseException) else payloads.dumps
     body, buffers = dumps(meta)
     client.tell(Update(task_id, state, body, len(buffers)), buffers=buffers)
+    # A task tells what becomes of itself by another way: its end may not overtake this.
+    client.settle(waiting.PATIENCE)

@@ -425,6 +425,10 @@ class Client:
             raise OperationalError(answers[0].error)
         return answers[0].value
 
+    def settle(self, timeout: float = 10.0) -> None:
+        """Wait until the broker has carried out all that it was told before; raises as `ask`."""
+        self.ask("settled", timeout=timeout)
+
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was submitted is accepted; return False when time ran out."""
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -38,14 +38,16 @@ class Facts(NamedTuple):
 class Messages:
     """Tells one listener of each state message of one task, in order and once."""
 
-    __slots__ = ("_facts", "_listener", "_result", "seen")
+    __slots__ = ("_facts", "_listener", "_result", "_retries", "seen")
 
     def __init__(self, result: AsyncResult, listener: Listener) -> None:
         self._result = result
         self._listener = listener
         #: Number of the last event that was told.
         self.seen = 0
-        self._facts: dict[str, Any] | None = None
+        #: What is the same in all messages of the run after so many retries.
+        self._facts: dict[str, Any] = {}
+        self._retries = -1
 
     def tell(self, record: Record) -> None:
         """Tell what has not been told yet."""
@@ -59,8 +61,8 @@ class Messages:
 
     def _body(self, record: Record, event: Event) -> dict[str, Any]:
         done = event.final or event.state in states.READY_STATES
-        if self._facts is None:
-            self._facts = self._fixed()
+        if event.retries != self._retries:
+            self._facts, self._retries = self._fixed(event.retries), event.retries
         return {
             "task_id": record.id,
             "status": event.state,
@@ -78,8 +80,8 @@ class Messages:
             return self._result._reason(record, event)
         return outcome.load(record, event)
 
-    def _fixed(self) -> dict[str, Any]:
-        facts = self._result._facts()
+    def _fixed(self, retries: int) -> dict[str, Any]:
+        facts = self._result._facts(retries)
         args = kwargs = None
         with contextlib.suppress(Exception):  # a message about the task matters more
             args, kwargs = facts.arguments()

@@ -58,8 +58,8 @@ def state_messages(record: Record, after: int = 0) -> list[Event]:
     return [event for event in list(record.events) if event.n > after and event.kind == "state"]
 
 
-# The end of a run whose result is ignored is told, so that panels can show it, but not stored. What
-# programs ask counts only what is kept, so that they see the same here as anywhere else.
+# What becomes of a run whose result is ignored is told, so that panels can show it, but not stored.
+# What programs ask counts only what is kept, so that they see the same here as anywhere else.
 
 
 def latest(record: Record, *, kept: bool = False) -> Event | None:
@@ -74,7 +74,8 @@ def latest(record: Record, *, kept: bool = False) -> Event | None:
 
 def state_of(record: Record) -> str:
     """Return the task's present state, as far as it is kept."""
-    if record.final is None or record.final.kept:
+    last = latest(record)
+    if last is None or last.kept:
         return record.state
     event = latest(record, kept=True)
     return states.PENDING if event is None else event.state

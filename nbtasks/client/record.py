@@ -21,6 +21,9 @@ log = logging.getLogger("nbtasks.client")
 #: Most tasks have none, and there may be a hundred thousand records.
 _NO_BUFFERS: Any = MappingProxyType({})
 
+#: Held while somebody begins or ceases to listen: two threads at once would lose one of them.
+_listening = threading.Lock()
+
 
 class Record(View):
     """One task that this process knows of.
@@ -68,10 +71,12 @@ class Record(View):
 
     def listen(self, listener: Callable[[Record, Event], None]) -> None:
         """Call `listener` with each event from now on, in the client's I/O thread."""
-        self.listeners = (*self.listeners, listener)
+        with _listening:
+            self.listeners = (*self.listeners, listener)
 
     def unsubscribe(self, listener: Callable[[Record, Event], None]) -> None:
-        self.listeners = tuple(known for known in self.listeners if known != listener)
+        with _listening:
+            self.listeners = tuple(known for known in self.listeners if known != listener)
 
 
 class Callback:

@@ -34,7 +34,7 @@ from nbtasks.client.options import text_of
 from nbtasks.client.outcome import Moment
 from nbtasks.client.record import locked, release
 from nbtasks.core import states
-from nbtasks.core.messages import Event, Hasten, Redo, Revoke
+from nbtasks.core.messages import Call, Event, Hasten, Redo, Revoke
 
 if TYPE_CHECKING:
     from nbtasks.client.client import Client, Record
@@ -144,16 +144,22 @@ class AsyncResult(Family):
             self._client.learn(record, waiting.PATIENCE)
         return record
 
-    def _facts(self) -> Facts:
-        """Return what was fixed at the call, from the call itself or from the broker."""
+    def _facts(self, retries: int | None = None) -> Facts:
+        """Return what was fixed at the call, from the call itself or from the broker.
+
+        Parameters
+        ----------
+        retries
+            Of which run: arguments and queue may change with each retry. None: the last one.
+        """
         record = self._learned()
         call = record.call
-        if call is not None and not call.frames:
-            group = call.options.group if call.options is not None else None
-            return Facts(call.name, call.queue, call.parent or None, group, call.body)
+        again = self.retries if retries is None else retries
+        if call is not None and not call.frames and not again:
+            return _facts_of(call)
         shown = self._client.ask("show", id=self.id)
         if shown is None:
-            return Facts(self._name)
+            return Facts(self._name) if call is None else _facts_of(call)
         return Facts(
             shown["name"],
             shown["queue"],
@@ -548,17 +554,17 @@ class AsyncResult(Family):
 
     @property
     def args(self) -> Any:
-        """Positional arguments that the task was sent with, None when unknown."""
+        """Positional arguments of the task, those of its last retry; None when unknown."""
         return self._facts().arguments()[0]
 
     @property
     def kwargs(self) -> Any:
-        """Keyword arguments that the task was sent with, None when unknown."""
+        """Keyword arguments of the task, those of its last retry; None when unknown."""
         return self._facts().arguments()[1]
 
     @property
     def queue(self) -> str | None:
-        """Name of the queue that the task was sent to, None when unknown."""
+        """Name of the queue that the task was sent to last, None when unknown."""
         return self._facts().queue
 
     @property
@@ -795,3 +801,8 @@ class AsyncResult(Family):
         # What is known of the task stays here: whoever loads this asks for itself.
         made = type(self), (self.id, None, self._name, None, self.parent)
         return (*made, (None, {"_ignored": True})) if self._ignored else made
+
+
+def _facts_of(call: Call) -> Facts:
+    group = call.options.group if call.options is not None else None
+    return Facts(call.name, call.queue, call.parent or None, group, call.body)

@@ -303,7 +303,7 @@ class Event(Message, frozen=True):
     children: tuple[str, ...] = ()
     #: Whether nothing further will change the task by itself.
     final: bool = False
-    #: Whether it is stored; the outcome of a run whose result is ignored is only told.
+    #: Whether it is stored; what becomes of a run whose result is ignored is only told.
     kept: bool = True
 
 

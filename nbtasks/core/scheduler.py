@@ -908,10 +908,9 @@ class Scheduler:
         self._end(task, state, event, buffers, now)
 
     def _is_kept(self, task: Task, policy: Policy, state: str) -> bool:
-        """Whether the outcome of a run is kept: that of an ignored one is not, unless an error."""
-        return not self._is_ignored(task, policy) or (
-            policy.store_errors_even_if_ignored and state == states.FAILURE
-        )
+        """Whether a state that a run leads to is kept: not of an ignored one, unless an error."""
+        kept = (states.FAILURE, states.RETRY) if policy.store_errors_even_if_ignored else ()
+        return state in kept or not self._is_ignored(task, policy)
 
     def _is_ignored(self, task: Task, policy: Policy) -> bool:
         """Whether nobody wants the task's result: what the call says wins."""
@@ -926,7 +925,7 @@ class Scheduler:
             event = self._event(task, now, "end", worker=task.worker, final=True)
             self._end(task, states.SUCCESS, event, (), now)
             return
-        # What somebody has revoked, or was too late, has no outcome that could be ignored.
+        # What was revoked, or came too late, has no outcome that could be ignored.
         kept = state != states.FAILURE or self._is_kept(task, self.pool.of(task).policy, state)
         event = self._event(
             task, now, "state", state=state, text=json.dumps([error, args]), traceback=traceback,
@@ -1016,6 +1015,7 @@ class Scheduler:
                 task, now, "state", state=states.RETRY, body=again.reason, frames=len(reason),
                 traceback=again.traceback, worker=worker.name, retries=call.retries, at=again.at,
                 runtime=again.runtime, due=call.due, children=again.children,
+                kept=self._is_kept(task, self.pool.of(task).policy, states.RETRY),
             )  # fmt: skip
             self._tell(task, event, reason)
         self._out.append(SaveCall(task.seq, call, task.client, now.wall, mine))

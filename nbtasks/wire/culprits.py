@@ -21,6 +21,8 @@ from typing import Any, Final, NamedTuple
 MOST_STEPS: Final = 25
 #: Parts of one value that are looked at.
 MOST_PARTS: Final = 100_000
+#: What to do about a value that is nested too deeply, whatever it is.
+FLATTER: Final = "Make it flatter: a list of its parts, say, that name each other by their places."
 
 
 class Part(NamedTuple):
@@ -58,7 +60,7 @@ def explain(value: Any, error: BaseException, works: Works, parts: Parts, verb: 
     what = f"{where}, {_article(kind)} {kind}, cannot be "
     what += f"written as {verb}: " if verb else "pickled: "
     what += _reason(reason)
-    return f"{what} {_advice(culprit, verb)}"
+    return f"{what} {FLATTER if _is_too_deep(reason) else _advice(culprit, verb)}"
 
 
 def _search(
@@ -249,25 +251,28 @@ def _article(noun: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error).strip().rstrip(".") or type(error).__name__
-    if isinstance(error, RecursionError) or "recursion" in text:
+    if _is_too_deep(error):
         return "it is nested too deeply."
+    text = str(error).strip().rstrip(".") or type(error).__name__
     return f"{text}."
 
 
+def _is_too_deep(error: BaseException) -> bool:
+    return isinstance(error, RecursionError) or "recursion" in str(error)
+
+
+# Arguments, return values, `meta` and headers come here, so nothing is said of which it is.
 def _advice(culprit: Any, verb: str) -> str:
     if verb == "raw":
         return "Send bytes, or use another serializer."
     if verb:
         return "Use serializer='pickle', which takes nearly everything, or pass plain data."
     if isinstance(culprit, types.GeneratorType | types.AsyncGeneratorType):
-        return "Pass a list of what it yields, or make it in the task instead."
+        return "Give a list of what it yields instead."
     if isinstance(culprit, types.CoroutineType):
-        return "Pass the arguments of it, and await it in the task (async def) instead."
+        return "Give what its function takes, and await it in the task (async def) instead."
     if isinstance(culprit, io.IOBase):
-        return "Pass the path, and open the file in the task instead."
+        return "Give the path, and open the file where it is used."
     if isinstance(culprit, types.FrameType | types.TracebackType):
-        return "Pass its text instead (traceback.format_exc())."
-    return (
-        "It means nothing in another process: pass what is needed to make it in the task instead."
-    )
+        return "Give its text instead (traceback.format_exc())."
+    return "It means nothing in another process: give what is needed to make it there instead."

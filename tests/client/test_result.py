@@ -745,6 +745,7 @@ def test_on_message_tells_each_state_in_order_with_all_keys(client):
 
 
 def test_on_message_is_replayed_for_a_task_that_is_over(client, record, task):
+    client.answers["show"] = lambda id: None
     client.happen(record, state="PROGRESS", value=1)
     client.happen(
         record, state="RETRY", value=ConnectionError("refused"), traceback=REMOTE, retries=1

@@ -55,6 +55,7 @@ class FakeClient:
         self.sent = []
         self.told = []
         self.unknown = set()
+        self.settled = 0
         self.error = None
 
     def submit(self, call, buffers=(), define=None, **how):
@@ -71,6 +72,9 @@ class FakeClient:
 
     def learn(self, record, timeout=None):
         record.known = record.id not in self.unknown
+
+    def settle(self, timeout=None):
+        self.settled = len(self.told)
 
     def drop(self, task_ids):
         pass
@@ -1232,6 +1236,7 @@ def test_update_state_of_another_task_goes_to_the_broker(add, client):
         *("other", "PROGRESS", {"progress": 1}),
     )
     assert str(payloads.loads(second.body)) == "x"
+    assert client.settled == 2
 
 
 def test_update_state_of_a_task_that_nobody_knows_is_an_error(add, client):

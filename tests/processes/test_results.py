@@ -82,6 +82,14 @@ def try_again_in_an_hour(self):
     return self.request.retries
 
 
+@nbtasks.task(bind=True)
+def halve(self, number):
+    self.update_state(state="HALVING", meta=number)
+    if number > 1:
+        self.retry(args=(number // 2,), countdown=0)
+    return number
+
+
 @nbtasks.task
 def ignore():
     raise exceptions.Ignore()
@@ -319,6 +327,19 @@ def test_on_message_hears_the_retry_with_its_reason():
     assert isinstance(messages[0]["result"], ConnectionError)
     assert "ConnectionError" in messages[0]["traceback"]
     assert result.retries == 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_arguments_are_those_of_the_last_retry():
+    messages = []
+    result = halve.delay(4)
+
+    assert result.get(timeout=SOON, on_message=messages.append) == 1
+
+    assert result.args == (1,)
+    assert messages[-1]["args"] == (1,)
+    assert [body["result"] for body in messages if body["status"] == "HALVING"] == [4, 2, 1]
+    assert messages[0]["args"] == (4,)
 
 
 # ----------------------------------------------------------------------------------------- errors

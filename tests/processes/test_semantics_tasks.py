@@ -397,6 +397,25 @@ def test_nothing_is_kept_of_an_ignored_result_but_errors_where_they_are_wanted(c
     ]
 
 
+@pytest.mark.parametrize(("errors", "told"), [(False, "PENDING"), (True, "RETRY")])
+def test_the_retry_of_an_ignored_result_is_kept_where_errors_are_wanted(cluster, errors, told):
+    @task(bind=True, ignore_result=True, store_errors_even_if_ignored=errors)
+    def later(self):
+        self.retry(countdown=3600)
+
+    result = later.delay()
+    eventually(lambda: "RETRY" in [moment.what for moment in result.history])
+
+    assert result.state == told
+    code = f"""
+        import nbtasks
+        nbtasks.connect({str(cluster.dir)!r})
+        print(nbtasks.AsyncResult({result.id!r}).state)
+    """
+    assert script(code) == told
+    result.revoke()
+
+
 def test_a_state_of_its_own_is_stored_even_when_results_are_ignored(log):
     @task(bind=True, ignore_result=True)
     def tell(self, path):
@@ -1022,6 +1041,37 @@ def test_a_state_can_be_set_for_another_task():
 
     eventually(lambda: (waiting.state, waiting.info) == ("BLOCKED", "by the weather"))
     waiting.revoke()
+
+
+def test_a_state_that_was_set_for_another_task_is_seen_at_once():
+    waiting = add.apply_async((1, 2), countdown=3600)
+    failed = raise_.delay(ValueError("v"))
+    failed.get(timeout=SOON, propagate=False)
+
+    for result in (waiting, failed, failed):
+        add.update_state(task_id=result.id, state="MARKED", meta=1)
+
+        assert (result.state, result.info) == ("MARKED", 1)
+
+    waiting.revoke()
+
+
+def test_states_that_a_thread_of_the_task_sets_come_before_its_end():
+    @task(bind=True)
+    def tell(self, n):
+        def say():
+            for i in range(n):
+                self.update_state(task_id=id, state="SAID", meta=i)
+
+        id = self.request.id
+        thread = threading.Thread(target=say)
+        thread.start()
+        thread.join()
+
+    messages = []
+    tell.delay(50).get(timeout=SOON, on_message=messages.append)
+
+    assert [body["result"] for body in messages] == [*range(50), None]
 
 
 def test_success_is_never_overwritten():

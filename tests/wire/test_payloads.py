@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import pickle
 import subprocess
 import sys
 import threading
@@ -379,7 +380,7 @@ def test_unpicklable_argument_is_named():
     text = error_of([1], threading.Lock(), function=fit)
 
     assert text.startswith("Argument 2 ('lock'), a _thread.lock, cannot be pickled: ")
-    assert "pass what is needed to make it in the task instead" in text
+    assert "give what is needed to make it there instead" in text
 
 
 def test_unpicklable_keyword_argument_is_named():
@@ -427,9 +428,9 @@ def test_culprit_in_a_class_of_the_notebook_is_found():
 @pytest.mark.parametrize(
     ("make", "advice"),
     [
-        (lambda: (n for n in range(3)), "Pass a list of what it yields"),
-        (lambda: open(sys.executable, "rb"), "Pass the path"),
-        (lambda: sys._getframe(), "Pass its text"),
+        (lambda: (n for n in range(3)), "Give a list of what it yields"),
+        (lambda: open(sys.executable, "rb"), "Give the path"),
+        (lambda: sys._getframe(), "Give its text"),
     ],
 )
 def test_advice_fits_the_culprit(make, advice):
@@ -449,6 +450,7 @@ def test_value_that_refers_to_itself_too_deeply_says_so():
     text = error_of(nested)
 
     assert "nested too deeply" in text
+    assert "Make it flatter" in text
 
 
 def test_what_json_does_not_know_is_named():
@@ -476,6 +478,10 @@ class TwoArguments(Exception):
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(f"{code}: {reason}")
         self.code = code
+
+
+class Plain:
+    """Its repr tells where it lies in memory."""
 
 
 class WithSlots(OSError):
@@ -520,6 +526,25 @@ def test_exception_whose_init_wants_other_arguments_arrives_as_itself():
 
     assert type(back) is TwoArguments
     assert (str(back), back.code) == ("404: gone", 404)
+
+
+@pytest.mark.parametrize("argument", [Plain(), lambda: 7], ids=["object", "function"])
+def test_exception_whose_text_tells_an_address_arrives_as_itself(argument):
+    back = travel(ValueError("this", argument))
+
+    assert type(back) is ValueError
+    assert type(back.args[1]) is type(argument)
+
+
+def test_exception_whose_text_tells_a_set_in_another_order_arrives_as_itself():
+    shrunk = {1, *range(0, 4096, 8)}
+    shrunk.difference_update(range(64, 4096, 8))  # it lies in a wider table than its copies
+    assert str(shrunk) != str(pickle.loads(pickle.dumps(shrunk)))
+
+    back = travel(KeyError(shrunk))
+
+    assert type(back) is KeyError
+    assert back.args == (shrunk,)
 
 
 def test_attributes_in_slots_and_of_builtin_bases_arrive():
