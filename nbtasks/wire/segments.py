@@ -50,6 +50,8 @@ REMEMBERED: Final = 4_096
 NAMES: Final = 64
 #: Bytes of a piece by which it is recognised before it is compared.
 SAMPLES: Final = 256
+#: Pieces that look the same and differ, of which files are remembered: each may be compared.
+ALIKE: Final = 4
 #: Bytes that are compared at once: few enough to stay near the processor.
 COMPARED: Final = 1024 * 1024
 #: Bytes that are written at once: an interrupt has to wait for no more.
@@ -100,8 +102,8 @@ class Segments:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        #: What a piece looks like at a glance → names of files that were written for such.
-        self._known: dict[tuple[int, bytes], deque[str]] = {}
+        #: What a piece looks like at a glance → for each that looks so, names of its file.
+        self._known: dict[tuple[int, bytes], deque[deque[str]]] = {}
         #: What `hold` has written, mapped read-only → name of a file that still holds it.
         self._held: weakref.WeakKeyDictionary[mmap.mmap, str] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -157,19 +159,22 @@ class Segments:
         return Reference(name, view.nbytes)
 
     def _put(self, view: memoryview) -> Reference:
-        look = (view.nbytes, view[:: view.nbytes // SAMPLES].tobytes())
+        look = (view.nbytes, _glance(view))
         with self._lock:
-            known = self._known.pop(look, None) or deque(maxlen=NAMES)
+            alike = deque(filter(None, self._known.pop(look, ())), ALIKE)
         name = secrets.token_hex(16)
-        linked = self._link(known, name, view)
-        if not linked:
+        known = next((known for known in reversed(alike) if self._link(known, name, view)), None)
+        written = 0 if known else view.nbytes
+        if known is None:
             self._write(name, view)
+            known = deque(maxlen=NAMES)
+            alike.append(known)
         known.append(name)
         with self._lock:
-            self._known[look] = known
+            self._known[look] = alike
             if len(self._known) > REMEMBERED:
                 del self._known[next(iter(self._known))]
-        return Reference(name, view.nbytes, 0 if linked else view.nbytes)
+        return Reference(name, view.nbytes, written)
 
     def _link(self, known: deque[str], name: str, view: memoryview) -> bool:
         """Give a file one more name if it (still) holds these bytes; return whether it does."""
@@ -217,6 +222,15 @@ def of_cluster(runtime: Path) -> Segments:
     except FileNotFoundError:
         settings = Settings(data=str(runtime), workers=1)
     return Segments(Path(settings.data) / SEGMENTS)
+
+
+def _glance(view: memoryview) -> bytes:
+    """Return some bytes of a large piece.
+
+    An odd number apart: among numbers of eight bytes it would else be always the same one of the
+    eight, which may be zero in all of them.
+    """
+    return view[:: view.nbytes // SAMPLES | 1].tobytes()
 
 
 def _remove_own(path: Path, pid: int) -> None:
