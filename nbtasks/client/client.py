@@ -273,12 +273,16 @@ class Client:
         OperationalError
             When there is no broker.
         """
-        self._check_usable()
-        waiting = len(self._calls) + self._batches.calls
-        if waiting > UNACCEPTED or self._batches.size > UNACCEPTED_BYTES or buffers:
-            self._await_room(retry, policy)
-        if not self._link.up:
-            self._await_link(retry, policy)
+        try:
+            self._check_usable()
+            waiting = len(self._calls) + self._batches.calls
+            if waiting > UNACCEPTED or self._batches.size > UNACCEPTED_BYTES or buffers:
+                self._await_room(retry, policy)
+            if not self._link.up:
+                self._await_link(retry, policy)
+        except BaseException:  # an interrupt, too
+            self.segments.withdraw(buffers)
+            raise
         record = Record(call.id, call=call, created=time.time())
         if check:
             record = self._records.open.setdefault(call.id, record)

@@ -11,8 +11,8 @@
   same file (a hard link), so it is the file system that counts who needs them, and to free is to
   unlink.
 * The broker never reads a file. It has the disk keep it before it accepts the call that refers to
-  it (`broker.disk`). It unlinks a name together with the row that held it, and now and then what no
-  row has ever held: whoever wrote that died before the broker heard of it.
+  it (`broker.disk`). It unlinks a name together with the row that held it, and what no row has ever
+  held: whoever wrote that died before the broker heard of it. So a name tells whose it is.
 * Where a file cannot be made (a full disk, for one), the piece travels as any small one does.
 """
 
@@ -113,6 +113,10 @@ class Segments:
         """Return what is to travel for a piece: a reference, or a copy of what is not large."""
         return self._in_file(view, self._refer)
 
+    def withdraw(self, frames: Iterable[Buffer]) -> None:
+        """Unlink what was kept for frames that will not travel after all."""
+        remove(self._folder, filter(None, map(name_in, frames)))
+
     def hold(self, view: memoryview) -> Buffer:
         """Return a piece as it is now, for `keep` to send again and again without a look at it.
 
@@ -134,7 +138,7 @@ class Segments:
         return self._put_held(view) or self._put(view)
 
     def _map(self, view: memoryview) -> Buffer:
-        name = secrets.token_hex(16)
+        name = _new_name()
         path = self._folder / name
         self._write(name, view)
         with path.open("rb") as file:
@@ -149,7 +153,7 @@ class Segments:
         known = None if mapping is None else self._held.get(mapping)
         if mapping is None or known is None:
             return None
-        name = secrets.token_hex(16)
+        name = _new_name()
         try:
             (self._folder / name).hardlink_to(self._folder / known)
         except OSError:  # swept away, or a file system without links
@@ -162,7 +166,7 @@ class Segments:
         look = (view.nbytes, _glance(view))
         with self._lock:
             alike = deque(filter(None, self._known.pop(look, ())), ALIKE)
-        name = secrets.token_hex(16)
+        name = _new_name()
         known = next((known for known in reversed(alike) if self._link(known, name, view)), None)
         written = 0 if known else view.nbytes
         if known is None:
@@ -222,6 +226,11 @@ def of_cluster(runtime: Path) -> Segments:
     except FileNotFoundError:
         settings = Settings(data=str(runtime), workers=1)
     return Segments(Path(settings.data) / SEGMENTS)
+
+
+def _new_name() -> str:
+    """Return a name that nobody else takes, and that tells who has taken it (`writer`)."""
+    return secrets.token_hex(12) + f"{os.getpid():08x}"
 
 
 def _glance(view: memoryview) -> bytes:
@@ -347,6 +356,11 @@ def there(folder: Path) -> set[str]:
         return {name for name in os.listdir(folder) if _NAME.fullmatch(name)}
     except OSError:
         return set()
+
+
+def writer(name: str) -> int:
+    """Return the pid of the process that has written a file, or linked it."""
+    return int(name[-8:], 16)
 
 
 def older(folder: Path, names: Iterable[str], before: float) -> set[str]:
