@@ -93,8 +93,6 @@ LONG_AGO = 86_400.0
 EXPIRE = 1_000
 #: Seconds that a broker just killed may hold its lock.
 LOCK_PATIENCE = 5.0
-#: Payload frames from this size on are sent without a copy.
-ZERO_COPY = 64 * 1024
 #: Times that one peer is told no until the next look around: who does not listen shall fill neither
 #: our memory nor the log.
 REFUSALS = 20
@@ -554,9 +552,8 @@ class Server:
 
     def _send(self, peer: bytes, messages: list[Any], buffers: list[Buffer]) -> None:
         frames = [peer, *pack(self.instance, messages, buffers)]
-        large = any(len(buffer) >= ZERO_COPY for buffer in buffers)
         try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=not large)
+            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=sockets.must_copy(buffers))
         except zmq.ZMQError as error:
             # It has gone; whatever was in here is in the store, and told again when it asks.
             log.debug("cannot reach %s: %s", peer.hex(), error)

@@ -640,10 +640,8 @@ class Client:
         self._wakened.close()
 
     def _post(self, messages: Sequence[Any], buffers: Sequence[Buffer] = ()) -> None:
-        large = any(len(buffer) > 65_536 for buffer in buffers)
-        self._socket.send_multipart(
-            pack_to_broker(self._link.instance, messages, buffers), zmq.NOBLOCK, copy=not large
-        )
+        parts = pack_to_broker(self._link.instance, messages, buffers)
+        self._socket.send_multipart(parts, zmq.NOBLOCK, copy=sockets.must_copy(buffers))
 
     def _say_hello(self) -> None:
         """Introduce ourselves and, in the same breath, ask how our tasks are getting on."""

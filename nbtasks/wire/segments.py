@@ -19,6 +19,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import mmap
 import os
@@ -328,6 +329,11 @@ def _open(path: Path) -> BinaryIO:
     except FileNotFoundError:
         raise
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise DecodeError(
+                f"A part of the value cannot be read from {path}: {error.strerror}. The file is "
+                f"unharmed. Close files that are not needed any more, and try again."
+            ) from error
         raise _unreadable(path, error.strerror or str(error)) from error
     status = os.fstat(file.fileno())
     if stat.S_ISREG(status.st_mode) and (os.name == "nt" or status.st_uid == os.getuid()):

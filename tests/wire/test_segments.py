@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import mmap
@@ -326,6 +327,20 @@ def test_piece_that_is_gone_says_so(segments, folder):
 
     with pytest.raises(DecodeError, match=r"gone.*result_expires.*Send the task again"):
         opened(frame)
+
+
+def test_file_that_is_merely_one_too_many_is_not_called_damaged(segments, monkeypatch):
+    frame = segments.keep(memoryview(piece()))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refuse)
+        with pytest.raises(DecodeError, match="unharmed"):
+            opened(frame)
+
+    assert bytes(opened(frame)) == piece()
 
 
 def test_damaged_file_says_so(segments, folder):
