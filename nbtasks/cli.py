@@ -67,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `nbtasks list | head`: whoever read has enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a place where nobody lets us in, or that cannot be
+        return _complain(str(error))
     except KeyboardInterrupt:
         return 130
 

@@ -144,6 +144,14 @@ def test_stop_without_a_cluster_is_fine(run: Run, short_path: Path) -> None:
     assert run("stop", "--dir", str(short_path)) == (0, "No cluster was running.\n", "")
 
 
+@pytest.mark.parametrize("command", ["status", "start", "stop", "doctor"])
+def test_folder_that_cannot_be_is_an_error_like_others(run: Run, command: str) -> None:
+    code, _, err = run(command, "--dir", f"/tmp/{'a' * 300}")
+
+    assert code == 1
+    assert err.startswith("nbtasks: ")
+
+
 def test_start_with_a_wrong_option_says_so(run: Run, short_path: Path) -> None:
     code, _, err = run("start", "--dir", str(short_path), "--workers", "-1")
 

@@ -93,8 +93,6 @@ LONG_AGO = 86_400.0
 EXPIRE = 1_000
 #: Seconds that a broker just killed may hold its lock.
 LOCK_PATIENCE = 5.0
-#: Payload frames from this size on are sent without a copy.
-ZERO_COPY = 64 * 1024
 #: Times that one peer is told no until the next look around: who does not listen shall fill neither
 #: our memory nor the log.
 REFUSALS = 20
@@ -177,6 +175,11 @@ class Server:
         self._refusals: dict[bytes, int] = {}
         self.store_failed_at: float | None = None
         self._next_look = self._next_sweep = self._next_catch_up = self.started.boot
+        self._next_burial = self.started.boot
+        #: Processes that have said Hello and were alive when we looked last.
+        self._pids: set[int] = set()
+        #: Whether dead processes may have left files that we never heard of.
+        self._deaths = True
         #: Whether the last poll brought nothing.
         self._quiet = False
         self._busy_at = self.started.boot
@@ -290,6 +293,8 @@ class Server:
             actions += self._look_around(instant)
         actions += self.scheduler.tick(instant)
         self.carry_out(actions, instant)
+        if self._deaths and instant.boot >= self._next_burial:
+            self._bury(instant)
         self._tell_supervisor()
         if self._disk is not None:
             self._disk.begin(instant.boot)
@@ -335,6 +340,7 @@ class Server:
         """Make a peer known, and welcome it before it hears anything else."""
         heard = self.scheduler.receive(peer, hello, instant)
         if self.scheduler.role_of(peer) == hello.role:
+            self._pids.add(hello.pid)
             heard.insert(0, Send(peer, Welcome(self.instance, self.store.name), free=True))
         return heard
 
@@ -546,9 +552,8 @@ class Server:
 
     def _send(self, peer: bytes, messages: list[Any], buffers: list[Buffer]) -> None:
         frames = [peer, *pack(self.instance, messages, buffers)]
-        large = any(len(buffer) >= ZERO_COPY for buffer in buffers)
         try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=not large)
+            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=sockets.must_copy(buffers))
         except zmq.ZMQError as error:
             # It has gone; whatever was in here is in the store, and told again when it asks.
             log.debug("cannot reach %s: %s", peer.hex(), error)
@@ -565,6 +570,9 @@ class Server:
             if not alive(hello.pid):
                 actions += self.scheduler.gone(peer, instant)
         self._unkept = {key: wish for key, wish in self._unkept.items() if key[0] in clients}
+        living = set(filter(alive, self._pids))
+        self._deaths |= living != self._pids
+        self._pids = living
         self._tidy(instant)
         self._introduce_again()
         if self.scheduler.clients or self.scheduler.tasks:
@@ -599,6 +607,18 @@ class Server:
             if instant.boot >= self._next_sweep and self.store_failed_at is None:
                 self._next_sweep = instant.boot + SWEEP
                 self.store.sweep(instant.wall - LONG_AGO)
+        except StoreCorrupt:
+            raise
+        except ClusterError as error:
+            log.warning("cannot tidy up: %s", error)
+
+    def _bury(self, instant: Now) -> None:
+        """Unlink what the dead have written and never spoken of: all they have said is saved."""
+        self._next_burial = instant.boot + HOUSEKEEPING
+        if self.store_failed_at is not None:
+            return
+        try:
+            self._deaths = self.store.sweep_after_dead()
         except StoreCorrupt:
             raise
         except ClusterError as error:

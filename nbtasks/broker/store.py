@@ -53,6 +53,7 @@ from nbtasks.core.states import ASSIGNED, DONE, PROPAGATE_STATES
 from nbtasks.exceptions import StoreCorrupt, StoreError
 from nbtasks.wire import segments
 from nbtasks.wire.connection import SEGMENTS
+from nbtasks.wire.parent import alive
 
 #: All that is emptied when everything is to be forgotten.
 TABLES: Final = (
@@ -190,6 +191,8 @@ class Store:
         self.replaced: set[str] = set()
         #: Files that no row referred to → how often in a row `sweep` has seen that.
         self._suspects: dict[str, int] = {}
+        #: Those of them whose writers were dead when `sweep_after_dead` looked last.
+        self._orphans: set[str] = set()
         #: Whether tasks have gone since functions were last looked through.
         self._tasks_gone = True
         self._clock_set = False
@@ -523,7 +526,7 @@ class Store:
     def sweep(self, before: float = 0.0) -> None:
         """Unlink the files that no row has referred to at three sweeps in a row.
 
-        Whoever wrote them has died before the broker heard of them. At the first sweep they might
+        Whoever wrote them has never spoken of them. At the first sweep they might
         be on their way, and the second may come at once when all have stood still in between (a
         machine that slept), so call it with some minutes in between.
 
@@ -532,14 +535,35 @@ class Store:
         before
             Wall clock: what is older goes at the first sweep. Few brokers live for three.
         """
+        seen = {name: self._suspects.get(name, 0) + 1 for name in self._unheard_of()}
+        gone = {name for name, times in seen.items() if times >= SWEEPS}
+        gone |= segments.older(self._folder, seen, before)
+        segments.remove(self._folder, gone)
+        self._suspects = {name: times for name, times in seen.items() if name not in gone}
+
+    def sweep_after_dead(self) -> bool:
+        """Unlink the files that no row refers to and whose writers are dead, at a second look.
+
+        At the first one, what the dead have said last may not have been read yet: call it again
+        after some seconds.
+
+        Returns
+        -------
+        bool
+            Whether there are some that will go at the next look.
+        """
+        dead = {name for name in self._unheard_of() if not alive(segments.writer(name))}
+        gone = dead & self._orphans
+        segments.remove(self._folder, gone)
+        self._orphans = dead - gone
+        return bool(self._orphans)
+
+    def _unheard_of(self) -> set[str]:
+        """Return the names of the files that no row refers to."""
         there = segments.there(self._folder)
         if there:
             there.difference_update(segments.name_in(data) for (data,) in self._db.all(_FILES))
-        seen = {name: self._suspects.get(name, 0) + 1 for name in there}
-        gone = {name for name, times in seen.items() if times >= SWEEPS}
-        gone |= segments.older(self._folder, there, before)
-        segments.remove(self._folder, gone)
-        self._suspects = {name: times for name, times in seen.items() if name not in gone}
+        return there
 
     # --------------------------------------------------------------------------------- reading
 

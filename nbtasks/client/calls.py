@@ -119,10 +119,11 @@ def send(
     if given or prepared.expires is not None:
         return _send_with_options(task, args, kwargs, given, known, frame, root, parent, priority)
     plain, named = models.dumped(args, kwargs) if prepared.dump_models else (args, kwargs)
+    define = definitions.current(task) if known else None
+    # Last: from here on there are files that somebody must hear of.
     body, buffers = payloads.dumps_arguments(
         plain, named, prepared.serializer, prepared.compression, task, clients.keep
     )
-    define = definitions.current(task) if known else None
     call = Call(
         new_id(),
         b"" if define is None else define[0].digest,
@@ -177,27 +178,33 @@ def _send_with_options(
     plain = (args, kwargs)
     if task.pydantic and serializer != "pickle":
         plain = models.dumped(args, kwargs)
+    retries = options.retries_of("retries", get("retries") or 0) or 0
+    queue = options.queue_of(get("queue") or get("routing_key") or prepared.queue)
+    if get("root_id") is not None:
+        root = options.text_of("root_id", given["root_id"])
+    if get("parent_id") is not None:
+        parent = options.text_of("parent_id", given["parent_id"])
+    summary = _summary(args, kwargs, given)
+    define = definitions.current(task) if known else None
+    # Last: from here on there are files that somebody must hear of.
     body, buffers = payloads.dumps_arguments(
         *plain, serializer, given.get("compression", prepared.compression), task, clients.keep
     )
-    define = definitions.current(task) if known else None
     call = Call(
         id=task_id or new_id(),
         definition=b"" if define is None else define[0].digest,
         name=task.name,
         body=body,
         frames=len(buffers),
-        summary=_summary(args, kwargs, given),
+        summary=summary,
         due=start.due,
         eta=start.eta,
         expires=expires,
         priority=priority,
-        queue=options.queue_of(get("queue") or get("routing_key") or prepared.queue),
-        root=root if get("root_id") is None else options.text_of("root_id", given["root_id"]),
-        parent=(
-            parent if get("parent_id") is None else options.text_of("parent_id", given["parent_id"])
-        ),
-        retries=options.retries_of("retries", get("retries") or 0) or 0,
+        queue=queue,
+        root=root,
+        parent=parent,
+        retries=retries,
         options=rare,
     )
     record = clients.current().submit(

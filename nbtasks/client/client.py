@@ -273,12 +273,16 @@ class Client:
         OperationalError
             When there is no broker.
         """
-        self._check_usable()
-        waiting = len(self._calls) + self._batches.calls
-        if waiting > UNACCEPTED or self._batches.size > UNACCEPTED_BYTES or buffers:
-            self._await_room(retry, policy)
-        if not self._link.up:
-            self._await_link(retry, policy)
+        try:
+            self._check_usable()
+            waiting = len(self._calls) + self._batches.calls
+            if waiting > UNACCEPTED or self._batches.size > UNACCEPTED_BYTES or buffers:
+                self._await_room(retry, policy)
+            if not self._link.up:
+                self._await_link(retry, policy)
+        except BaseException:  # an interrupt, too
+            self.segments.withdraw(buffers)
+            raise
         record = Record(call.id, call=call, created=time.time())
         if check:
             record = self._records.open.setdefault(call.id, record)
@@ -640,10 +644,8 @@ class Client:
         self._wakened.close()
 
     def _post(self, messages: Sequence[Any], buffers: Sequence[Buffer] = ()) -> None:
-        large = any(len(buffer) > 65_536 for buffer in buffers)
-        self._socket.send_multipart(
-            pack_to_broker(self._link.instance, messages, buffers), zmq.NOBLOCK, copy=not large
-        )
+        parts = pack_to_broker(self._link.instance, messages, buffers)
+        self._socket.send_multipart(parts, zmq.NOBLOCK, copy=sockets.must_copy(buffers))
 
     def _say_hello(self) -> None:
         """Introduce ourselves and, in the same breath, ask how our tasks are getting on."""

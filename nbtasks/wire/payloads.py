@@ -30,9 +30,12 @@ from typing import Any, Final, NamedTuple
 
 from nbtasks.core.messages import INLINE_LIMIT
 from nbtasks.exceptions import (
+    ClusterError,
     ContentDisallowed,
     DecodeError,
     EncodeError,
+    ForkedError,
+    OperationalError,
     SerializerNotInstalled,
 )
 from nbtasks.wire import codecs, culprits, failures, modules, pickling, segments
@@ -252,6 +255,8 @@ def _pickle_or_explain(
 ) -> Pickled:
     try:
         return pickling.dump(value, keep)
+    except (ClusterError, ForkedError, OperationalError):
+        raise  # there is no place for its large pieces: the value is not to blame
     except Exception as error:
         text = culprits.explain(value, error, _can_be_pickled, parts or culprits.of_object)
         raise EncodeError(text) from error

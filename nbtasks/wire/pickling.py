@@ -68,7 +68,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             self.modules.add(obj.__name__)
         elif issubclass(kind, type):
             return self._reduce_class(obj)
-        elif kind.__name__ in _ARRAYS and kind.__module__ == "numpy":
+        elif kind.__name__ in _ARRAYS and kind.__module__.partition(".")[0] == "numpy":
             return _reduce_array(obj)
         elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
             return _NAMED[kind](obj)
@@ -114,14 +114,14 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return reduced
 
 
-#: Arrays of which numpy itself makes bytes inside the pickle: all that are mapped, and times.
-_ARRAYS: Final = frozenset({"memmap", "ndarray"})
+#: Arrays of which numpy itself makes bytes inside the pickle: these kinds, and all of times.
+_ARRAYS: Final = frozenset({"ndarray", "memmap", "recarray", "matrix", "chararray"})
 
 
 def _reduce_array(array: Any) -> Any:
     """Let the memory of an array lie beside the pickle, where numpy knows no way to that."""
     kind = type(array)
-    plain = array.view(kind.__mro__[1]) if kind.__name__ == "memmap" else array
+    plain = array if kind.__name__ == "ndarray" else array.view(kind.__mro__[1])
     if array.dtype.kind in "mM":
         return type(plain).view, (plain.view("i8"), array.dtype)
     return NotImplemented if plain is array else (type(plain).view, (plain, kind))

@@ -11,14 +11,15 @@
   same file (a hard link), so it is the file system that counts who needs them, and to free is to
   unlink.
 * The broker never reads a file. It has the disk keep it before it accepts the call that refers to
-  it (`broker.disk`). It unlinks a name together with the row that held it, and now and then what no
-  row has ever held: whoever wrote that died before the broker heard of it.
+  it (`broker.disk`). It unlinks a name together with the row that held it, and what no row has ever
+  held: whoever wrote that died before the broker heard of it. So a name tells whose it is.
 * Where a file cannot be made (a full disk, for one), the piece travels as any small one does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import mmap
 import os
@@ -50,6 +51,8 @@ REMEMBERED: Final = 4_096
 NAMES: Final = 64
 #: Bytes of a piece by which it is recognised before it is compared.
 SAMPLES: Final = 256
+#: Pieces that look the same and differ, of which files are remembered: each may be compared.
+ALIKE: Final = 4
 #: Bytes that are compared at once: few enough to stay near the processor.
 COMPARED: Final = 1024 * 1024
 #: Bytes that are written at once: an interrupt has to wait for no more.
@@ -100,8 +103,8 @@ class Segments:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        #: What a piece looks like at a glance → names of files that were written for such.
-        self._known: dict[tuple[int, bytes], deque[str]] = {}
+        #: What a piece looks like at a glance → for each that looks so, names of its file.
+        self._known: dict[tuple[int, bytes], deque[deque[str]]] = {}
         #: What `hold` has written, mapped read-only → name of a file that still holds it.
         self._held: weakref.WeakKeyDictionary[mmap.mmap, str] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -110,6 +113,10 @@ class Segments:
     def keep(self, view: memoryview) -> Buffer:
         """Return what is to travel for a piece: a reference, or a copy of what is not large."""
         return self._in_file(view, self._refer)
+
+    def withdraw(self, frames: Iterable[Buffer]) -> None:
+        """Unlink what was kept for frames that will not travel after all."""
+        remove(self._folder, filter(None, map(name_in, frames)))
 
     def hold(self, view: memoryview) -> Buffer:
         """Return a piece as it is now, for `keep` to send again and again without a look at it.
@@ -132,7 +139,7 @@ class Segments:
         return self._put_held(view) or self._put(view)
 
     def _map(self, view: memoryview) -> Buffer:
-        name = secrets.token_hex(16)
+        name = _new_name()
         path = self._folder / name
         self._write(name, view)
         with path.open("rb") as file:
@@ -147,7 +154,7 @@ class Segments:
         known = None if mapping is None else self._held.get(mapping)
         if mapping is None or known is None:
             return None
-        name = secrets.token_hex(16)
+        name = _new_name()
         try:
             (self._folder / name).hardlink_to(self._folder / known)
         except OSError:  # swept away, or a file system without links
@@ -157,19 +164,22 @@ class Segments:
         return Reference(name, view.nbytes)
 
     def _put(self, view: memoryview) -> Reference:
-        look = (view.nbytes, view[:: view.nbytes // SAMPLES].tobytes())
+        look = (view.nbytes, _glance(view))
         with self._lock:
-            known = self._known.pop(look, None) or deque(maxlen=NAMES)
-        name = secrets.token_hex(16)
-        linked = self._link(known, name, view)
-        if not linked:
+            alike = deque(filter(None, self._known.pop(look, ())), ALIKE)
+        name = _new_name()
+        known = next((known for known in reversed(alike) if self._link(known, name, view)), None)
+        written = 0 if known else view.nbytes
+        if known is None:
             self._write(name, view)
+            known = deque(maxlen=NAMES)
+            alike.append(known)
         known.append(name)
         with self._lock:
-            self._known[look] = known
+            self._known[look] = alike
             if len(self._known) > REMEMBERED:
                 del self._known[next(iter(self._known))]
-        return Reference(name, view.nbytes, 0 if linked else view.nbytes)
+        return Reference(name, view.nbytes, written)
 
     def _link(self, known: deque[str], name: str, view: memoryview) -> bool:
         """Give a file one more name if it (still) holds these bytes; return whether it does."""
@@ -217,6 +227,20 @@ def of_cluster(runtime: Path) -> Segments:
     except FileNotFoundError:
         settings = Settings(data=str(runtime), workers=1)
     return Segments(Path(settings.data) / SEGMENTS)
+
+
+def _new_name() -> str:
+    """Return a name that nobody else takes, and that tells who has taken it (`writer`)."""
+    return secrets.token_hex(12) + f"{os.getpid():08x}"
+
+
+def _glance(view: memoryview) -> bytes:
+    """Return some bytes of a large piece.
+
+    An odd number apart: among numbers of eight bytes it would else be always the same one of the
+    eight, which may be zero in all of them.
+    """
+    return view[:: view.nbytes // SAMPLES | 1].tobytes()
 
 
 def _remove_own(path: Path, pid: int) -> None:
@@ -305,6 +329,11 @@ def _open(path: Path) -> BinaryIO:
     except FileNotFoundError:
         raise
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise DecodeError(
+                f"A part of the value cannot be read from {path}: {error.strerror}. The file is "
+                f"unharmed. Close files that are not needed any more, and try again."
+            ) from error
         raise _unreadable(path, error.strerror or str(error)) from error
     status = os.fstat(file.fileno())
     if stat.S_ISREG(status.st_mode) and (os.name == "nt" or status.st_uid == os.getuid()):
@@ -333,6 +362,11 @@ def there(folder: Path) -> set[str]:
         return {name for name in os.listdir(folder) if _NAME.fullmatch(name)}
     except OSError:
         return set()
+
+
+def writer(name: str) -> int:
+    """Return the pid of the process that has written a file, or linked it."""
+    return int(name[-8:], 16)
 
 
 def older(folder: Path, names: Iterable[str], before: float) -> set[str]:

@@ -8,7 +8,9 @@ import re
 import secrets
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -24,7 +26,7 @@ from nbtasks.wire.connection import (
     read_connection,
     read_settings,
 )
-from nbtasks.wire.frames import PIECE
+from nbtasks.wire.frames import PIECE, Buffer
 
 log = logging.getLogger("nbtasks")
 
@@ -39,6 +41,8 @@ FILES = 65_536
 MAX_FRAME = 8 * 1024**3
 #: Messages of one peer that the broker lets lie; the rest waits where it came from.
 PATIENCE = 1_000
+#: Payload frames from this size on (bytes) are sent without a copy.
+ZERO_COPY = 64 * 1024
 _OUR_OWN = re.compile(r"tcp://127\.0\.0\.1:\d+", re.ASCII)
 
 
@@ -329,6 +333,26 @@ class _Allowed:
 #: As plain numbers: to combine flags of an enum takes longer than to ask the socket.
 _EVENTS: Final = int(zmq.EVENTS)
 _READABLE: Final = int(zmq.POLLIN)
+
+
+def must_copy(frames: Iterable[Buffer]) -> bool:
+    """Return whether these payload frames are to be copied as they are sent.
+
+    pyzmq needs a module, a thread and sockets of its own to send without: where there are no
+    descriptors left for these, it would fail amid a message, and the rest be taken for the next.
+    """
+    if not any(len(frame) >= ZERO_COPY for frame in frames):
+        return True
+    try:
+        _prepare_zero_copy()
+    except (OSError, zmq.ZMQError):
+        return True
+    return False
+
+
+@cache
+def _prepare_zero_copy() -> None:
+    zmq.Frame(b"\0", copy=False)
 
 
 def has_news(socket: zmq.Socket[bytes]) -> bool:

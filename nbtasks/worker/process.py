@@ -99,8 +99,6 @@ SEEK = 0.5
 LEAVE_WAIT = 5.0
 #: Messages in one batch.
 BATCH = 4_096
-#: Payload frames from this size on are sent without a copy.
-ZERO_COPY = 64 * 1024
 
 _OUTCOMES = (Done, Again)
 #: Makes a named tuple without a detour through Python.
@@ -325,12 +323,11 @@ class Link:
             receipt.set()
 
     def _say(self, messages: list[Any], buffers: list[Buffer]) -> None:
-        large = any(len(buffer) >= ZERO_COPY for buffer in buffers) if buffers else False
         frames = pack_to_broker(self._instance, messages, buffers)
         self._sent += len(messages)
         if self._cell is not None:
             self._cell.send(self._sent)
-        self._socket.send_multipart(frames, copy=not large)
+        self._socket.send_multipart(frames, copy=sockets.must_copy(buffers))
 
     def _say_hello(self) -> None:
         """Introduce ourselves; until the answer comes, nothing else is said."""

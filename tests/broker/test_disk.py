@@ -18,7 +18,7 @@ from nbtasks.core.messages import Accepted, Hello, Submit
 from nbtasks.wire.connection import Settings, now, prepare_directory
 from nbtasks.wire.frames import pack_to_broker
 from nbtasks.wire.segments import LARGE, Segments, name_in
-from tests.living import eventually
+from tests.living import eventually, run
 from tests.promises.peers import DEFINE, a_call
 
 
@@ -244,3 +244,47 @@ def test_what_is_replaced_goes_after_its_replacement_is_on_the_disk(server, monk
     eventually(lambda: disk.through == wish)
     assert seen[0] == (name_in(new), True)
     assert not (folder / str(name_in(old))).exists()
+
+
+# ------------------------------------------------------------------------------------- the dead
+
+
+def test_files_of_a_client_that_died_before_it_spoke_of_them_go(server):
+    writer = run(WRITES, server.settings.data)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "written\n"
+    hello = Hello("client", "d", writer.pid, platform.python_version())
+    parts = pack_to_broker(b"", (hello,), ())
+    server._take_in(b"writer", parts, now(), [], [])
+
+    look_around(server, times=3)
+    alive = files_of(server)
+    writer.kill()
+    writer.communicate()
+    look_around(server, times=3)
+
+    assert len(alive) == 1
+    assert files_of(server) == []
+
+
+WRITES = """
+import sys, time
+from pathlib import Path
+from nbtasks.wire.segments import LARGE, Segments
+
+Segments(Path(sys.argv[1]) / "segments").keep(memoryview(bytes(LARGE)))
+print("written", flush=True)
+time.sleep(60)
+"""
+
+
+def look_around(server: Any, times: int) -> None:
+    """Let the broker look for what is nobody's news, with seconds in between."""
+    for _ in range(times):
+        instant = now()
+        server._next_look = server._next_burial = instant.boot
+        server.turn(instant)
+
+
+def files_of(server: Any) -> list[str]:
+    return sorted(os.listdir(Path(server.settings.data) / "segments"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -324,6 +325,37 @@ def test_sweep_leaves_what_was_accepted_between_two_looks(store, keep):
     accept_with(store, 1, frame)
     store.sweep()
     store.sweep()
+
+    assert there(store) == names(frame)
+
+
+def test_what_the_dead_have_written_goes_at_the_second_look(store, keep, monkeypatch):
+    needed, lost = keep(), keep()
+    accept_with(store, 1, needed)
+    monkeypatch.setattr("nbtasks.broker.store.alive", lambda pid: pid != os.getpid())
+
+    assert store.sweep_after_dead()
+    assert there(store) == names(needed, lost)
+
+    assert not store.sweep_after_dead()
+    assert there(store) == names(needed)
+
+
+def test_what_the_dead_have_said_last_may_be_read_between_two_looks(store, keep, monkeypatch):
+    frame = keep()
+    monkeypatch.setattr("nbtasks.broker.store.alive", lambda pid: pid != os.getpid())
+
+    store.sweep_after_dead()
+    accept_with(store, 1, frame)
+    store.sweep_after_dead()
+
+    assert there(store) == names(frame)
+
+
+def test_what_the_living_have_written_may_be_on_its_way(store, keep):
+    frame = keep()
+
+    assert not any(store.sweep_after_dead() for _ in range(3))
 
     assert there(store) == names(frame)
 

@@ -41,7 +41,7 @@ from nbtasks.exceptions import (
     OperationalError,
     TaskRevokedError,
 )
-from nbtasks.wire import sockets
+from nbtasks.wire import segments, sockets
 from nbtasks.wire.connection import (
     CONNECTION_FILE,
     EXIT_BUSY,
@@ -199,6 +199,18 @@ def test_no_broker_for_good_is_an_error_within_two_seconds(broker: Broker, clien
     assert time.monotonic() - began < 10  # P13 says 2 s; machines in CI may be slow
     with pytest.raises(BrokerUnavailable):
         client.submit(a_call(), (), DEFINE)
+
+
+def test_call_that_is_not_sent_leaves_no_file(broker: Broker, client: Client) -> None:
+    broker.kill()
+    until(lambda: not client._link.up)
+    frame = client.segments.keep(memoryview(bytes(LARGE)))
+    assert segments.name_in(frame)
+
+    with pytest.raises(OperationalError):
+        client.submit(a_call(frames=1), (frame,), DEFINE, retry=False)
+
+    assert not segments.there(client.segments._folder)
 
 
 def test_using_a_client_after_a_fork_is_a_clear_error(client: Client) -> None:

@@ -459,6 +459,14 @@ def written(cluster: Any) -> int:
     return len({path.stat().st_ino for path in files(cluster)})
 
 
+def test_call_with_an_impossible_option_leaves_no_file(cluster):
+    for impossible in ({"queue": 5}, {"retries": "many"}, {"root_id": 5}):
+        with pytest.raises((TypeError, ValueError)):
+            total.apply_async((ARRAY,), **impossible)
+
+    assert files(cluster) == []
+
+
 def test_value_of_many_pieces_is_written_once(cluster):
     pieces = [numpy.arange(70_000.0) + n for n in range(80)]
 

@@ -732,3 +732,33 @@ def test_child_forked_while_a_thread_opens_the_cluster_can_open_it_itself(cluste
         print(code)
     """
     assert said(run(code, cluster.dir)) == "6\n"
+
+
+# ------------------------------------------------------------------------ out of descriptors
+
+
+def test_client_without_descriptors_goes_on_as_soon_as_there_are_some(cluster):
+    code = """
+        import os, resource, sys
+        import nbtasks
+
+        @nbtasks.task
+        def length(x):
+            return len(x)
+
+        large = bytes(1_000_000)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        with nbtasks.connect(sys.argv[1]):
+            length.delay(b"").get(timeout=30)
+            taken = []
+            try:
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            except OSError:
+                pass
+            print(length.delay(large).get(timeout=30))
+            for each in taken:
+                os.close(each)
+            print(length.delay(large).get(timeout=30))
+    """
+    assert said(run(code, cluster.dir)).split() == ["1000000", "1000000"]

@@ -23,7 +23,7 @@ import zmq
 
 import nbtasks
 from nbtasks.client.client import Client
-from nbtasks.core.messages import WORDS, Ask, Define, Hello, Policy, Submit
+from nbtasks.core.messages import WORDS, Ask, Define, Hasten, Hello, Policy, Submit
 from nbtasks.exceptions import BrokerUnavailable, ClusterError
 from nbtasks.wire import sockets
 from nbtasks.wire.connection import (
@@ -477,9 +477,10 @@ def test_cluster_that_others_have_started_anew_is_found(
     make_cluster: MakeCluster, transport
 ) -> None:
     cluster = make_cluster(transport="tcp", workers=1)
-    waiting = add.apply_async((1, 2), countdown=1, confirm=True)
+    waiting = add.apply_async((1, 2), countdown=3_600, confirm=True)
 
     said(run(START_ANEW, cluster.dir, transport))
+    cluster.client.tell(Hasten((waiting.id,)))
 
     assert waiting.get(timeout=SOON) == 3
     assert add.delay(2, 3).get(timeout=SOON) == 5

@@ -575,7 +575,7 @@ def size_of(cluster: nbtasks.Cluster) -> int:
 def test_purge_and_expiry_give_disk_space_back(
     make_cluster: MakeCluster, short_path: Path, size: int, measure: Measure
 ):
-    with results_kept(4.0):
+    with results_kept(10.0):
         expiring = make_cluster(dir=short_path / "e")
     for result in [echo.delay(os.urandom(size)) for _ in range(100)]:
         result.get(timeout=SOON)

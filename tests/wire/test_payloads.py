@@ -22,9 +22,12 @@ from hypothesis import strategies as st
 
 from nbtasks.core.messages import INLINE_LIMIT
 from nbtasks.exceptions import (
+    ClusterError,
     ContentDisallowed,
     DecodeError,
     EncodeError,
+    ForkedError,
+    OperationalError,
     SerializerNotInstalled,
     UnpickleableExceptionWrapper,
 )
@@ -372,6 +375,17 @@ def error_of(*args: Any, serializer: str = "pickle", function: Any = None, **kwa
     with pytest.raises(EncodeError) as caught:
         dumps_arguments(args, kwargs, serializer, None, function)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("error", [ClusterError("x"), ForkedError(), OperationalError("x")])
+def test_value_is_not_blamed_when_there_is_no_place_for_its_pieces(error):
+    def refuse(_: memoryview) -> bytes:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        dumps(numpy.zeros(100_000), keep=refuse)
+
+    assert caught.value is error
 
 
 def test_unpicklable_argument_is_named():
@@ -966,4 +980,22 @@ def test_mapped_array_travels_beside_the_pickle(tmp_path):
     back = loads(body, buffers)
     assert (len(body) < 1_000, len(buffers)) == (True, 1)
     assert type(back) is numpy.memmap
+    numpy.testing.assert_array_equal(back, array)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        numpy.arange(10_000.0).reshape(100, 100).view(numpy.matrix),
+        numpy.rec.fromarrays([numpy.arange(10_000), numpy.arange(10_000.0)], names="a,b"),
+        numpy.char.array(["abc"] * 10_000),
+        numpy.rec.array([(1, "a")] * 10, dtype=[("n", "i4"), ("s", "O")]),
+    ],
+)
+def test_other_kinds_of_arrays_travel_beside_the_pickle_as_well(array):
+    body, buffers = dumps(array)
+
+    assert len(buffers) == (not array.dtype.hasobject)
+    back = loads(body, buffers)
+    assert (type(back), back.dtype, back.dtype.type) == (type(array), array.dtype, array.dtype.type)
     numpy.testing.assert_array_equal(back, array)

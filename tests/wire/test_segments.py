@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import mmap
@@ -179,6 +180,29 @@ def test_equal_arrays_share_a_file(segments, folder):
     assert links(folder) == [2, 2]
 
 
+def test_pieces_that_are_sent_in_turn_are_written_once_though_they_look_the_same(segments, folder):
+    pieces = [bytearray(LARGE) for _ in range(3)]
+    for place, data in enumerate(pieces):
+        data[place + 1] = 1
+
+    for _ in range(10):
+        frames = [segments.keep(memoryview(data)) for data in pieces]
+
+    assert links(folder) == [10] * 30
+    assert [bytes(opened(frame)) for frame in frames] == pieces
+    assert segments_module.size(folder) == 3 * LARGE
+
+
+def test_whole_numbers_do_not_look_the_same(segments, monkeypatch):
+    compared = []
+    monkeypatch.setattr(segments_module, "_is_same", lambda *_: compared.append(1))
+
+    for array in (numpy.zeros(1 << 17), numpy.arange(1 << 17, dtype=float), numpy.arange(1 << 17)):
+        segments.keep(memoryview(array).cast("B"))
+
+    assert not compared
+
+
 @given(place=st.integers(0, 2 * LARGE + 4), bit=st.integers(0, 7))
 def test_change_of_any_bit_is_noticed(place, bit):
     with short_directory() as folder:
@@ -303,6 +327,20 @@ def test_piece_that_is_gone_says_so(segments, folder):
 
     with pytest.raises(DecodeError, match=r"gone.*result_expires.*Send the task again"):
         opened(frame)
+
+
+def test_file_that_is_merely_one_too_many_is_not_called_damaged(segments, monkeypatch):
+    frame = segments.keep(memoryview(piece()))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refuse)
+        with pytest.raises(DecodeError, match="unharmed"):
+            opened(frame)
+
+    assert bytes(opened(frame)) == piece()
 
 
 def test_damaged_file_says_so(segments, folder):
