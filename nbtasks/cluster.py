@@ -19,20 +19,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
-from nbtasks import config
+from nbtasks import start_options
 from nbtasks.exceptions import (
     BrokerUnavailable,
     ClusterError,
     ForkedError,
-    ImproperlyConfigured,
     NotPermitted,
-    SerializerNotInstalled,
 )
 from nbtasks.place import (
     RUNTIME_VARIABLE,
@@ -43,19 +41,17 @@ from nbtasks.place import (
     place_of,
     prepare,
 )
-from nbtasks.wire import codecs, locks
+from nbtasks.start_options import Options
+from nbtasks.wire import locks
 from nbtasks.wire.connection import (
     CONNECTION_FILE,
     FAILED_FILE,
-    SETTINGS_FILE,
     SOCKET_FILE,
     SUPERVISOR_LOCK,
     Connection,
     Settings,
     prepare_directory,
     read_connection,
-    read_settings,
-    umask,
     write_settings,
 )
 from nbtasks.wire.parent import alive, has_word
@@ -72,29 +68,10 @@ START_TIMEOUT: Final = 20.0
 #: Seconds for all processes to end in an orderly way, after which the supervisor is killed.
 STOP_TIMEOUT: Final = 3.5
 
-#: Seconds of a hundred years.
-_CENTURY: Final = 3.156e9
-
-#: What `core.messages.Workers` takes.
-MOST_WORKERS: Final = 10_000
-
 #: Seconds to take a free lock: whoever looks at it holds it for a moment.
 _GLANCE: Final = 1.0
 
 _PAUSE: Final = 0.002
-
-
-class Options(NamedTuple):
-    """What was asked of `start`; None: not said."""
-
-    workers: int | None = None
-    durability: str | None = None
-    transport: str | None = None
-    queues: tuple[str, ...] | None = None
-    queue_workers: dict[str, int] | None = None
-    max_tasks_per_worker: int | None = None
-    memory_limit: int | None = None
-    idle_timeout: float | None = None
 
 
 # ------------------------------------------------------------------------------ the public words
@@ -157,7 +134,7 @@ def start(
     ...     print(cluster.endpoint)
     ipc:///tmp/example/broker.sock
     """
-    options = _check(
+    options = start_options.check(
         workers,
         durability,
         transport,
@@ -170,7 +147,7 @@ def start(
         place = place_of(dir)
         known = _clusters.get(place.runtime)
         if known is not None and known.running:
-            _compare(place, options)
+            start_options.compare(place, options)
             return _make_current(known)
         return _make_current(_open(place, options, dir is not None))
 
@@ -289,7 +266,7 @@ class Cluster:
     @property
     def settings(self) -> Settings:
         """What it was started with (and scaled to)."""
-        return _read_settings(self.dir)
+        return start_options.settings_in(self.dir)
 
     def worker_pids(self, timeout: float = 10.0) -> list[int]:
         """Return the process numbers of the workers.
@@ -333,7 +310,7 @@ class Cluster:
         ClusterError
             When the supervisor does not obey in time.
         """
-        count = _count("workers", workers, least=0, call="scale")
+        count = start_options.count("workers", workers, least=0, call="scale")
         assert count is not None
         from nbtasks.core.messages import Scale
 
@@ -463,165 +440,6 @@ def default_client() -> Client:
     return cluster.client
 
 
-# ----------------------------------------------------------------------------------- the options
-
-
-def _check(
-    workers: int | None,
-    durability: str | None,
-    transport: str | None,
-    queues: str | Sequence[str] | Mapping[str, int] | None,
-    max_tasks_per_worker: int | None,
-    memory_limit: int | str | None,
-    idle_timeout: float | None,
-) -> Options:
-    """Return the options that were given, or raise ImproperlyConfigured."""
-    names: tuple[str, ...] | None = None
-    own: dict[str, int] | None = None
-    if isinstance(queues, Mapping):
-        own = {str(queue): _count(f"queues[{queue!r}]", n) or 0 for queue, n in queues.items()}
-        workers = sum(own.values()) if workers is None else workers
-    elif isinstance(queues, Iterable):
-        names = (queues,) if isinstance(queues, str) else tuple(map(str, queues))
-    elif queues is not None:
-        raise ImproperlyConfigured(
-            f"start(queues={queues!r}) cannot be: it says which queues the workers serve. Give a "
-            f"name, several in a list, or a mapping of names to numbers of workers."
-        )
-    count = _count("workers", workers, least=0)
-    if own and count is not None and count < sum(own.values()):
-        raise ImproperlyConfigured(
-            f"start(workers={count}) is too few for queues={own}, which need "
-            f"{sum(own.values())}. Raise workers, or leave it away."
-        )
-    return Options(
-        count,
-        _choice("durability", durability, ("full", "normal", "none")),
-        _choice("transport", transport, ("ipc", "tcp")),
-        names,
-        own,
-        _count("max_tasks_per_worker", max_tasks_per_worker),
-        _size(memory_limit),
-        _idle(idle_timeout),
-    )
-
-
-def _count(name: str, value: int | None, least: int = 1, call: str = "start") -> int | None:
-    if value is None or (isinstance(value, int) and value >= least and value is not True):
-        if name == "workers" and value is not None and value > MOST_WORKERS:
-            raise ImproperlyConfigured(
-                f"{call}(workers={value}) cannot be: a cluster has {MOST_WORKERS} workers at most, "
-                f"and a machine serves well about as many as it has processors."
-            )
-        return value
-    raise ImproperlyConfigured(
-        f"{call}({name}={value!r}) cannot be: it is a number of processes or tasks. "
-        f"Give a whole number, {least} or more."
-    )
-
-
-def _choice(name: str, value: str | None, choices: tuple[str, ...]) -> str | None:
-    if value is None or value in choices:
-        return value
-    raise ImproperlyConfigured(
-        f"start({name}={value!r}) cannot be. Give one of {', '.join(map(repr, choices))}."
-    )
-
-
-def _idle(seconds: float | None) -> float | None:
-    """Return for how long a cluster may be idle; JSON has no infinity, so a century is for ever."""
-    if seconds is None:
-        return None
-    if isinstance(seconds, (int, float)) and seconds is not True and seconds >= 0:  # nor NaN
-        return float(min(seconds, _CENTURY))
-    raise ImproperlyConfigured(
-        f"start(idle_timeout={seconds!r}) cannot be: it is for how long a cluster may be idle. "
-        f"Give a number of seconds, 0 or more; float('inf') means that it never goes by itself."
-    )
-
-
-def _size(memory_limit: int | str | None) -> int | None:
-    try:
-        return None if memory_limit is None else config.parse_size(memory_limit)
-    except ValueError as error:
-        raise ImproperlyConfigured(f"start(memory_limit={memory_limit!r}): {error}") from None
-
-
-def _settings(place: Place, options: Options) -> Settings:
-    """Return what a new cluster is started with."""
-    ours = config.settings()
-    kibibytes = ours.worker_max_memory_per_child
-    limit = options.memory_limit or (kibibytes * 1024 if kibibytes else None)
-    workers = options.workers
-    return Settings(
-        data=str(place.data),
-        workers=workers if workers is not None else ours.worker_concurrency or _processors(),
-        durability=options.durability or ours.durability,
-        transport=options.transport or ours.transport,
-        queues=options.queues or (),
-        queue_workers=options.queue_workers or {},
-        max_tasks_per_worker=options.max_tasks_per_worker or ours.worker_max_tasks_per_child,
-        memory_limit=limit,
-        idle_timeout=600.0 if options.idle_timeout is None else options.idle_timeout,
-        result_expires=ours.result_expires or None,
-        # Import passes over anything but text; whoever puts a Path there means its text.
-        sys_path=tuple(os.fsdecode(p) for p in sys.path if isinstance(p, (str, os.PathLike))),
-        extra={
-            "umask": umask(),
-            "python": sys.executable,
-            "accept_content": _content_types(ours.accept_content),
-            "task_default_queue": ours.task_default_queue,
-        },
-    )
-
-
-def _content_types(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Return what `accept_content` means; workers do not know yet what was registered here."""
-    try:
-        return None if names is None else tuple(sorted(codecs.content_types(names)))
-    except SerializerNotInstalled as error:
-        raise ImproperlyConfigured(f"accept_content: {error}") from None
-
-
-def _processors() -> int:
-    """Return how many processors we may use, two at least: one long task shall not block all."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(2, len(os.sched_getaffinity(0)))
-    return max(2, os.cpu_count() or 1)
-
-
-#: Option → what to do instead of a second start with another value.
-_REMEDIES: Final = {"workers": "cluster.scale({value})"}
-
-
-def _compare(place: Place, options: Options) -> None:
-    """Raise ImproperlyConfigured when the running cluster has another value for an option."""
-    running = _read_settings(place.runtime)
-    for name, value in options._asdict().items():
-        present = getattr(running, name)
-        if value is None or value == present:
-            continue
-        shown = "queues" if name == "queue_workers" else name
-        remedy = _REMEDIES.get(name, "").format(value=value)
-        raise ImproperlyConfigured(
-            f"The cluster in {place.runtime} runs with {shown}={present!r}, so "
-            f"start({shown}={value!r}) cannot be done. "
-            + (f"Use {remedy}; or stop it" if remedy else "Stop it")
-            + " first, its tasks are kept: cluster.shutdown() or nbtasks.shutdown(). "
-            "Or leave the option away to use it as it is."
-        )
-
-
-def _read_settings(runtime: Path) -> Settings:
-    try:
-        return read_settings(runtime)
-    except (OSError, ValueError) as error:
-        raise ClusterError(
-            f"A cluster runs in {runtime}, but its {SETTINGS_FILE} cannot be read: {error}. "
-            f"It may be of another version of nbtasks. Stop it with `nbtasks stop`, start it again."
-        ) from error
-
-
 # ---------------------------------------------------------------------------------- the processes
 
 
@@ -674,7 +492,7 @@ def _ensure(place: Place, options: Options, former: Settings | None = None) -> N
                     elif former is not None:
                         raise _shut_down(runtime)
                     (runtime / FAILED_FILE).unlink(missing_ok=True)
-                    write_settings(runtime, former or _settings(place, options))
+                    write_settings(runtime, former or start_options.settings_for(place, options))
                     offset = _size_of(_log(runtime, "supervisor"))
                     process = _spawn(runtime, lock)
                 finally:
@@ -682,7 +500,7 @@ def _ensure(place: Place, options: Options, former: Settings | None = None) -> N
                 _import_client()
             if _await_broker(runtime, process, instance, end, offset):
                 if process is None:
-                    _compare(place, options)
+                    start_options.compare(place, options)
                 return
 
 
