@@ -58,6 +58,9 @@ class Channel(Protocol):
         """Return whether somebody wants the run to end."""
         ...
 
+    def join(self, over: bool) -> None:
+        """Say that the run waits for other tasks, or does so no more."""
+
 
 class Request:
     """What a run knows of itself: `self.request` in a task that is bound.
@@ -345,6 +348,26 @@ def _joining_is(allowed: bool) -> Iterator[None]:
         yield
     finally:
         _joining.reset(token)
+
+
+@contextmanager
+def joining() -> Iterator[None]:
+    """Say, in a worker, that the running task waits for other tasks in this block.
+
+    Another worker takes its place, so that these can run however many wait.
+    """
+    frame = _stack.get()
+    while frame is not None and (frame.request.called_directly or frame.request.is_eager):
+        frame = frame.outer
+    channel = None if frame is None else frame.request._channel
+    if channel is None:
+        yield
+        return
+    channel.join(over=False)
+    try:
+        yield
+    finally:
+        channel.join(over=True)
 
 
 def task_join_will_block() -> bool:

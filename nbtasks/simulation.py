@@ -57,6 +57,7 @@ from nbtasks.core.messages import (
     Returned,
     Revoke,
     Run,
+    Scale,
     Started,
     Submit,
 )
@@ -435,6 +436,9 @@ class Simulation:
                 self._unaccepted.pop(batch, None)
         elif isinstance(message, Kill):
             self._obey(message)
+        elif isinstance(message, Scale):
+            while len(self.workers) < message.workers + message.extra:
+                self._hire()
         elif worker is None:
             return
         elif isinstance(message, Run):

@@ -43,6 +43,9 @@ class _Here:
     def cancelled(self) -> bool:
         return False
 
+    def join(self, over: bool) -> None:
+        pass
+
 
 def apply(
     task: Task,

@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor as BaseExecutor
 from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import wait as wait_for
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Final, TypeVar
 
+from nbtasks import context
 from nbtasks.client import waiting
 from nbtasks.client.result import AsyncResult
 from nbtasks.client.shape import name_of
@@ -55,6 +56,19 @@ class TaskFuture(Future[T]):
     def __init__(self, task: AsyncResult) -> None:
         super().__init__()
         self.task = task
+
+    def result(self, timeout: float | None = None) -> T:
+        """Return the value, as `concurrent.futures` does."""
+        with self._waiting():
+            return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return the exception, or None, as `concurrent.futures` does."""
+        with self._waiting():
+            return super().exception(timeout)
+
+    def _waiting(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.done() else context.joining()
 
     def cancel(self) -> bool:
         """Revoke the task, and forget about it; return whether it was not too late.
@@ -203,7 +217,8 @@ class Executor(BaseExecutor):
             for future in pending:
                 future.cancel()
         if wait:
-            wait_for(pending)
+            with context.joining():
+                wait_for(pending)
 
     def _check_open(self) -> None:
         if self._shut:

@@ -336,7 +336,8 @@ class AsyncResult(Family):
         if on_message is not None or record.final is None:
             beat = waiting.Beat(on_interval, parents)
             messages = None if on_message is None else Messages(self, on_message)
-            self._wait(record, timeout, beat, messages)
+            with context.joining():
+                self._wait(record, timeout, beat, messages)
         value = self._settle(record, propagate)
         if callback is not None:
             callback(self.id, value)

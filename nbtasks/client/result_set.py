@@ -377,9 +377,10 @@ class _Gathering:
     def run(self) -> None:
         """Wait for all; raise the first error met, and call back for each."""
         __tracebackhide__ = True
-        for member in self.completed():
-            if self._propagate or self._callback is not None:
-                member.maybe_throw(self._propagate, self._callback)
+        with context.joining():
+            for member in self.completed():
+                if self._propagate or self._callback is not None:
+                    member.maybe_throw(self._propagate, self._callback)
 
     def completed(self) -> Iterator[Any]:
         """Yield the members as they complete."""
@@ -391,7 +392,8 @@ class _Gathering:
             yield from self._newly_over()
             if not self._open:
                 break
-            self._pause()
+            with context.joining():
+                self._pause()
         for member in self._members:
             if isinstance(member, ResultSet):
                 yield _Nested(member)

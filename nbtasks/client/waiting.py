@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from nbtasks import context
 from nbtasks.client import options
 from nbtasks.client.family import ResultBase
 from nbtasks.core.messages import Forget
@@ -91,9 +92,9 @@ def refusal(what: str) -> RuntimeError:
     """Return why nobody waits for a task inside a task: as Celery, we refuse it."""
     return RuntimeError(
         f"{what} was asked to wait inside a running task. A worker that waits for other tasks "
-        f"cannot run them, and when all workers wait nothing goes on. Let the caller combine "
-        f"the results; or, if you know that workers are left, wait inside "
-        f"`with allow_join_result():` or with get(disable_sync_subtasks=False)."
+        f"does nothing else, and each of them needs one more. Let the caller combine the results; "
+        f"or, if the task must have them, wait inside `with allow_join_result():` or with "
+        f"get(disable_sync_subtasks=False): another worker takes the place of this one meanwhile."
     )
 
 
@@ -126,7 +127,8 @@ def awaiting() -> Iterator[None]:
     pause()
     awaited += 1
     try:
-        yield
+        with context.joining():
+            yield
     finally:
         awaited -= 1
 

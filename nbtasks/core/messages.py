@@ -7,7 +7,8 @@ slow. Who says what to whom:
     client     → broker    Hello Define Submit Follow Unfollow Revoke Hasten Redo Update
                            Forget Ask Scale Stop Bye
     broker     → client    Welcome Accepted Refused Lacking Event Replayed Answer
-    worker     → broker    Hello Started Report Output Handling Done Again Returned Fetch Bye
+    worker     → broker    Hello Started Report Output Joining Handling Done Again Returned Fetch
+                           Bye
     broker     → worker    Welcome Run Recall Define Lacking Noted
     supervisor → broker    Hello Died Pool Bye
     broker     → supervisor  Welcome Kill Scale Stop
@@ -29,7 +30,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 #: Goes up whenever a message changes shape; processes of unlike versions refuse each other.
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 #: The largest body, in bytes, that travels inside a message rather than as a frame of its own.
 INLINE_LIMIT = 32 * 1024
@@ -391,6 +392,8 @@ class Scale(Message, frozen=True):
     """Have this many workers."""
 
     workers: Workers
+    #: And so many more for a while, in the places of those that wait for other tasks.
+    extra: Workers = 0
 
 
 class Stop(Message, frozen=True):
@@ -511,6 +514,16 @@ class Handling(Message, frozen=True):
     over: bool = False
 
 
+class Joining(Message, frozen=True):
+    """The run of this ticket waits for other tasks; said again when it does so no more.
+
+    And after each Welcome that comes meanwhile.
+    """
+
+    ticket: Count
+    over: bool = False
+
+
 class Fetch(Message, frozen=True):
     """A worker lacks this definition."""
 
@@ -531,6 +544,8 @@ class Pool(Message, frozen=True):
 
     workers: tuple[str, ...]
     wanted: Count
+    #: As in Scale.
+    extra: Count = 0
 
 
 class Died(Message, frozen=True):
@@ -570,8 +585,8 @@ class Kill(Message, frozen=True):
 
 ToBroker = (
     Hello | Bye | Define | Submit | Follow | Unfollow | Revoke | Hasten | Redo | Forget | Update
-    | Ask | Scale | Stop | Started | Report | Output | Handling | Done | Again | Returned | Fetch
-    | Pool | Died
+    | Ask | Scale | Stop | Started | Report | Output | Joining | Handling | Done | Again | Returned
+    | Fetch | Pool | Died
 )  # fmt: skip
 FromBroker = (
     Welcome | Refused | Lacking | Accepted | Event | Replayed | Answer | Define | Run | Recall
@@ -585,7 +600,7 @@ WORDS: dict[str, frozenset[type]] = {
         Stop,
     }),
     "worker": frozenset({
-        Bye, Started, Report, Update, Output, Handling, Done, Again, Returned, Fetch,
+        Bye, Started, Report, Update, Output, Joining, Handling, Done, Again, Returned, Fetch,
     }),
     "supervisor": frozenset({Bye, Pool, Died, Stop}),
 }  # fmt: skip

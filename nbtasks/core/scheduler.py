@@ -71,6 +71,7 @@ from nbtasks.core.messages import (
     Handling,
     Hasten,
     Hello,
+    Joining,
     Kill,
     Lacking,
     Noted,
@@ -107,6 +108,13 @@ MAX_DEATHS = 3
 MOURNING = 0.02
 #: Seconds in which a worker must report, to a new broker, what it was given by the old one.
 ROLL_CALL = 1.0
+#: Seconds after which somebody takes the place of a worker whose run waits for other tasks, and
+#: between two looks whether this is so.
+GRACE = 0.05
+JOINS_LOOK = 0.2
+#: Seconds for which those stay who did, and how many there are at most.
+LINGER = 10.0
+MOST_EXTRA = 32
 #: Bytes of calls that are kept in memory until a worker wants them; the rest waits in the store.
 KEPT_BYTES = 4 * 1024 * 1024
 #: Ids that are remembered of calls that were revoked before they came.
@@ -136,6 +144,11 @@ class Scheduler:
         self.supervisor: bytes = b""
         #: How many workers there shall be, and which ones the supervisor has started.
         self.wanted = 0
+        #: How many more there are in the places of those whose runs wait for other tasks; since
+        #: when (boot clock) there need not be as many; whether we look after it.
+        self.extra = 0
+        self._spared_at: float | None = None
+        self._minds_joins = False
         self._hired: frozenset[str] = frozenset()
         #: The cluster is going: nothing is begun any more.
         self.stopping = False
@@ -168,8 +181,9 @@ class Scheduler:
             Follow: self._follow, Unfollow: self._unfollow, Revoke: self._revoke,
             Hasten: self._hasten, Redo: self._redo, Forget: self._forget, Update: self._update,
             Scale: self._scale, Stop: self._stop, Started: self._started, Report: self._report,
-            Output: self._output, Handling: self._handling, Done: self._done, Again: self._again,
-            Returned: self._returned, Fetch: self._fetch, Pool: self._pool, Died: self._died,
+            Output: self._output, Joining: self._join, Handling: self._handling, Done: self._done,
+            Again: self._again, Returned: self._returned, Fetch: self._fetch, Pool: self._pool,
+            Died: self._died,
         }  # fmt: skip
 
     # ------------------------------------------------------------------------------- the doors
@@ -350,7 +364,8 @@ class Scheduler:
         worker.peer, worker.pid, worker.queues = peer, hello.pid, hello.queues
         worker.progress_at = now.boot
         worker.recalled_at = None
-        self._end_handling(worker)  # it will say so if it still does
+        worker.joining = False  # it will say so if it still does
+        self._end_handling(worker)  # and so here
         self._worker_of[peer] = worker
         strange = []
         for held in hello.held:
@@ -617,14 +632,18 @@ class Scheduler:
             self._new_state(task, update, payload, now)
 
     def _scale(self, peer: bytes, scale: Scale, now: Now, _: Iterator[Any]) -> None:
-        self.wanted = scale.workers
-        self._out.append(Send(self.supervisor, scale))
+        self._want(scale.workers, self.extra)
+
+    def _want(self, workers: int, extra: int) -> None:
+        """Have the supervisor start workers that are lacking, and let go those too many."""
+        self.wanted, self.extra = workers, extra
+        self._out.append(Send(self.supervisor, Scale(workers, extra)))
         self._let_go_surplus()
 
     def _let_go_surplus(self) -> None:
-        """Let workers go, those first that hold least, while there are more than shall be."""
-        present = [w for w in self.workers.values() if w.peer and not w.leaving and not w.dead]
-        surplus = max(0, len(present) - self.wanted)
+        """Let workers go while there are more than shall be: who holds least, who came last."""
+        present = self.pool.serving()[::-1]
+        surplus = max(0, len(present) - self.wanted - self.extra)
         for worker in sorted(present, key=lambda worker: len(worker.held))[:surplus]:
             worker.leaving = True
             self._out.append(Send(worker.peer, Stop()))
@@ -638,7 +657,9 @@ class Scheduler:
         self._out.append(Send(self.supervisor, stop))
 
     def _pool(self, peer: bytes, pool: Pool, now: Now, _: Iterator[Any]) -> None:
-        self.wanted = pool.wanted
+        self.wanted, self.extra = pool.wanted, pool.extra
+        if self.extra:
+            self._mind_joins(now, 0.0)
         self._hired = frozenset(pool.workers)
 
     # ------------------------------------------------------------------------------ what is due
@@ -679,6 +700,28 @@ class Scheduler:
             )
             self._tell_output(task_id, "log", text, now)
 
+    def _on_joins(self, _: None, when: float, now: Now) -> None:
+        """See to it that as many tasks run as there shall be workers, whatever others wait for."""
+        self._minds_joins = False
+        joining = len(self.pool.joining())
+        if joining >= self.extra:
+            self._spared_at = None
+        elif self._spared_at is None:
+            self._spared_at = now.boot
+        complete = len(self.pool.serving()) >= self.wanted + self.extra
+        if complete and joining > self.extra and self.pool.starved():
+            lacking = min(joining, self.extra + len(self.pool.ready), MOST_EXTRA)
+            self._want(self.wanted, max(self.extra, lacking))
+        elif self._spared_at is not None and now.boot - self._spared_at >= LINGER:
+            self._want(self.wanted, joining)
+        if joining or self.extra:
+            self._mind_joins(now, JOINS_LOOK)
+
+    def _mind_joins(self, now: Now, wait: float) -> None:
+        if not self._minds_joins and not self.stopping:
+            self._minds_joins = True
+            self.agenda.add_boot(now.boot + wait, "joins", None)
+
     def _on_died(self, subject: tuple[Worker, Died], when: float, now: Now) -> None:
         self._bury(*subject, now)
 
@@ -702,7 +745,9 @@ class Scheduler:
             return
         if self._bereft:
             self._give_bereft(now)
-        for worker, task in self.pool.choose(now):
+        # Who took the place of one that waits may find it going on, and stay for a while.
+        most = max(0, self.wanted - self.pool.running()) if self.extra else None
+        for worker, task in self.pool.choose(now, most):
             self._give(worker, task, now)
         for worker in self.pool.to_call_back(now):
             worker.recalled_at = now.boot
@@ -749,6 +794,7 @@ class Scheduler:
             self._noted.append(worker)
         worker.noted = max(worker.noted, ticket)
         worker.progress_at = now.boot
+        worker.joining = False  # a thread that it has left may still think so
 
     def _begin(self, worker: Worker, ticket: int, task: Task, now: Now, at: float) -> None:
         self._step(task, "start")
@@ -837,6 +883,16 @@ class Scheduler:
         # Kept until the commit: what comes next in this turn must find the number of this event.
         task = self._just_ended[task_id] = task_of(row)
         return task
+
+    def _join(self, peer: bytes, said: Joining, now: Now, _: Iterator[Any]) -> None:
+        """Take note that a worker's run waits for other tasks, or does so no more."""
+        worker = self._worker_of[peer]
+        worker.joining = not said.over
+        worker.progress_at = now.boot
+        if worker.joining:
+            if worker.sits_on_calls():
+                self._out.append(Send(peer, Recall()))
+            self._mind_joins(now, GRACE)
 
     def _handling(self, peer: bytes, said: Handling, now: Now, _: Iterator[Any]) -> None:
         """Take note that a worker runs the handlers of a call, or has run them."""

@@ -111,8 +111,9 @@ class Worker:
     """A worker, and what it holds."""
 
     __slots__ = (
-        "ahead", "bereft", "dead", "handling", "heard", "held", "last", "leaving", "name", "noted",
-        "peer", "pid", "progress_at", "queues", "recalled_at", "verdicts", "waits_for_it", "wishes",
+        "ahead", "bereft", "dead", "handling", "heard", "held", "joining", "last", "leaving",
+        "name", "noted", "peer", "pid", "progress_at", "queues", "recalled_at", "verdicts",
+        "waits_for_it", "wishes",
     )  # fmt: skip
 
     def __init__(self, name: str, peer: bytes = b"", pid: int = 0, queues: tuple[str, ...] = ()):
@@ -128,6 +129,8 @@ class Worker:
         #: Ticket of the call whose handlers it runs, or 0. It does not hold that any more: the
         #: outcome is saved.
         self.handling = 0
+        #: Whether what it runs waits for other tasks.
+        self.joining = False
         #: If it was given only these, as another process was killed: the task, and how it ended.
         self.bereft: tuple[Task, str] | None = None
         #: The task that is to run again once these are over, and which of its attempts comes then.
@@ -295,24 +298,51 @@ class Workers:
         """Return the workers that have nothing to do."""
         return [worker for worker in self.workers.values() if not worker.busy and worker.serving]
 
+    def joining(self) -> list[Worker]:
+        """Return the workers whose runs wait for other tasks."""
+        return [worker for worker in self.workers.values() if worker.joining and not worker.dead]
+
+    def running(self) -> int:
+        """Return how many workers have something to do and do not wait for other tasks."""
+        return sum(worker.busy and not worker.joining for worker in self.workers.values())
+
+    def starved(self) -> bool:
+        """Whether there is something that only workers could run whose runs wait for others."""
+        first, idle = self.ready.first, self.idle()
+        return any(first(worker.queues) is not None for worker in self.joining()) and not any(
+            first(worker.queues) is not None for worker in idle
+        )
+
     def stranded(self) -> bool:
         """Whether a worker may be sitting on calls that another one could run now."""
         sitting = any(worker.sits_on_calls() for worker in self.workers.values())
         return sitting and bool(self.idle())
 
-    def choose(self, now: Now) -> Iterator[tuple[Worker, Task]]:
-        """Yield who shall get what; the caller gives it before it asks for the next."""
+    def choose(self, now: Now, most: int | None = None) -> Iterator[tuple[Worker, Task]]:
+        """Yield who shall get what; the caller gives it before it asks for the next.
+
+        Parameters
+        ----------
+        now
+            The present instant.
+        most
+            How many of the idle workers may get something; None: all.
+        """
         if not self.ready:
             return
         for worker in self.idle():
-            task = self._next(worker, now, ahead=False)
+            task = self._next(worker, now, ahead=False) if most != 0 else None
             if task is not None:
+                most = None if most is None else most - 1
                 yield worker, task
         busy = [
             worker
             for worker in self.workers.values()
             # One that has not got on for a while is running something longer than thought.
-            if worker.busy and worker.serving and now.boot - worker.progress_at < STRANDED
+            if worker.busy
+            and worker.serving
+            and not worker.joining
+            and now.boot - worker.progress_at < STRANDED
         ]
         while busy and self.ready:
             for worker in list(busy):

@@ -36,6 +36,8 @@ class Crew:
         self.workers: dict[str, Worker] = {}
         #: How many workers there shall be, and of these how many for one queue only.
         self.wanted = 0
+        #: And how many more for a while, in the places of those that wait for other tasks.
+        self.extra = 0
         self._queues: tuple[str, ...] = ()
         self._own: dict[str, int] = {}
         # Children that find another parent than this one go (`wire.parent`).
@@ -72,6 +74,11 @@ class Crew:
         with open(os.open(f"{path}.new", flags, 0o600), "w") as file:
             json.dump(settings, file)
         os.replace(f"{path}.new", path)
+
+    @property
+    def lacking(self) -> int:
+        """How many workers there are too few."""
+        return self.wanted + self.extra - len(self.workers)
 
     def start_broker(self) -> Child:
         """Start the broker; its log is logs/broker.log."""

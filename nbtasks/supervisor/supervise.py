@@ -254,7 +254,7 @@ class Supervisor:
             case Kill():
                 self._kill(message)
             case Scale():
-                self._scale(message.workers)
+                self._scale(message)
             case Stop():
                 note("Told to stop by the broker.")
                 self._stop = message
@@ -264,7 +264,7 @@ class Supervisor:
 
     def _tell_pool(self) -> None:
         if self._welcome and self._link is not None:
-            self._link.send(Pool(tuple(self.crew.workers), self.crew.wanted))
+            self._link.send(Pool(tuple(self.crew.workers), self.crew.wanted, self.crew.extra))
 
     def _tell_deaths(self) -> None:
         untold = [died for died, told in self._deaths.values() if told is None]
@@ -341,9 +341,7 @@ class Supervisor:
 
     def _fill(self) -> None:
         """Start as many workers as are lacking."""
-        while (
-            self._stop is None and len(self.crew.workers) + self._pending_workers < self.crew.wanted
-        ):
+        while self._stop is None and self.crew.lacking > self._pending_workers:
             try:
                 self._start_worker()
             except OSError as error:
@@ -399,7 +397,7 @@ class Supervisor:
         if self._worker_starts.early == limits.TROUBLE:
             self._tell_trouble(exit_)
         if wait and self._stop is None:
-            if len(self.crew.workers) + self._pending_workers < self.crew.wanted:
+            if self.crew.lacking > self._pending_workers:
                 self._pending_workers += 1
                 self._after(wait, self._start_pending_worker)
         else:
@@ -425,10 +423,11 @@ class Supervisor:
         with suppress(OSError):
             write_private(self.runtime / TROUBLE_FILE, text.encode())
 
-    def _scale(self, wanted: int) -> None:
-        """Have `wanted` workers: start those lacking; the broker lets surplus ones go."""
+    def _scale(self, scale: Scale) -> None:
+        """Have so many workers: start those lacking; the broker lets surplus ones go."""
+        self.crew.extra = scale.extra
         try:
-            self.crew.want(wanted)
+            self.crew.want(scale.workers)
         except (OSError, ValueError, TypeError) as error:  # or the file is not what it was
             note(f"The number of workers cannot be written down: {error}. It holds until we end.")
         self._fill()

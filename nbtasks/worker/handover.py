@@ -25,7 +25,7 @@ from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any, NamedTuple
 
-from nbtasks.core.messages import Define, Handling, Run
+from nbtasks.core.messages import Define, Handling, Joining, Run
 
 Buffer = bytes | bytearray | memoryview
 
@@ -106,6 +106,8 @@ class Handover:
         self.loading = 0
         #: What the broker must know of the handlers that run now; None when none do.
         self.handling: Handling | None = None
+        #: The same of a run that waits for other tasks.
+        self.joining: Joining | None = None
         #: Set by the main thread: it waits for a call, or for its own end.
         self.resting = False
         #: Ticket of the running call whose end somebody wants.

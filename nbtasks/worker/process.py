@@ -385,6 +385,8 @@ class Link:
         self._instance = welcome.instance
         messages: list[Any] = []
         buffers: list[Buffer] = []
+        if (joining := self.handover.joining) is not None:
+            messages.append(joining)
         if (handling := self.handover.handling) is not None:
             messages.append(handling)
         for item in self._unnoted:

@@ -19,6 +19,7 @@ import inspect
 import json
 import os
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from nbtasks.core.messages import (
     Call,
     Done,
     Handling,
+    Joining,
     Options,
     Policy,
     Report,
@@ -157,6 +159,9 @@ class Runner:
         self._request: Request = Request()
         self._function: Function
         self._soft = 0.0
+        #: How often the running task waits for other tasks at the moment, in all its threads.
+        self._joins = 0
+        self._joins_lock = threading.Lock()
         #: Ticket of an outcome that found no room in the cell.
         self._unkept = 0
         #: Whether this is a process that a task has forked.
@@ -180,6 +185,8 @@ class Runner:
             # The next call might be the death of us, and the last one shall not suffer for it.
             self._handover.wait_noted(self._unkept, KEEP_WAIT)
             self._unkept = 0
+        if self._joins:  # in a thread that the last call has left
+            self._joins, self._handover.joining = 0, None
         if call.expires is not None and time.time() >= call.expires and not run.verdict:
             self._post_refusal(states.REVOKED, TaskRevokedError("expired"))
             return
@@ -491,6 +498,18 @@ class Runner:
     def cancelled(self) -> bool:
         """Return whether somebody wants the running task to end."""
         return self._handover.unwanted == self._ticket
+
+    def join(self, over: bool) -> None:
+        """Tell that the running task waits for other tasks, or does so no more."""
+        if self.forked:
+            return
+        with self._joins_lock:
+            before = self._joins
+            self._joins = max(0, before - 1) if over else before + 1
+            if (before == 0) != (self._joins == 0):
+                said = Joining(self._ticket, over)
+                self._handover.joining = None if over else said
+                self._handover.post(said)
 
 
 def end_child(outcome: life.Outcome) -> NoReturn:

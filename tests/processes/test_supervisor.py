@@ -248,6 +248,21 @@ def test_scaling_up_starts_workers_and_is_remembered(stage: Stage) -> None:
     assert json.loads((stage.runtime / "settings.json").read_text())["workers"] == 3
 
 
+def test_extra_workers_are_for_a_while_only(stage: Stage) -> None:
+    stage.start(workers=1)
+
+    stage.say(Scale(1, extra=2))
+
+    pool = stage.hear_pool(3)
+    assert (pool.wanted, pool.extra) == (1, 2)
+    assert json.loads((stage.runtime / "settings.json").read_text())["workers"] == 1
+    stage.ready_worker()[1].kill()
+    assert len(stage.hear_pool(3).workers) == 3
+    stage.say(Scale(1))
+    stage.ready_worker()[1].kill()
+    assert len(stage.hear_pool(2).workers) == 2
+
+
 def a_full_disk(runtime: Path) -> None:
     (runtime / "settings.json.new").mkdir()  # as good as one
 

@@ -1,0 +1,138 @@
+"""Tasks that wait for tasks that they send, in a pool smaller than their tree is deep."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+import nbtasks
+from nbtasks.context import allow_join_result
+from tests.living import SOON, eventually, kill
+
+
+@nbtasks.task
+def square(x):
+    return x * x
+
+
+@nbtasks.task
+def depth(n):
+    return 0 if n == 0 else 1 + depth.delay(n - 1).get(disable_sync_subtasks=False)
+
+
+@nbtasks.task
+def by_set(n):
+    with allow_join_result():
+        return nbtasks.ResultSet([square.delay(k) for k in range(n)]).get()
+
+
+@nbtasks.task
+def one_by_one(n):
+    with allow_join_result():
+        results = nbtasks.ResultSet([square.delay(k) for k in range(n)])
+        return sorted(told["result"] for _, told in results.iter_native())
+
+
+@nbtasks.task
+async def by_await(n):
+    with allow_join_result():
+        return list(await asyncio.gather(*[square.delay(k) for k in range(n)]))
+
+
+@nbtasks.task
+def by_map(n):
+    with nbtasks.Executor() as executor:
+        return list(executor.map(lambda x: x * x, range(n), chunksize=2))
+
+
+@nbtasks.task
+def by_future(n):
+    with nbtasks.Executor() as executor:
+        futures = [executor.submit(pow, k, 2) for k in range(n)]
+        return [future.result() for future in futures]
+
+
+@nbtasks.task
+def eagerly(n):
+    return depth.apply((n,)).get()
+
+
+@nbtasks.task
+def hold(begun, gate):
+    Path(begun).touch()
+    while not Path(gate).exists():
+        time.sleep(0.005)
+    return "held"
+
+
+@nbtasks.task
+def hold_by_another(begun, gate):
+    with allow_join_result():
+        return hold.delay(begun, gate).get()
+
+
+@nbtasks.task
+def note_overlap(folder):
+    mine = Path(folder) / str(time.monotonic_ns())
+    mine.touch()
+    time.sleep(0.02)
+    others = len(list(Path(folder).iterdir()))
+    mine.unlink()
+    return others
+
+
+@pytest.fixture
+def alone(make_cluster):
+    return make_cluster(workers=1)
+
+
+@pytest.mark.usefixtures("alone")
+def test_tasks_wait_for_one_another_in_a_pool_of_one():
+    assert depth.delay(3).get(timeout=SOON) == 3
+
+
+@pytest.mark.parametrize("waits", [by_set, one_by_one, by_await, by_map, by_future])
+@pytest.mark.usefixtures("alone")
+def test_a_task_may_wait_in_every_way(waits):
+    assert waits.delay(4).get(timeout=SOON) == [0, 1, 4, 9]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_task_that_is_applied_in_a_task_may_wait_too():
+    assert eagerly.delay(1).get(timeout=SOON) == 1
+
+
+def test_the_wait_outlives_the_broker(alone, short_path):
+    begun, gate = short_path / "begun", short_path / "gate"
+    waiting = hold_by_another.delay(str(begun), str(gate))
+    eventually(begun.exists)
+
+    kill(alone.broker_pid)
+    last = square.delay(3)
+    gate.touch()
+
+    assert waiting.get(timeout=SOON) == "held"
+    assert last.get(timeout=SOON) == 9
+
+
+def test_no_more_run_at_once_than_there_are_workers(alone, short_path):
+    assert depth.delay(1).get(timeout=SOON) == 1
+    assert len(alone.worker_pids()) == 2  # who stepped in stays for a while
+
+    folder = short_path / "running"
+    folder.mkdir()
+    results = [note_overlap.delay(str(folder)) for _ in range(10)]
+
+    assert {result.get(timeout=SOON) for result in results} == {1}
+
+
+def test_who_stepped_in_goes_again(alone):
+    assert depth.delay(1).get(timeout=SOON) == 1
+
+    eventually(lambda: len(alone.worker_pids()) == 1)
+
+    assert alone.status()["wanted"] == alone.settings.workers == 1
+    assert square.delay(2).get(timeout=SOON) == 4
