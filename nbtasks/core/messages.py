@@ -543,9 +543,9 @@ class Pool(Message, frozen=True):
     """Which workers there are, and how many there shall be."""
 
     workers: tuple[str, ...]
-    wanted: Count
+    wanted: Workers
     #: As in Scale.
-    extra: Count = 0
+    extra: Workers = 0
 
 
 class Died(Message, frozen=True):

@@ -710,8 +710,8 @@ class Scheduler:
             self._spared_at = now.boot
         complete = len(self.pool.serving()) >= self.wanted + self.extra
         if complete and joining > self.extra and self.pool.starved():
-            lacking = min(joining, self.extra + len(self.pool.ready), MOST_EXTRA)
-            self._want(self.wanted, max(self.extra, lacking))
+            some = min(joining, self.extra + len(self.pool.ready), MOST_EXTRA)
+            self._want(self.wanted, some)
         elif self._spared_at is not None and now.boot - self._spared_at >= LINGER:
             self._want(self.wanted, joining)
         if joining or self.extra:
