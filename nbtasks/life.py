@@ -369,7 +369,7 @@ def _judge_retry(task: Any, error: Retry) -> Outcome:
 
 
 def _when(when: Any) -> dict[str, Any]:
-    return {"countdown" if isinstance(when, (int, float, Real)) else "eta": when}
+    return {"countdown" if isinstance(when, Real) else "eta": when}
 
 
 def _consider_autoretry(task: Any, request: Request, error: BaseException) -> BaseException:

@@ -565,14 +565,14 @@ class Server:
         self._next_look = instant.boot + HOUSEKEEPING
         self._refusals.clear()
         actions: list[Action] = []
-        clients = self.scheduler.clients
-        for peer, hello in list(clients.items()):
-            if not alive(hello.pid):
-                actions += self.scheduler.gone(peer, instant)
-        self._unkept = {key: wish for key, wish in self._unkept.items() if key[0] in clients}
         living = set(filter(alive, self._pids))
         self._deaths |= living != self._pids
         self._pids = living
+        clients = self.scheduler.clients
+        for peer, hello in list(clients.items()):
+            if hello.pid not in living:
+                actions += self.scheduler.gone(peer, instant)
+        self._unkept = {key: wish for key, wish in self._unkept.items() if key[0] in clients}
         self._tidy(instant)
         self._introduce_again()
         if self.scheduler.clients or self.scheduler.tasks:

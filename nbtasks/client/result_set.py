@@ -377,7 +377,7 @@ class _Gathering:
     def run(self) -> None:
         """Wait for all; raise the first error met, and call back for each."""
         __tracebackhide__ = True
-        with context.joining():
+        with context.joining():  # once, rather than at each pause
             for member in self.completed():
                 if self._propagate or self._callback is not None:
                     member.maybe_throw(self._propagate, self._callback)

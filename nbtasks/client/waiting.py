@@ -199,7 +199,7 @@ def forget(results: Iterable[AsyncResult]) -> None:
         return
     here = over[0]._client
     here.tell(Forget(tuple(result.id for result in over)))
-    here.ask("peek", key="")  # questions are answered after what was said before them is done
+    here.settle()
     here.drop(result.id for result in over)
     for result in over:
         result._record = result._value = None

@@ -26,7 +26,10 @@ class FakeClient:
         #: What the broker has of tasks that this process has not sent: id → events.
         self.elsewhere: dict[str, list[Event]] = {}
         #: What the broker answers: question → function of its arguments.
-        self.answers: dict[str, Callable[..., Any]] = {"peek": lambda key: None}
+        self.answers: dict[str, Callable[..., Any]] = {
+            "peek": lambda key: None,
+            "settled": lambda: None,
+        }
         #: All that was told, in order.
         self.told: list[Any] = []
         self.gone = False
@@ -152,6 +155,9 @@ class FakeClient:
             if isinstance(message, Forget):
                 for task_id in message.ids:
                     self.elsewhere.pop(task_id, None)
+
+    def settle(self, timeout: float = 10.0) -> None:
+        self.ask("settled", timeout=timeout)
 
     def ask(self, what: str, *, timeout: float = 10.0, **args: Any) -> Any:
         if what not in self.answers:
