@@ -6,8 +6,9 @@ Whoever writes a piece does not wait for the disk, and neither does the worker t
 what can be lost with the power until then has not been accepted yet. A result is told at once, as
 whoever waits for it dies with the same power; it reaches the disk a moment later.
 
-Unless somebody waits for acceptance, that begins after a moment: arguments that are not needed any
-more by then never go to the disk, and neither do they stand in the way of what is written next.
+Unless somebody waits for acceptance, that begins once no more files have come for a moment: while
+many do, the disk would stand in the way of the next ones, and what is not needed any more by then
+never has to go there. It does not wait for ever, so that power can take little.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from nbtasks.wire.connection import sync
 
 log = logging.getLogger("nbtasks.broker")
 
-#: Seconds that a file may wait for others, and for not being needed any more.
+#: Seconds without a new file after which the disk begins, and those after which it begins anyway.
 MOMENT = 0.2
+LATEST = 1.0
 #: What a disk says that fails, or is full.
 FAILING = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
 #: Seconds between two attempts where the disk would not.
@@ -62,8 +64,8 @@ class Disk:
         #: What the thread does not know of yet, to be kept and to be unlinked: one wish.
         self._noted: list[str] = []
         self._dropped: list[str] = []
-        #: When it shall know of it (boot clock).
-        self._due = 0.0
+        #: When it shall know of it, and until when that may be put off (boot clock).
+        self._due = self._latest = 0.0
         self._last = 0
         #: All wishes up to this number are fulfilled.
         self.through = 0
@@ -89,11 +91,12 @@ class Disk:
 
     def _set_due(self, instant: float) -> None:
         if not self._noted and not self._dropped:
-            self._due = instant + MOMENT
+            self._latest = instant + LATEST
+        self._due = min(instant + MOMENT, self._latest)
 
     def hurry(self) -> None:
         """Let the next `begin` begin: somebody waits."""
-        self._due = 0.0
+        self._due = self._latest = 0.0
 
     def wait(self, instant: float) -> float | None:
         """Return the seconds until `begin` has something to do, or None."""

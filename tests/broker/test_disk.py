@@ -63,24 +63,39 @@ def test_nothing_is_synced_before_it_is_time(kept, folder, monkeypatch):
     assert kept.through == 0
 
 
-def test_files_wait_a_moment_unless_somebody_is_in_a_hurry(kept, rung):
-    first = kept.keep(["a"], 10.0)
-    assert kept.keep(["b"], 10.1) == first
-    assert kept.wait(10.1) == pytest.approx(disk.MOMENT - 0.1)
-    kept.begin(10.1)
+def test_files_wait_until_no_more_come_for_a_moment(kept, rung):
+    wish = kept.keep(["a"], 10.0)
+    assert kept.keep(["b"], 10.1) == wish
+    assert kept.wait(10.1) == pytest.approx(disk.MOMENT)
+    kept.begin(10.0 + disk.MOMENT)
     assert kept._thread is None
 
-    kept.begin(10.0 + disk.MOMENT)
+    kept.begin(10.1 + disk.MOMENT)
     assert rung.wait(10)
-    assert (kept.through, kept.wait(11.0)) == (first, None)
+    assert (kept.through, kept.wait(11.0)) == (wish, None)
 
-    rung.clear()
-    second = kept.keep(["c"], 20.0)
+
+def test_files_that_keep_coming_wait_no_longer_than_that(kept, rung):
+    instant = 10.0
+    while instant < 10.0 + disk.LATEST:
+        wish = kept.keep(["a"], instant)
+        kept.begin(instant)
+        assert kept._thread is None
+        instant += disk.MOMENT / 2
+
+    kept.begin(instant)
+    assert rung.wait(10)
+    assert kept.through == wish
+
+
+def test_files_do_not_wait_when_somebody_is_in_a_hurry(kept, rung):
+    first = kept.keep(["a"], 20.0)
     kept.hurry()
+    assert kept.keep(["b"], 20.0) == first
     assert kept.wait(20.0) == 0.0
     kept.begin(20.0)
     assert rung.wait(10)
-    assert kept.through == second
+    assert kept.through == first
 
 
 def test_end_does_what_was_asked_for(folder, monkeypatch):
