@@ -17,26 +17,11 @@ confirmed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import msgspec
 
 from nbtasks.core import states
-from nbtasks.core.actions import (
-    Action,
-    SaveCall,
-    SaveCleared,
-    SaveDefinition,
-    SaveEvent,
-    SaveForget,
-    SaveGiven,
-    SaveRevoked,
-    SaveTask,
-    Send,
-    Task,
-    task_of,
-)
 from nbtasks.core.messages import (
     Accepted,
     Again,
@@ -62,6 +47,8 @@ from nbtasks.core.messages import (
     Submit,
 )
 from nbtasks.core.scheduler import Scheduler
+from nbtasks.core.tasks import Task, task_of
+from nbtasks.core.turn import Send, Turn
 
 CLIENT = b"client"
 SUPERVISOR = b"supervisor"
@@ -84,32 +71,32 @@ class MemoryStore:
         self.given: dict[tuple[str, int], int] = {}
         self.unwanted: dict[str, None] = {}
 
-    def commit(self, saves: Iterable[Action]) -> None:
+    def commit(self, turn: Turn) -> None:
         """Take in what one turn saves."""
-        for save in saves:
-            if type(save) is SaveCall:
-                self.calls[save.seq] = save.call
-            elif type(save) is SaveTask:
-                self.rows[save.task.seq] = task_of(save.task)
-                self.seqs[save.task.id] = save.task.seq
-            elif type(save) is SaveEvent:
-                self.events.setdefault(save.seq, []).append(save.event)
-            elif type(save) is SaveDefinition:
-                self.definitions[save.define.digest] = save.define
-            elif type(save) is SaveGiven:
-                self.given[save.worker, save.ticket] = save.seq
-            elif type(save) is SaveCleared:
-                self.given = {
-                    (worker, ticket): seq
-                    for (worker, ticket), seq in self.given.items()
-                    if worker != save.worker or ticket >= save.below
-                }
-            elif type(save) is SaveForget:
-                del self.seqs[self.rows.pop(save.seq).id]
-            elif type(save) is SaveRevoked:
-                self.unwanted.pop(save.id, None)
-                if save.kept:
-                    self.unwanted[save.id] = None
+        new = {seq: saved.task for seq, saved in turn.calls.items()}
+        for seq, task in {**new, **turn.tasks}.items():
+            self.rows[seq] = task_of(task)
+            self.seqs[task.id] = seq
+        for seq, saved in turn.calls.items():
+            self.calls[seq] = saved.call
+        for seq, event, _ in turn.events:
+            self.events.setdefault(seq, []).append(event)
+        for define, _ in turn.definitions:
+            self.definitions[define.digest] = define
+        for name, pairs in turn.given.items():
+            self.given |= {(name, ticket): seq for ticket, seq in pairs}
+        for name, below in turn.cleared.items():
+            self.given = {
+                (worker, ticket): seq
+                for (worker, ticket), seq in self.given.items()
+                if worker != name or ticket >= below
+            }
+        for seq in turn.forgotten:
+            del self.seqs[self.rows.pop(seq).id]
+        for task_id, kept in turn.revoked.items():
+            self.unwanted.pop(task_id, None)
+            if kept:
+                self.unwanted[task_id] = None
 
     def open_tasks(self) -> list[Task]:
         rows = {seq: task_of(row) for seq, row in self.rows.items() if row.phase != states.DONE}
@@ -344,7 +331,8 @@ class Simulation:
         self._dies_in = None
         self._mail.clear()
         self.scheduler = self._new_scheduler()
-        self._carry_out(self.scheduler.restore(self.store.open_tasks(), self.now))
+        self.scheduler.restore(self.store.open_tasks(), self.now)
+        self._carry_out()
         mail = self._mail.append
         mail((SUPERVISOR, Hello("supervisor", "s", 1, "3.11", workers=tuple(self.workers))))
         for died in self._deaths:
@@ -397,24 +385,23 @@ class Simulation:
     def _settle(self) -> None:
         """Let the broker take its turns until nobody has anything to say."""
         while True:
-            actions: list[Action] = []
             while self._mail:
                 peer, message = self._mail.popleft()
-                actions += self.scheduler.receive(peer, message, self.now)
-            self._carry_out(actions + self.scheduler.tick(self.now))
+                self.scheduler.receive(peer, message, self.now)
+            self.scheduler.tick(self.now)
+            self._carry_out()
             if not self._mail:
                 return
 
-    def _carry_out(self, actions: list[Action]) -> None:
+    def _carry_out(self) -> None:
         if self._dies_now():
             return
-        self.store.commit(actions)
-        self.scheduler.committed()
-        for action in actions:
-            if isinstance(action, Send):
+        self.store.commit(self.scheduler.turn)
+        for peer, said in self.scheduler.committed().mail.items():
+            for each in said:
                 if self._dies_now():
                     return
-                self._deliver(action)
+                self._deliver(peer, each if isinstance(each, Send) else Send(each))
 
     def _dies_now(self) -> bool:
         """Let the broker die if this is the chance that it does not let pass."""
@@ -426,11 +413,11 @@ class Simulation:
         self._crash()
         return True
 
-    def _deliver(self, send: Send) -> None:
+    def _deliver(self, peer: bytes, send: Send) -> None:
         message = send.message
         if isinstance(message, Event):
             self.told.setdefault(message.id, []).append(message)
-        worker = self.workers.get(send.peer.decode(errors="replace"))
+        worker = self.workers.get(peer.decode(errors="replace"))
         if isinstance(message, Accepted):
             for batch in message.batches:
                 self._unaccepted.pop(batch, None)

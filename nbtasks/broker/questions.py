@@ -31,8 +31,8 @@ from nbtasks.wire.connection import STORE_FILE
 if TYPE_CHECKING:
     from nbtasks.broker.rows import TaskRow
     from nbtasks.broker.store import Store
-    from nbtasks.core.actions import Action, Task
     from nbtasks.core.scheduler import Scheduler
+    from nbtasks.core.tasks import Task
     from nbtasks.core.workers import Worker
     from nbtasks.wire.connection import Settings
 
@@ -61,7 +61,7 @@ class Questions:
         scheduler: Scheduler,
         store: Store,
         settings: Settings,
-        carry_out: Callable[[list[Action], Now], None],
+        carry_out: Callable[[Now], None],
         facts: Callable[[Now], dict[str, Any]],
     ) -> None:
         self._scheduler, self._store, self._settings = scheduler, store, settings
@@ -260,8 +260,8 @@ class Questions:
         """Say nothing but that what the same peer has sent before is carried out by now."""
 
     def _answer_purge(self, instant: Now) -> int:
-        count, actions = self._scheduler.purge(instant)
-        self._carry_out(actions, instant)
+        count = self._scheduler.purge(instant)
+        self._carry_out(instant)
         return count
 
     def _answer_children(self, instant: Now, id: str) -> list[str]:

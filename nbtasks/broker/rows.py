@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import Final
 
 from nbtasks.broker.journal import StateRow
-from nbtasks.core.actions import (
-    Row,
-    Save,
-    SaveCall,
-    SaveCleared,
-    SaveDefinition,
-    SaveEmptied,
-    SaveEvent,
-    SaveForget,
-    SaveGiven,
-    SaveRevoked,
-    SaveTask,
-    SaveUnwanted,
-    Task,
-)
 from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Now, Options
-from nbtasks.core.states import DONE, PENDING, QUEUED
+from nbtasks.core.states import ASSIGNED, DONE, QUEUED
+from nbtasks.core.tasks import Row, Task
+from nbtasks.core.turn import NewCall
 
 Buffer = bytes | bytearray | memoryview
 
@@ -55,63 +43,6 @@ class TaskRow(Row, gc=False):
 def shown_name(name: str, options: Options | None) -> str:
     """Return the name to show for a call."""
     return name if options is None else options.shadow or name
-
-
-# ---------------------------------------------------------------------------------------- a turn
-
-
-class Turn:
-    """The saves of one turn, sorted and with each row once."""
-
-    __slots__ = (
-        "calls", "cleared", "definitions", "emptied", "events", "forgotten", "given", "revoked",
-        "tasks", "unwanted",
-    )  # fmt: skip
-
-    def __init__(self, saves: Iterable[Save]) -> None:
-        self.calls: dict[int, SaveCall] = {}
-        self.tasks: dict[int, Task] = {}
-        self.events: list[SaveEvent] = []
-        self.definitions: list[SaveDefinition] = []
-        self.forgotten: set[int] = set()
-        self.emptied: set[int] = set()
-        #: Payload frames of calls that were known already.
-        self.unwanted: list[Buffer] = []
-        #: Id of a call that has not come → whether to remember that it was revoked.
-        self.revoked: dict[str, bool] = {}
-        #: Worker → (ticket, seq) of what it was given; worker → below which ticket that is over.
-        self.given: dict[str, list[tuple[int, int]]] = {}
-        self.cleared: dict[str, int] = {}
-        tasks, events = self.tasks, self.events
-        for save in saves:
-            if type(save) is SaveTask:
-                tasks[save.task.seq] = save.task
-            elif type(save) is SaveEvent:
-                events.append(save)
-            elif type(save) is SaveCall:
-                self.calls[save.seq] = save
-            elif type(save) is SaveGiven:
-                self.given.setdefault(save.worker, []).append((save.ticket, save.seq))
-            elif type(save) is SaveCleared:
-                self.cleared[save.worker] = save.below
-            elif type(save) is SaveDefinition:
-                self.definitions.append(save)
-            elif type(save) is SaveForget:
-                self.forgotten.add(save.seq)
-            elif type(save) is SaveEmptied:
-                self.emptied.add(save.seq)
-            elif type(save) is SaveUnwanted:
-                self.unwanted.extend(save.buffers)
-            elif type(save) is SaveRevoked:
-                self.revoked[save.id] = save.kept
-        if self.forgotten:
-            self._leave_out()
-
-    def _leave_out(self) -> None:
-        for seq in self.forgotten:
-            self.calls.pop(seq, None)
-            self.tasks.pop(seq, None)
-        self.events = [save for save in self.events if save.seq not in self.forgotten]
 
 
 # -------------------------------------------------------------------- notes of what was given
@@ -154,33 +85,38 @@ def joined(parts: Iterable[tuple[int, bytes]]) -> dict[int, bytes]:
 # ------------------------------------------------------------------------------- what becomes rows
 
 
-def task_for(save: SaveCall) -> Task:
-    """Return the task that a call makes when nothing else is said of it."""
-    call = save.call
-    return Task(
-        save.seq, call.id, call.definition, call.name, save.client, call.priority, call.queue,
-        QUEUED, state=PENDING, retries=call.retries, due=call.due,
-        eta=call.eta, expires=call.expires,
-    )  # fmt: skip
-
-
 def without_known(call: Call, task: Task) -> Call:
     """Return a call without what its row says already, and without a long body."""
     body = call.body if len(call.body) <= SHORT_BODY else b""
-    known = call.name == task.name and call.definition == task.definition
+    definition, name = call.definition, call.name
+    if name == task.name and definition == task.definition:
+        definition, name = b"", ""
     # Not `replace`, which takes twice as long, and this is done for each call.
     return Call(
-        "", b"" if known else call.definition, "" if known else call.name, body, call.frames,
+        "", definition, name, body, call.frames,
         call.summary, call.due, call.eta, call.expires, call.priority, call.queue, call.root,
         call.parent, call.retries, call.options,
     )  # fmt: skip
 
 
-def call_payloads(save: SaveCall) -> Iterator[tuple[int, int, int, int, Buffer]]:
-    if len(save.call.body) > SHORT_BODY:
-        yield save.seq, 0, BODY, 0, save.call.body
-    for part in parts(save.buffers):
-        yield save.seq, 0, *part
+def call_payloads(new: NewCall) -> Iterator[tuple[int, int, int, int, Buffer]]:
+    seq = new.task.seq
+    if len(new.call.body) > SHORT_BODY:
+        yield seq, 0, BODY, 0, new.call.body
+    for part in parts(new.buffers):
+        yield seq, 0, *part
+
+
+#: What makes a task special, and what most tasks have there.
+_special = attrgetter(
+    "due", "eta", "expires", "retries", "deaths", "wish", "limit_at", "priority", "queue"
+)
+_USUAL: Final = (None, None, None, 0, 0, "", None, DEFAULT_PRIORITY, DEFAULT_QUEUE)
+
+
+def is_as_new(task: Task) -> bool:
+    """Whether a task is as its call alone makes it, and at most given to a worker."""
+    return task.phase in (QUEUED, ASSIGNED) and not task.n and _special(task) == _USUAL
 
 
 def state_row(task: Task, now: Now) -> StateRow:
@@ -189,18 +125,8 @@ def state_row(task: Task, now: Now) -> StateRow:
     if task.phase == DONE:
         ended_at = now.wall if task.ended_at is None else task.ended_at
     row = (task.seq, task.phase, task.state, task.n, task.worker, task.ticket, ended_at)
-    if (
-        task.n <= 1  # else it may have been run again, for another client
-        and task.due is None
-        and task.expires is None
-        and task.eta is None
-        and not task.retries
-        and not task.deaths
-        and not task.wish
-        and task.limit_at is None
-        and task.priority == DEFAULT_PRIORITY
-        and task.queue == DEFAULT_QUEUE
-    ):
+    # With more events it may have been run again, for another client.
+    if task.n <= 1 and _special(task) == _USUAL:
         return row
     due_at = None if task.due is None else task.due - now.boot + now.wall
     return (

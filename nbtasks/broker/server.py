@@ -1,9 +1,9 @@
 """The broker's shell: drain the socket, let the scheduler decide, save once, send.
 
-    clients ──┐                    ┌─ SaveCall SaveTask SaveEvent ... ─▶ store (one commit a turn)
-    workers ──┼─▶ ROUTER ─▶ Scheduler                                      │
-    supervisor┘   (drain)   (pure)  └─ Send ──────── after the commit ◀────┘
-                                          └─▶ one multipart message a peer
+    clients ──┐                    ┌─ what is to be saved ─▶ store (one commit a turn)
+    workers ──┼─▶ ROUTER ─▶ Scheduler                           │
+    supervisor┘   (drain)   (pure)  └─ mail ─ after the commit ◀┘
+                                         └─▶ one multipart message a peer
 
 One thread, one loop. A turn takes in whatever lies ready, so under load many messages share one
 commit and one send a peer, and alone a message waits for nobody.
@@ -25,7 +25,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ import zmq
 from nbtasks.broker.disk import Disk
 from nbtasks.broker.questions import Questions
 from nbtasks.broker.store import Store
-from nbtasks.core.actions import Action, Row, Send, call_now
 from nbtasks.core.messages import (
     STRANGER,
     Accepted,
@@ -54,6 +53,8 @@ from nbtasks.core.messages import (
 )
 from nbtasks.core.scheduler import Scheduler
 from nbtasks.core.states import DONE
+from nbtasks.core.tasks import Row, call_now
+from nbtasks.core.turn import Send, Turn
 from nbtasks.exceptions import ClusterError, StoreCorrupt
 from nbtasks.wire import locks, segments, sockets
 from nbtasks.wire.connection import (
@@ -73,7 +74,7 @@ from nbtasks.wire.parent import alive
 
 log = logging.getLogger("nbtasks.broker")
 
-#: What a turn takes in at most, in actions that follow: bounds memory, and how long others wait.
+#: What a turn takes in at most, calls and outcomes: bounds memory, and how long others wait.
 DRAIN = 5_000
 #: Seconds between two looks at things that are nobody's news.
 HOUSEKEEPING = 5.0
@@ -99,7 +100,7 @@ REFUSALS = 20
 
 
 class StoredFacts:
-    """The store, as the scheduler asks it (`core.actions.Archive`)."""
+    """The store, as the scheduler asks it (`core.tasks.Archive`)."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -165,9 +166,7 @@ class Server:
         self._unkept: dict[tuple[bytes, int], int] = {}
         #: The same of those that are accepted but for that.
         self._awaits_disk: dict[tuple[bytes, int], int] = {}
-        self._saves: list[Any] = []
-        self._sends: list[Send] = []
-        self._for_supervisor: list[Send] = []
+        self._for_supervisor: list[Any] = []
         #: Confirmations held back, and when they must go (boot clock).
         self._lazy: dict[bytes, list[Any]] = {}
         self._lazy_until = 0.0
@@ -183,9 +182,8 @@ class Server:
         #: Whether the last poll brought nothing.
         self._quiet = False
         self._busy_at = self.started.boot
-        self.carry_out(
-            self.scheduler.restore(self.store.open_tasks(self.started), self.started), self.started
-        )
+        self.scheduler.restore(self.store.open_tasks(self.started), self.started)
+        self.carry_out(self.started)
         #: What peers find in the connection file.
         self._connection = Connection(
             instance=self.instance.hex(),
@@ -284,15 +282,15 @@ class Server:
 
     def turn(self, instant: Now) -> None:
         """Take in what has come, decide, save, send."""
-        actions: list[Action] = []
         questions: list[tuple[bytes, Ask]] = []
-        while len(actions) + len(questions) < DRAIN and sockets.has_news(self.socket):
+        room = DRAIN
+        while room > 0 and sockets.has_news(self.socket):
             peer, *parts = self.socket.recv_multipart(zmq.NOBLOCK)
-            self._take_in(peer, parts, instant, actions, questions)
+            room -= self._take_in(peer, parts, instant, questions)
         if instant.boot >= self._next_look:
-            actions += self._look_around(instant)
-        actions += self.scheduler.tick(instant)
-        self.carry_out(actions, instant)
+            self._look_around(instant)
+        self.scheduler.tick(instant)
+        self.carry_out(instant)
         if self._deaths and instant.boot >= self._next_burial:
             self._bury(instant)
         self._tell_supervisor()
@@ -301,54 +299,55 @@ class Server:
         self._accept_what_is_kept()
         self._send_held_back(instant)
         for peer, question in questions:
-            self._post([Send(peer, self.questions.answer(question, instant))])
+            self._post({peer: [self.questions.answer(question, instant)]})
 
     def _take_in(
-        self,
-        peer: bytes,
-        parts: list[bytes],
-        instant: Now,
-        actions: list[Action],
-        questions: list[tuple[bytes, Ask]],
-    ) -> None:
+        self, peer: bytes, parts: list[bytes], instant: Now, questions: list[tuple[bytes, Ask]]
+    ) -> int:
+        """Take a batch in; return how much that was."""
         try:
             instance, messages, buffers = unpack_to_broker(parts)
         except ProtocolError as error:
-            actions += self._refuse(peer, str(error))
-            return
+            self._refuse(peer, str(error))
+            return 1
         if instance != self.instance and not isinstance(messages[0] if messages else None, Hello):
-            actions += self._refuse(peer, STRANGER)
-            return
+            self._refuse(peer, STRANGER)
+            return 1
         if self._disk is not None and self.scheduler.role_of(peer):
             self._keep(self._disk, peer, messages, buffers, instant)
         frames = iter(buffers)
+        much = len(messages)
         for message in messages:
             kind = type(message)
             if kind is Hello:
                 if why := self._unlike(message):
-                    actions += self._refuse(peer, why)
-                    return
-                actions += self._greet(peer, message, instant)
+                    self._refuse(peer, why)
+                    break
+                self._greet(peer, message, instant)
             elif kind is Ask and self.scheduler.role_of(peer) == "client":
                 questions.append((peer, message))
             elif self.store_failed_at is not None and kind in (Define, Submit):
                 take(frames, message.frames)  # it will come again
             else:
-                actions += self.scheduler.receive(peer, message, instant, frames)
+                self.scheduler.receive(peer, message, instant, frames)
+                if kind is Submit:
+                    much += len(message.calls)
+        return much
 
-    def _greet(self, peer: bytes, hello: Hello, instant: Now) -> list[Action]:
+    def _greet(self, peer: bytes, hello: Hello, instant: Now) -> None:
         """Make a peer known, and welcome it before it hears anything else."""
-        heard = self.scheduler.receive(peer, hello, instant)
+        mail = self.scheduler.turn.mail[peer]
+        before = len(mail)
+        self.scheduler.receive(peer, hello, instant)
         if self.scheduler.role_of(peer) == hello.role:
             self._pids.add(hello.pid)
-            heard.insert(0, Send(peer, Welcome(self.instance, self.store.name), free=True))
-        return heard
+            mail.insert(before, Send(Welcome(self.instance, self.store.name), free=True))
 
     def _tell_supervisor(self) -> None:
         """Say what there was to say to the supervisor before it was known."""
         if self._for_supervisor and (peer := self.scheduler.supervisor):
             waiting, self._for_supervisor = self._for_supervisor, []
-            self._send(peer, [send.message for send in waiting], [])
+            self._send(peer, waiting, [])
 
     def _keep(
         self,
@@ -386,14 +385,14 @@ class Server:
             tuple(batch for batch in accepted.batches if (peer, batch) not in self._awaits_disk)
         )
 
-    def _refuse(self, peer: bytes, why: str) -> list[Action]:
+    def _refuse(self, peer: bytes, why: str) -> None:
         """Say no to a peer, a few times."""
         refusals = self._refusals[peer] = self._refusals.get(peer, 0) + 1
         if refusals > REFUSALS:
-            return []
+            return
         if why != STRANGER:
             log.warning("refused %s: %s", peer.hex(), why)
-        return [Send(peer, Refused(why), free=True)]
+        self.scheduler.turn.say(peer, Send(Refused(why), free=True))
 
     def _facts(self, instant: Now) -> dict[str, Any]:
         """Return what `status` tells of this process."""
@@ -418,27 +417,23 @@ class Server:
 
     # ------------------------------------------------------------------------------ doing it
 
-    def carry_out(self, actions: list[Action], instant: Now) -> None:
+    def carry_out(self, instant: Now) -> None:
         """Save all that is to be saved, in one transaction; then send."""
-        for action in actions:
-            if type(action) is Send:
-                self._sends.append(action)
-            else:
-                self._saves.append(action)
-        if self._saves and not self._save(instant):
-            self._post([send for send in self._sends if send.free])
-            self._sends = [send for send in self._sends if not send.free]
-        elif self._sends:
-            sends, self._sends = self._sends, []
-            self._post(sends)
+        turn = self.scheduler.turn
+        saved = not turn.saves or self._save(turn, instant)
+        if saved:
+            self.scheduler.committed()
+            self._post(turn.mail, turn.absent)
+        else:
+            self._post(turn.take_free())
 
-    def _save(self, instant: Now) -> bool:
+    def _save(self, turn: Turn, instant: Now) -> bool:
         """Save all that is to be saved; return whether the store could."""
         failed_at = self.store_failed_at
         if failed_at is not None and instant.boot - failed_at < STORE_RETRY:
             return False
         try:
-            self.store.commit(self._saves, instant)
+            self.store.commit(turn, instant)
         except StoreCorrupt:
             raise
         except ClusterError as error:
@@ -449,48 +444,53 @@ class Server:
         if failed_at is not None:
             log.info("the store can write again")
         self.store_failed_at = None
-        self._saves.clear()
         if self.store.replaced and self._disk is not None:
             self._sync()
             self._disk.drop(self.store.replaced, instant.boot)
             self.store.replaced.clear()
-        self.scheduler.committed()
         return True
 
-    def _post(self, sends: list[Send]) -> None:
-        """Send, one multipart message a peer."""
-        calls = self._missing_calls(sends)
-        batches: dict[bytes, tuple[list[Any], list[Buffer]]] = {}
-        for send in sends:
-            if not send.peer:
-                self._for_supervisor.append(send)
-                continue
-            if self._unkept and type(send.message) is Accepted:
-                accepted = self._without_unkept(send.peer, send.message)
-                if not accepted.batches:
-                    continue
-                send = msgspec.structs.replace(send, message=accepted)
-            if send.lazy:
-                self._hold_back(send)
-                continue
-            batch = batches.get(send.peer)
-            if batch is None:
-                batch = batches[send.peer] = ([], [])
-            if send.task is None and send.replay is None and not send.fetch:
-                batch[0].append(send.message)
-                if send.buffers:
-                    batch[1].extend(send.buffers)
-                continue
-            for message, buffers in self._look_up(send, calls):
-                batch[0].append(message)
-                batch[1].extend(buffers)
-        # A worker may begin before the disk has the call: who could tell dies with the same power.
+    def _post(self, mail: dict[bytes, list[Any]], absent: Sequence[int] = ()) -> None:
+        """Send, one multipart message a peer; `absent` calls are read for that, all at once."""
+        calls = self.store.calls(absent) if absent else {}
         role_of = self.scheduler.role_of
-        for peer in sorted(batches, key=lambda peer: role_of(peer) != "worker"):
+        # A worker may begin before the disk has the call: who could tell dies with the same power.
+        for peer in sorted(mail, key=lambda peer: role_of(peer) != "worker"):
+            if not peer:
+                self._for_supervisor += mail[peer]
+                continue
+            messages, payload = self._made_ready(peer, mail[peer], calls)
+            if not messages:
+                continue
             if role_of(peer) != "worker":
                 self._sync()
-            messages, payload = batches[peer]
             self._send(peer, self._lazy.pop(peer, []) + messages, payload)
+
+    def _made_ready(
+        self, peer: bytes, said: list[Any], calls: dict[int, tuple[Call, tuple[Any, ...]]]
+    ) -> tuple[list[Any], list[Buffer]]:
+        """Return the messages for a peer with their payload; what may wait is put aside."""
+        messages: list[Any] = []
+        payload: list[Buffer] = []
+        for each in said:
+            if type(each) is not Send:
+                messages.append(each)
+                continue
+            message = each.message
+            if self._unkept and type(message) is Accepted:
+                message = self._without_unkept(peer, message)
+                if not message.batches:
+                    continue
+            if each.lazy:
+                self._hold_back(peer, message)
+            elif each.task is None and each.replay is None and not each.fetch:
+                messages.append(message)
+                payload.extend(each.buffers)
+            else:
+                for found, buffers in self._look_up(each, calls):
+                    messages.append(found)
+                    payload.extend(buffers)
+        return messages, payload
 
     def _sync(self) -> None:
         """Let what was saved reach the disk; where that fails, nobody hears anything meanwhile."""
@@ -503,14 +503,14 @@ class Server:
                 log.error("the disk does not keep the store: %s", error)
             time.sleep(STORE_RETRY)
 
-    def _hold_back(self, send: Send) -> None:
+    def _hold_back(self, peer: bytes, message: Any) -> None:
         """Keep a confirmation until there is other news for its peer, or for a moment.
 
         A send costs more than all else that happens to a task that travels alone.
         """
         if not self._lazy:
             self._lazy_until = boot() + LAZY
-        self._lazy.setdefault(send.peer, []).append(send.message)
+        self._lazy.setdefault(peer, []).append(message)
 
     def _send_held_back(self, instant: Now) -> None:
         if self._lazy and instant.boot >= self._lazy_until:
@@ -518,11 +518,6 @@ class Server:
             self._sync()
             for peer, messages in held.items():
                 self._send(peer, messages, [])
-
-    def _missing_calls(self, sends: list[Send]) -> dict[int, tuple[Call, tuple[Any, ...]]]:
-        """Read the calls that are not in memory any more, all at once."""
-        wanted = [send.task.seq for send in sends if send.task is not None]
-        return self.store.calls(wanted) if wanted else {}
 
     def _look_up(
         self, send: Send, calls: dict[int, tuple[Call, tuple[Any, ...]]]
@@ -560,18 +555,17 @@ class Server:
 
     # ------------------------------------------------------------------------------ now and then
 
-    def _look_around(self, instant: Now) -> list[Action]:
+    def _look_around(self, instant: Now) -> None:
         """Notice clients that are gone, drop what has expired, and leave when nobody is here."""
         self._next_look = instant.boot + HOUSEKEEPING
         self._refusals.clear()
-        actions: list[Action] = []
         living = set(filter(alive, self._pids))
         self._deaths |= living != self._pids
         self._pids = living
         clients = self.scheduler.clients
         for peer, hello in list(clients.items()):
             if hello.pid not in living:
-                actions += self.scheduler.gone(peer, instant)
+                self.scheduler.gone(peer, instant)
         self._unkept = {key: wish for key, wish in self._unkept.items() if key[0] in clients}
         self._tidy(instant)
         self._introduce_again()
@@ -582,8 +576,7 @@ class Server:
             # Whoever looks for us from now on starts anew; who came before was taken note of.
             (self.runtime / CONNECTION_FILE).unlink(missing_ok=True)
             self._leaving = True
-            actions.append(Send(self.scheduler.supervisor, Stop()))
-        return actions
+            self.scheduler.turn.say(self.scheduler.supervisor, Stop())
 
     def _catch_up(self, instant: Now) -> None:
         """Use a quiet moment to bring some of the store's journal into its tables."""

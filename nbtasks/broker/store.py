@@ -1,6 +1,6 @@
 """What a cluster must not forget: one SQLite file, written by the broker alone.
 
-    Scheduler ─ saves ─▶ Store.commit ─▶ one transaction a turn ─▶ store.sqlite-wal ─▶ store.sqlite
+    Scheduler ── Turn ─▶ Store.commit ─▶ one transaction a turn ─▶ store.sqlite-wal ─▶ store.sqlite
                                                           (`sync` in "full")   (checkpoints)
 
 * All saves of a turn become one transaction, so a state, its event and the acknowledgement that
@@ -35,21 +35,20 @@ from nbtasks.broker.rows import (
     BODY,
     SHORT_BODY,
     TaskRow,
-    Turn,
     call_payloads,
+    is_as_new,
     joined,
     pack_given,
     parts,
     shown_name,
     state_row,
-    task_for,
     unpack_given,
     without_known,
 )
 from nbtasks.broker.tables import PUT_EVENT, statements
-from nbtasks.core.actions import Save, SaveDefinition
 from nbtasks.core.messages import Call, Define, Event, Now
 from nbtasks.core.states import ASSIGNED, DONE, PROPAGATE_STATES
+from nbtasks.core.turn import Buffers, Turn
 from nbtasks.exceptions import StoreCorrupt, StoreError
 from nbtasks.wire import segments
 from nbtasks.wire.connection import SEGMENTS
@@ -231,20 +230,20 @@ class Store:
 
     # --------------------------------------------------------------------------------- saving
 
-    def commit(self, saves: Sequence[Save], now: Now) -> None:
+    def commit(self, turn: Turn, now: Now) -> None:
         """Save a turn: all of it, or nothing.
 
         Raises
         ------
         StoreError
-            When it cannot be written. Nothing was; the same saves may be tried again.
+            When it cannot be written. Nothing was; the same turn may be tried again.
         """
-        if not saves:
+        if not turn.saves:
             return
-        turn = Turn(saves)
         self._set_clock(now)
         if turn.forgotten:
             self.settle()
+            turn.leave_out_forgotten()
         try:
             with self._unlinking(), self._db.transaction("save"):
                 changes = self._write(turn, now)
@@ -289,26 +288,25 @@ class Store:
         """Return the rows that a turn changes."""
         calls: list[CallRow] = []
         tasks, functions, encode = turn.tasks, self._functions, self._encode
+        for seq, new in turn.calls.items():
+            call, task = new.call, new.task
+            if not is_as_new(task):
+                tasks[seq] = task
+            function = functions.get((task.definition, task.name))
+            if function is None:
+                function = self._new_function(task.definition, task.name, now)
+            calls.append((
+                seq, task.id, function, bytearray(task.client), new.accepted_at, call.parent,
+                call.root, bytearray(encode(without_known(call, task))),
+            ))  # fmt: skip
         # Not what their rows say already, and not what is over.
         given = {
             worker: notes
             for worker, pairs in turn.given.items()
-            if (notes := [p for p in pairs if p[1] not in tasks and p[1] not in turn.calls])
+            if (notes := [pair for pair in pairs if pair[1] not in tasks])
         }
-        for seq, save in turn.calls.items():
-            task = tasks.get(seq)
-            if task is None:
-                task = tasks[seq] = task_for(save)
-            function = functions.get((task.definition, task.name))
-            if function is None:
-                function = self._new_function(task.definition, task.name, now)
-            call = save.call
-            calls.append((
-                seq, task.id, function, bytearray(task.client), save.accepted_at, call.parent,
-                call.root, bytearray(encode(without_known(call, task))),
-            ))  # fmt: skip
         states = [state_row(task, now) for task in tasks.values()]
-        events = [(save.seq, save.event.n, bytearray(encode(save.event))) for save in turn.events]
+        events = [(seq, event.n, bytearray(encode(event))) for seq, event, _ in turn.events]
         if turn.events and max([len(event[-1]) for event in events]) > SHORT_BODY:
             # What is long is not written twice.
             self._put(PUT_EVENT, [event for event in events if len(event[-1]) > SHORT_BODY])
@@ -322,15 +320,15 @@ class Store:
         self._former, self._spare = self._spare, others
         rows = [
             part
-            for save in turn.calls.values()
-            if save.buffers or len(save.call.body) > SHORT_BODY
-            for part in call_payloads(save)
+            for new in turn.calls.values()
+            if new.buffers or len(new.call.body) > SHORT_BODY
+            for part in call_payloads(new)
         ]
         rows += [
-            (save.seq, save.event.n, *part)
-            for save in turn.events
-            if save.buffers
-            for part in parts(save.buffers)
+            (seq, event.n, *part)
+            for seq, event, buffers in turn.events
+            if buffers
+            for part in parts(buffers)
         ]
         self._put(_PUT_PAYLOAD, rows)
         for seq, n, _, _, data in rows:
@@ -424,11 +422,11 @@ class Store:
                 self._db.execute("ROLLBACK")
                 self._db.execute("PRAGMA cache_spill = ON")
 
-    def _write_definitions(self, saves: list[SaveDefinition], now: Now) -> None:
-        for save in saves:
+    def _write_definitions(self, saved: list[tuple[Define, Buffers]], now: Now) -> None:
+        for define, buffers in saved:
             self._version += 1
-            key = (save.define.digest, save.define.name)
-            row = (*key, now.wall, self._version, self._encode(save.define))
+            key = (define.digest, define.name)
+            row = (*key, now.wall, self._version, self._encode(define))
             self._db.execute(_PUT_DEFINITION, row)
             function = int(
                 self._db.value("SELECT function FROM functions WHERE digest = ? AND name = ?", key)
@@ -437,7 +435,7 @@ class Store:
             self._db.execute("DELETE FROM function_payloads WHERE function = ?", (function,))
             self._db.executemany(
                 "INSERT INTO function_payloads (function, frame, part, data) VALUES (?, ?, ?, ?)",
-                [(function, *part) for part in parts(save.buffers)],
+                [(function, *part) for part in parts(buffers)],
             )
 
     def _new_function(self, digest: bytes, name: str, now: Now) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from nbtasks.broker.journal import USUAL, Entry
 from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE
+from nbtasks.core.states import PENDING, QUEUED
 
 #: What most tasks have in: priority, queue, retries, deaths, due, due_at, eta, expires, wish,
 #: limit_at.
@@ -34,6 +35,9 @@ ON CONFLICT (seq) DO UPDATE SET
     due_at = excluded.due_at, eta = excluded.eta, expires = excluded.expires,
     wish = excluded.wish, limit_at = excluded.limit_at
 """
+_PUT_NEW_CALL: Final = _PUT_CALL.replace(
+    "?, ?, ?, ?, ?, {end}, {rest}", f"'{QUEUED}', '{PENDING}', 0, '', 0, NULL, NULL, {_USUAL}"
+)
 _PUT_OPEN_CALL: Final = _PUT_CALL.format(end="NULL, NULL", rest=_USUAL)
 _PUT_ENDED_CALL: Final = _PUT_CALL.format(end="?, ?", rest=_USUAL)
 _PUT_ANY_CALL: Final = _PUT_CALL.format(end="?, NULL", rest=", ".join("?" * 10))
@@ -75,6 +79,8 @@ def statements(entries: Iterable[Entry]) -> Iterator[tuple[str, list[tuple[Any, 
         if only is None:
             rows.setdefault(PUT_EVENT, []).extend(entry.events)
         if state is None:
+            if call is not None:
+                rows.setdefault(_PUT_NEW_CALL, []).append(call)
             continue
         usual = len(state) == USUAL
         if call is None:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from nbtasks.core.actions import Task
 from nbtasks.core.messages import Now
+from nbtasks.core.tasks import Task
 
 
 class Entry(NamedTuple):
@@ -64,12 +64,14 @@ class Agenda:
         return max(min(waits), 0.0) if waits else None
 
 
-class _Level:
+class Level:
     """The tasks of one queue and one priority: fair between clients, first in first out in each."""
 
-    __slots__ = ("lines", "turns")
+    __slots__ = ("lines", "priority", "queue", "turns")
 
-    def __init__(self) -> None:
+    def __init__(self, queue: str, priority: int) -> None:
+        self.queue = queue
+        self.priority = priority
         self.lines: dict[bytes, deque[Task]] = {}
         self.turns: deque[bytes] = deque()
 
@@ -88,6 +90,12 @@ class _Level:
 
     def head(self) -> Task:
         return self.lines[self.turns[0]][0]
+
+    def precedes(self, other: Level) -> bool:
+        """Whether its head has its turn before that of another queue's level."""
+        if self.priority != other.priority:
+            return self.priority > other.priority
+        return self.head().seq < other.head().seq
 
     def pop(self) -> Task:
         turns = self.turns
@@ -112,19 +120,11 @@ class _Level:
                 lines.append(line)
 
 
-class First(NamedTuple):
-    """A task whose turn it is, and where it stands."""
-
-    task: Task
-    queue: str
-    priority: int
-
-
 class Ready:
     """Tasks that wait for a worker: by priority, 9 first; then fair between clients."""
 
     def __init__(self) -> None:
-        self._queues: dict[str, dict[int, _Level]] = {}
+        self._queues: dict[str, dict[int, Level]] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -137,42 +137,37 @@ class Ready:
             levels = self._queues[task.queue] = {}
         level = levels.get(task.priority)
         if level is None:
-            level = levels[task.priority] = _Level()
+            level = levels[task.priority] = Level(task.queue, task.priority)
         level.push(task, front)
         self._count += 1
 
-    def first(self, queues: tuple[str, ...]) -> First | None:
-        """Return the task whose turn it is in these queues (none named: in all), or None."""
-        best: _Level | None = None
-        best_queue, best_priority = "", -1
+    def first(self, queues: tuple[str, ...]) -> Level | None:
+        """Return where the task stands whose turn it is in these queues (none named: in all)."""
+        best: Level | None = None
         for queue in queues or self._queues:
             levels = self._queues.get(queue)
             if not levels:
                 continue
-            priority = max(levels)
-            if priority < best_priority:
-                continue
-            level = levels[priority]
-            if best is None or priority > best_priority or level.head().seq < best.head().seq:
-                best, best_queue, best_priority = level, queue, priority
-        return None if best is None else First(best.head(), best_queue, best_priority)
+            level = levels[max(levels)]
+            if best is None or level.precedes(best):
+                best = level
+        return best
 
-    def take(self, first: First) -> Task:
-        """Take a task out whose turn it is."""
-        levels = self._queues[first.queue]
-        level = levels[first.priority]
+    def take(self, level: Level) -> Task:
+        """Take the first task out that stands there."""
         task = level.pop()
         self._count -= 1
         if not level.lines:
-            del levels[first.priority]
+            levels = self._queues[level.queue]
+            del levels[level.priority]
             if not levels:
-                del self._queues[first.queue]
+                del self._queues[level.queue]
         return task
 
     def pop(self, queues: tuple[str, ...]) -> Task | None:
         """Take the task whose turn it is in these queues (none named: in all), or None."""
-        first = self.first(queues)
-        return None if first is None else self.take(first)
+        level = self.first(queues)
+        return None if level is None else self.take(level)
 
     def line(self, queues: tuple[str, ...]) -> Iterator[Task]:
         """Yield the tasks of these queues (none named: of all) in the order of `pop`.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nbtasks.core.actions import Task
 from nbtasks.core.messages import Died, Policy
+from nbtasks.core.tasks import Task
 
 
 def describe_exit(died: Died) -> str:

@@ -1,8 +1,8 @@
 """Decide what happens next to every task. Knows no socket, file or clock.
 
-Messages go in with the peer that sent them and the time; actions come out, of two kinds: *saves*
-(`Save...`) and *sends* (`Send`). The server writes all saves of a turn in one transaction and only
-then sends: nobody is told what a crash could take back.
+Messages go in with the peer that sent them and the time; what follows from them gathers in `turn`:
+what is to be saved, and what is to be said. The server writes all of a turn in one transaction and
+only then sends: nobody is told what a crash could take back.
 
 How things hang together:
 
@@ -32,25 +32,6 @@ from typing import Any
 import msgspec
 
 from nbtasks.core import states
-from nbtasks.core.actions import (
-    Action,
-    Archive,
-    Row,
-    SaveCall,
-    SaveCleared,
-    SaveDefinition,
-    SaveEmptied,
-    SaveEvent,
-    SaveForget,
-    SaveGiven,
-    SaveRevoked,
-    SaveTask,
-    SaveUnwanted,
-    Send,
-    Task,
-    call_now,
-    task_of,
-)
 from nbtasks.core.agenda import Agenda
 from nbtasks.core.deaths import describe_exit, why_given_up
 from nbtasks.core.messages import (
@@ -97,6 +78,8 @@ from nbtasks.core.messages import (
 )
 from nbtasks.core.needs import Needs
 from nbtasks.core.states import ASSIGNED, DONE, QUEUED, RUNNING, SCHEDULED, WAITING
+from nbtasks.core.tasks import Archive, Row, Task, call_now, task_of
+from nbtasks.core.turn import NewCall, Send, Turn
 from nbtasks.core.workers import STRANDED, Rate, Worker, Workers
 
 #: How a run ends that took more than it may.
@@ -174,10 +157,10 @@ class Scheduler:
         self._kept = 0
         #: One copy of each queue's name: a hundred thousand calls bring as many.
         self._queues: dict[str, str] = {}
-        #: The turn's actions; `receive` and `tick` hand them over.
-        self._out: list[Action] = []
+        #: What has been decided since the last commit.
+        self.turn = Turn()
         self._receivers: dict[type, Callable[..., None]] = {
-            Hello: self._hello, Bye: self._bye, Define: self._define, Submit: self._submit,
+            Bye: self._bye, Define: self._define, Submit: self._submit,
             Follow: self._follow, Unfollow: self._unfollow, Revoke: self._revoke,
             Hasten: self._hasten, Redo: self._redo, Forget: self._forget, Update: self._update,
             Scale: self._scale, Stop: self._stop, Started: self._started, Report: self._report,
@@ -190,38 +173,38 @@ class Scheduler:
 
     def receive(
         self, peer: bytes, message: Any, now: Now, buffers: Iterator[Any] | None = None
-    ) -> list[Action]:
-        """Take one message in and return what follows from it at once.
+    ) -> None:
+        """Take one message in.
 
         `buffers` yields the payload frames of the batch that the message came in.
         """
         if buffers is None:
             buffers = iter(())
-        role = self.role_of(peer)
-        if type(message) is Hello or type(message) in WORDS.get(role, ()):
-            if role == "worker" and type(message) is not Hello:
+        kind, role = type(message), self.role_of(peer)
+        if kind is Hello:
+            self._hello(peer, message, now, buffers)
+        elif role and kind in WORDS[role]:
+            if role == "worker":
                 self._worker_of[peer].heard += 1
-            self._receivers[type(message)](peer, message, now, buffers)
+            self._receivers[kind](peer, message, now, buffers)
         else:
             take(buffers, message.frames)
-            why = f"A {role} may not say {type(message).__name__}." if role else STRANGER
-            self._out.append(Send(peer, Refused(why)))
-        return self._hand_over()
+            why = f"A {role} may not say {kind.__name__}." if role else STRANGER
+            self.turn.say(peer, Refused(why))
 
-    def tick(self, now: Now) -> list[Action]:
+    def tick(self, now: Now) -> None:
         """Do what is due, give work to workers, and confirm; call it at the end of each turn."""
         for entry in self.agenda.due(now):
             getattr(self, f"_on_{entry.kind}")(entry.subject, entry.when, now)
         self._assign(now)
         for peer, (batches, urgent) in self._accepted.items():
-            self._out.append(Send(peer, Accepted(tuple(batches)), lazy=not urgent))
+            self.turn.say(peer, Send(Accepted(tuple(batches)), lazy=not urgent))
         self._accepted.clear()
         for worker in self._noted:
-            self._out.append(SaveCleared(worker.name, min(worker.held, default=self._ticket + 1)))
-            self._out.append(Send(worker.peer, Noted(worker.noted), lazy=True))
+            self._clear(worker.name, min(worker.held, default=self._ticket + 1))
+            self.turn.say(worker.peer, Send(Noted(worker.noted), lazy=True))
             worker.noted = 0
         self._noted.clear()
-        return self._hand_over()
 
     def next_wakeup(self, now: Now) -> float | None:
         """Return the seconds until `tick` has something to do, or None."""
@@ -230,20 +213,20 @@ class Scheduler:
             wait = STRANDED if wait is None else min(wait, STRANDED)
         return wait
 
-    def restore(self, rows: Iterable[Row], now: Now) -> list[Action]:
+    def restore(self, rows: Iterable[Row], now: Now) -> None:
         """Take up what a former broker left open."""
         for row in rows:
             self._restore(row, now)
-        return self._hand_over()
 
-    def committed(self) -> None:
-        """All saves handed over so far are in the archive."""
+    def committed(self) -> Turn:
+        """Begin the next turn, as the archive has this one; return it: its mail may go now."""
         self._just_ended.clear()
+        turn, self.turn = self.turn, Turn()
+        return turn
 
-    def gone(self, peer: bytes, now: Now) -> list[Action]:
+    def gone(self, peer: bytes, now: Now) -> None:
         """Take note that a client's process is no more."""
         self._bye(peer, Bye(), now, iter(()))
-        return self._hand_over()
 
     # ----------------------------------------------------------------------------------- facts
 
@@ -263,29 +246,29 @@ class Scheduler:
             return "worker"
         return "supervisor" if peer == self.supervisor else ""
 
-    def _hand_over(self) -> list[Action]:
-        out, self._out = self._out, []
-        return out
-
     # -------------------------------------------------------------------------- small mechanics
 
     def _step(self, task: Task, step: str) -> None:
         task.phase = states.next_phase(task.phase, step)
 
     def _save(self, task: Task) -> None:
-        self._out.append(SaveTask(task))
+        self.turn.tasks[task.seq] = task
+
+    def _clear(self, worker: str, below: int) -> None:
+        """Drop the notes of what a worker was given under tickets below this one."""
+        self.turn.cleared[worker] = below
 
     def _tell(self, task: Task, event: Event, buffers: tuple[Any, ...]) -> None:
         """Save an event and tell it to everybody who follows the task."""
+        turn = self.turn
         if event.kept:
-            self._out.append(SaveEvent(task.seq, event, buffers))
+            turn.events.append((task.seq, event, buffers))
+        said = Send(event, buffers) if buffers else event
         if task.client in self.clients:
-            self._out.append(Send(task.client, event, buffers))
-        followers = self._followers.get(task.id)
-        if followers:
-            self._out.extend(
-                Send(peer, event, buffers) for peer in followers if peer != task.client
-            )
+            turn.mail[task.client].append(said)
+        for peer in self._followers.get(task.id, ()):
+            if peer != task.client:
+                turn.mail[peer].append(said)
 
     def _event(self, task: Task, now: Now, kind: str, **fields: Any) -> Event:
         task.n += 1
@@ -342,7 +325,7 @@ class Scheduler:
         if self.role_of(peer) not in ("", hello.role) or (
             namesake is not None and namesake.peer not in (b"", peer)
         ):
-            self._out.append(Send(peer, Refused(f"{hello.name} is known as somebody else.")))
+            self.turn.say(peer, Refused(f"{hello.name} is known as somebody else."))
         elif hello.role == "client":
             self.clients[peer] = hello
         elif hello.role == "worker":
@@ -376,7 +359,7 @@ class Scheduler:
                 self._begin(worker, held.ticket, task, now, 0.0)
         unwanted = [ticket for ticket, task in worker.held.items() if task.wish]
         if strange or unwanted:
-            self._out.append(Send(peer, Recall((*strange, *unwanted))))
+            self.turn.say(peer, Recall((*strange, *unwanted)))
         for ticket in worker.held.keys() - {held.ticket for held in hello.held}:
             # Its outcome may be on the way; else it never arrived there.
             self.agenda.add_boot(now.boot + ROLL_CALL, "untold", (worker, ticket))
@@ -397,7 +380,7 @@ class Scheduler:
 
     def _define(self, peer: bytes, define: Define, now: Now, buffers: Iterator[Any]) -> None:
         payload = take(buffers, define.frames)
-        self._out.append(SaveDefinition(define, payload))
+        self.turn.definitions.append((define, payload))
         self.pool.define(define.digest, define.name, define.policy)
 
     def _submit(self, peer: bytes, submit: Submit, now: Now, buffers: Iterator[Any]) -> None:
@@ -407,21 +390,20 @@ class Scheduler:
             # All or nothing: the client defines them and says it all again.
             for call in submit.calls:
                 take(buffers, call.frames)
-            self._out.append(Send(peer, Lacking(tuple(sorted(lacking)))))
+            self.turn.say(peer, Lacking(tuple(sorted(lacking))))
             return
         for call in submit.calls:
             payload = take(buffers, call.frames)
             if call.id in self.tasks:
                 self._follow_open(peer, self.tasks[call.id], 0)
             elif submit.again and (row := self._find(call.id)) is not None:
-                self._out.append(
-                    Send(peer, Replayed(row.id, True, row.n, row.phase), replay=(row.seq, 0))
-                )
+                replayed = Replayed(row.id, True, row.n, row.phase)
+                self.turn.say(peer, Send(replayed, replay=(row.seq, 0)))
             else:
                 self._accept(peer, call, payload, now)
                 continue
             if payload:
-                self._out.append(SaveUnwanted(payload))
+                self.turn.unwanted.extend(payload)
         batches, urgent = self._accepted.get(peer, ([], False))
         batches.append(submit.batch)
         self._accepted[peer] = (batches, urgent or submit.urgent)
@@ -442,8 +424,7 @@ class Scheduler:
             None, call.options,
         )  # fmt: skip
         self.tasks[call.id] = task
-        self._out.append(SaveCall(task.seq, call, peer, now.wall, buffers))
-        self._out.append(SaveTask(task))
+        self.turn.calls[task.seq] = NewCall(call, task, now.wall, buffers)
         if task.id in self._revoked:
             self._drop_early_revoke(task.id)
             self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["revoked"], now)
@@ -515,18 +496,18 @@ class Scheduler:
             if row is None:
                 # It may still come, from another client.
                 self._followers.setdefault(task_id, set()).add(peer)
-                self._out.append(Send(peer, Replayed(task_id, False, 0), free=True))
+                self.turn.say(peer, Send(Replayed(task_id, False, 0), free=True))
             else:
                 replayed = Replayed(task_id, True, row.n, row.phase)
                 saved = task_id not in self._just_ended
-                self._out.append(Send(peer, replayed, replay=(row.seq, after), free=saved))
+                self.turn.say(peer, Send(replayed, replay=(row.seq, after), free=saved))
 
     def _follow_open(self, peer: bytes, task: Task, after: int) -> None:
         if task.client != peer:
             self._followers.setdefault(task.id, set()).add(peer)
         replayed = Replayed(task.id, True, task.n, task.phase)
         news = (task.seq, after) if after < task.n else None
-        self._out.append(Send(peer, replayed, replay=news))
+        self.turn.say(peer, Send(replayed, replay=news))
 
     def _unfollow(self, peer: bytes, unfollow: Unfollow, now: Now, _: Iterator[Any]) -> None:
         for task_id in unfollow.ids:
@@ -554,13 +535,13 @@ class Scheduler:
         if task_id in self._revoked:
             return
         self._revoked[task_id] = None
-        self._out.append(SaveRevoked(task_id))
+        self.turn.revoked[task_id] = True
         if len(self._revoked) > REVOKED_EARLY:
             self._drop_early_revoke(next(iter(self._revoked)))
 
     def _drop_early_revoke(self, task_id: str) -> None:
         del self._revoked[task_id]
-        self._out.append(SaveRevoked(task_id, kept=False))
+        self.turn.revoked[task_id] = False
 
     def _note_wish(self, task: Task, revoke: Revoke) -> None:
         """Note of a task that a worker has: it may end there, but will not begin again."""
@@ -576,7 +557,7 @@ class Scheduler:
         if worker.peer:
             # Only the worker can say whether it has begun. What has begun goes on, but may ask
             # whether it should (`nbtasks.cancelled()`).
-            self._out.append(Send(worker.peer, Recall((task.ticket,))))
+            self.turn.say(worker.peer, Recall((task.ticket,)))
 
     def _terminate(self, worker: Worker, task: Task, signal: str) -> None:
         worker.verdicts.setdefault(
@@ -585,17 +566,17 @@ class Scheduler:
         self._kill(worker, task.ticket, signal)
 
     def _kill(self, worker: Worker, ticket: int, signal: str) -> None:
-        self._out.append(Send(self.supervisor, Kill(worker.name, ticket, signal)))
+        self.turn.say(self.supervisor, Kill(worker.name, ticket, signal))
 
-    def purge(self, now: Now) -> tuple[int, list[Action]]:
+    def purge(self, now: Now) -> int:
         """Revoke all that has not been given to a worker, for good; return how many that were."""
         waiting = [t for t in self.tasks.values() if t.phase in (WAITING, SCHEDULED, QUEUED)]
         for task in waiting:
             if task.phase != DONE:
                 task.wish = "purged"
                 self._end_by_broker(task, states.REVOKED, "TaskRevokedError", ["purged"], now)
-                self._out.append(SaveEmptied(task.seq))
-        return len(waiting), self._hand_over()
+                self.turn.emptied.add(task.seq)
+        return len(waiting)
 
     def _hasten(self, peer: bytes, hasten: Hasten, now: Now, _: Iterator[Any]) -> None:
         for task_id in hasten.ids:
@@ -623,7 +604,7 @@ class Scheduler:
         for task_id in forget.ids:
             row = None if task_id in self.tasks else self._find(task_id)
             if row is not None:
-                self._out.append(SaveForget(row.seq))
+                self.turn.forgotten.add(row.seq)
 
     def _update(self, peer: bytes, update: Update, now: Now, buffers: Iterator[Any]) -> None:
         payload = take(buffers, update.frames)
@@ -637,7 +618,7 @@ class Scheduler:
     def _want(self, workers: int, extra: int) -> None:
         """Have the supervisor start workers that are lacking, and let go those too many."""
         self.wanted, self.extra = workers, extra
-        self._out.append(Send(self.supervisor, Scale(workers, extra)))
+        self.turn.say(self.supervisor, Scale(workers, extra))
         self._let_go_surplus()
 
     def _let_go_surplus(self) -> None:
@@ -646,15 +627,15 @@ class Scheduler:
         surplus = max(0, len(present) - self.wanted - self.extra)
         for worker in sorted(present, key=lambda worker: len(worker.held))[:surplus]:
             worker.leaving = True
-            self._out.append(Send(worker.peer, Stop()))
+            self.turn.say(worker.peer, Stop())
 
     def _stop(self, peer: bytes, stop: Stop, now: Now, _: Iterator[Any]) -> None:
         self.stopping = True
         for worker in self.workers.values():
             if worker.peer and not worker.dead:
                 # To end what it is running, give back what it has not begun, and go.
-                self._out.append(Send(worker.peer, Stop()))
-        self._out.append(Send(self.supervisor, stop))
+                self.turn.say(worker.peer, Stop())
+        self.turn.say(self.supervisor, stop)
 
     def _pool(self, peer: bytes, pool: Pool, now: Now, _: Iterator[Any]) -> None:
         self.wanted, self.extra = pool.wanted, pool.extra
@@ -734,7 +715,7 @@ class Scheduler:
         worker, ticket = subject
         task = worker.held.get(ticket)
         if task is not None and not worker.dead and task.phase == ASSIGNED:
-            worker.drop(ticket, self.pool.of(worker.held[ticket]))
+            worker.drop(ticket, self.pool.of(task))
             self._give_back(task, now)
 
     # --------------------------------------------------------------------------- giving out work
@@ -751,7 +732,7 @@ class Scheduler:
             self._give(worker, task, now)
         for worker in self.pool.to_call_back(now):
             worker.recalled_at = now.boot
-            self._out.append(Send(worker.peer, Recall()))
+            self.turn.say(worker.peer, Recall())
         for worker, function in self.pool.to_prepare():
             self._send_definition(worker.peer, function.digest)
 
@@ -760,13 +741,17 @@ class Scheduler:
         self._step(task, "assign")
         task.worker, task.ticket = worker.name, self._ticket
         worker.hold(self._ticket, task, self.pool.of(task), now)
-        self._out.append(SaveGiven(task.seq, worker.name, self._ticket))
+        self.turn.given.setdefault(worker.name, []).append((self._ticket, task.seq))
         sender = self.clients.get(task.client)
         call, buffers = task.kept or (None, ())
         if call is not None:
             call = call_now(call, task)
         run = Run(self._ticket, call, task.deaths, sender.name if sender else "")
-        self._out.append(Send(worker.peer, run, buffers, task if call is None else None))
+        if call is None:
+            self.turn.absent.append(task.seq)
+            self.turn.say(worker.peer, Send(run, task=task))
+        else:
+            self.turn.say(worker.peer, Send(run, buffers) if buffers else run)
         self._release(task)
 
     def _give_bereft(self, now: Now) -> None:
@@ -781,7 +766,8 @@ class Scheduler:
                 worker.handling, worker.bereft = self._ticket, bereft
                 worker.progress_at = now.boot
                 run = Run(self._ticket, None, task.deaths, verdict=verdict)
-                self._out.append(Send(worker.peer, run, (), task))
+                self.turn.absent.append(task.seq)
+                self.turn.say(worker.peer, Send(run, task=task))
 
     # ------------------------------------------------------------------------ what workers report
 
@@ -891,7 +877,7 @@ class Scheduler:
         worker.progress_at = now.boot
         if worker.joining:
             if worker.sits_on_calls():
-                self._out.append(Send(peer, Recall()))
+                self.turn.say(peer, Recall())
             self._mind_joins(now, GRACE)
 
     def _handling(self, peer: bytes, said: Handling, now: Now, _: Iterator[Any]) -> None:
@@ -925,9 +911,10 @@ class Scheduler:
 
     def _conclude(self, worker: Worker, done: Done, payload: tuple[Any, ...], now: Now) -> None:
         """Take the outcome of a call that a worker holds."""
-        task = worker.drop(done.ticket, self.pool.of(worker.held[done.ticket]))
-        worker.wishes.pop(done.ticket, None)
+        task = worker.held[done.ticket]
         definition = self.pool.of(task)
+        worker.drop(done.ticket, definition)
+        worker.wishes.pop(done.ticket, None)
         if done.runtime:
             definition.learn(done.runtime)
         if done.state == "REQUEUE":
@@ -1060,7 +1047,8 @@ class Scheduler:
     def _repeat(self, worker: Worker, again: Again, payload: tuple[Any, ...], now: Now) -> None:
         """Take the wish of a call that a worker holds to be run again."""
         mine, reason = payload[: again.call.frames], payload[again.call.frames :]
-        task = worker.drop(again.ticket, self.pool.of(worker.held[again.ticket]))
+        task = worker.held[again.ticket]
+        worker.drop(again.ticket, self.pool.of(task))
         self._release(task)
         call = again.call
         task.retries, task.due, task.eta = call.retries, call.due, call.eta
@@ -1075,7 +1063,7 @@ class Scheduler:
                 kept=self._is_kept(task, self.pool.of(task).policy, states.RETRY),
             )  # fmt: skip
             self._tell(task, event, reason)
-        self._out.append(SaveCall(task.seq, call, task.client, now.wall, mine))
+        self.turn.calls[task.seq] = NewCall(call, task, now.wall, mine)
         self._keep(task, call, mine)
         if call.expires is not None:
             self.agenda.add_wall(call.expires, "expire", task)
@@ -1126,13 +1114,13 @@ class Scheduler:
 
     def _fetch(self, peer: bytes, fetch: Fetch, now: Now, _: Iterator[Any]) -> None:
         if self.pool.definition(fetch.digest) is None:
-            self._out.append(Send(peer, Lacking((fetch.digest,))))
+            self.turn.say(peer, Lacking((fetch.digest,)))
         else:
             self._send_definition(peer, fetch.digest)
 
     def _send_definition(self, peer: bytes, digest: bytes) -> None:
         placeholder = Define(digest, "", Policy(), b"")
-        self._out.append(Send(peer, placeholder, fetch=digest))
+        self.turn.say(peer, Send(placeholder, fetch=digest))
 
     # ------------------------------------------------------------------------------------ deaths
 
@@ -1140,7 +1128,7 @@ class Scheduler:
         worker = self.workers.get(died.name)
         if worker is None:
             # Buried by a former broker, which may not have lived to save all of it.
-            self._out.append(SaveCleared(died.name, self._ticket + 1))
+            self._clear(died.name, self._ticket + 1)
         elif not worker.dead:
             worker.dead = True
             complete = died.sent is not None and worker.heard >= died.sent
@@ -1170,7 +1158,7 @@ class Scheduler:
                 self._lose(task, verdict, died, now)
             else:
                 self._give_back(task, now)
-        self._out.append(SaveCleared(worker.name, self._ticket + 1))
+        self._clear(worker.name, self._ticket + 1)
 
     def _lose(
         self, task: Task, verdict: tuple[str, str, list[Any]] | None, died: Died, now: Now

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from itertools import count, islice
 from typing import Any
 
-from nbtasks.core.actions import Archive, Row, Task
 from nbtasks.core.agenda import Agenda, Ready
 from nbtasks.core.messages import Now, Policy, Revoke
 from nbtasks.core.states import QUEUED
+from nbtasks.core.tasks import Archive, Row, Task
 
 #: Seconds of work that a worker may hold ahead of what it is running.
 WINDOW = 0.010
@@ -76,7 +76,7 @@ class Rate:
 class Definition:
     """What the scheduler knows of a function."""
 
-    __slots__ = ("digest", "estimate", "name", "policy", "rate")
+    __slots__ = ("_may_be_short", "digest", "estimate", "is_short", "name", "policy", "rate")
 
     def __init__(self, digest: bytes, name: str, policy: Policy, rate: Rate | None) -> None:
         self.digest = digest
@@ -84,6 +84,9 @@ class Definition:
         self.policy = policy
         #: Seconds that one of its calls takes, about; None until one has ended.
         self.estimate: float | None = None
+        #: Whether its calls are known to be so short that some may be given ahead.
+        self.is_short = False
+        self._may_be_short = not policy.interval and policy.time_limit is None
         self.rate = rate
 
     def learn(self, runtime: float) -> None:
@@ -94,17 +97,11 @@ class Definition:
         self.estimate = (
             seconds if known is None or seconds > known * 4 else known * 0.7 + seconds * 0.3
         )
+        self.is_short = self._may_be_short and self.estimate < SHORT
 
     def may_wait(self, task: Task) -> bool:
         """Whether a call may be given to a worker that is running another one."""
-        policy, options = self.policy, task.options
-        return (
-            self.estimate is not None
-            and self.estimate < SHORT
-            and not policy.interval
-            and policy.time_limit is None
-            and (options is None or options.time_limit is None)
-        )
+        return self.is_short and (task.options is None or task.options.time_limit is None)
 
 
 class Worker:
@@ -179,15 +176,14 @@ class Worker:
         # A worker with a call of unknown length gets nothing else.
         self.ahead += WINDOW if definition.estimate is None else definition.estimate
 
-    def drop(self, ticket: int, definition: Definition) -> Task:
+    def drop(self, ticket: int, definition: Definition) -> None:
         """Note that a call is no longer its own."""
-        task = self.held.pop(ticket)
+        del self.held[ticket]
         self.verdicts.pop(ticket, None)
         if not self.held:
             self.ahead = 0.0
         elif definition.estimate is not None:
             self.ahead = max(self.ahead - definition.estimate, 0.0)
-        return task
 
 
 class Workers:
@@ -373,10 +369,10 @@ class Workers:
     def _next(self, worker: Worker, now: Now, ahead: bool) -> Task | None:
         """Take the task that this worker shall run next, or None."""
         ready, queues = self.ready, worker.queues
-        while (first := ready.first(queues)) is not None:
-            task = first.task
+        while (level := ready.first(queues)) is not None:
+            task = level.head()
             if task.phase != QUEUED:
-                ready.take(first)  # it was revoked, has expired, or was hastened before
+                ready.take(level)  # it was revoked, has expired, or was hastened before
                 rate = self.of(task).rate
                 if rate is not None and not rate.timer:
                     self.release(rate)  # the start that it was let go for is another's
@@ -384,7 +380,7 @@ class Workers:
             definition = self.of(task)
             if ahead and not definition.may_wait(task):
                 return None
-            ready.take(first)
+            ready.take(level)
             rate = definition.rate
             if rate is None or self._may_start(rate, definition.policy.interval, task, now):
                 return task

@@ -22,8 +22,8 @@ from typing import Any
 import psutil
 
 from nbtasks.core import states
-from nbtasks.core.actions import Send
 from nbtasks.core.messages import Event, Policy, Revoke
+from nbtasks.core.turn import Send
 from nbtasks.simulation import CLIENT, Simulation
 from tests.benchmarks import plan
 
@@ -105,10 +105,10 @@ class Day(Simulation):
         else:
             self.submit(task_id=task_id, seconds=seconds)
 
-    def _deliver(self, send: Send) -> None:
+    def _deliver(self, peer: bytes, send: Send) -> None:
         event = send.message
         if not isinstance(event, Event):
-            super()._deliver(send)
+            super()._deliver(peer, send)
         elif event.final:
             self._end(event)
 

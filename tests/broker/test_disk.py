@@ -178,10 +178,10 @@ def server(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server
 
 def say(server: Any, *messages: Any, frames: Any = (), instance: bytes | None = None) -> None:
     """Let a client say something, and the broker do what follows."""
-    actions: list[Any] = []
     parts = pack_to_broker(server.instance if instance is None else instance, messages, frames)
-    server._take_in(b"client", parts, now(), actions, [])
-    server.carry_out(actions + server.scheduler.tick(now()), now())
+    server._take_in(b"client", parts, now(), [])
+    server.scheduler.tick(now())
+    server.carry_out(now())
 
 
 def accepted(server: Any) -> list[int]:
@@ -270,7 +270,7 @@ def test_files_of_a_client_that_died_before_it_spoke_of_them_go(server):
     assert writer.stdout.readline() == "written\n"
     hello = Hello("client", "d", writer.pid, platform.python_version())
     parts = pack_to_broker(b"", (hello,), ())
-    server._take_in(b"writer", parts, now(), [], [])
+    server._take_in(b"writer", parts, now(), [])
 
     look_around(server, times=3)
     alive = files_of(server)

@@ -15,20 +15,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nbtasks.broker.store import SWEEPS, Store
-from nbtasks.core.actions import (
+from nbtasks.core.messages import Event
+from nbtasks.core.tasks import Task
+from nbtasks.exceptions import StoreError
+from nbtasks.wire import segments as segments_module
+from nbtasks.wire.connection import SEGMENTS
+from nbtasks.wire.segments import LARGE, Segments, name_in
+from tests.broker.saves import (
     SaveCall,
     SaveEmptied,
     SaveEvent,
     SaveForget,
     SaveTask,
     SaveUnwanted,
-    Task,
+    commit,
 )
-from nbtasks.core.messages import Event
-from nbtasks.exceptions import StoreError
-from nbtasks.wire import segments as segments_module
-from nbtasks.wire.connection import SEGMENTS
-from nbtasks.wire.segments import LARGE, Segments, name_in
 from tests.broker.test_store import CLIENT, NOW, accept, call_for, finish, later
 from tests.conftest import short_directory
 
@@ -79,7 +80,7 @@ def finish_with(store: Store, task: Task, frame: bytes) -> None:
     """End a task with a large result."""
     task.phase, task.state, task.n, task.ended_at = "done", "SUCCESS", task.n + 1, NOW.wall
     event = Event(task.id, task.n, NOW.wall, "state", "SUCCESS", frames=1, final=True)
-    store.commit([SaveEvent(task.seq, event, (frame,)), SaveTask(task)], NOW)
+    commit(store, [SaveEvent(task.seq, event, (frame,)), SaveTask(task)], NOW)
 
 
 # ------------------------------------------------------------------------------- while it is needed
@@ -117,7 +118,7 @@ def test_arguments_stay_when_a_task_says_success_before_its_end(store, keep):
     task = accept_with(store, 1, frame)
 
     task.state, task.n = "SUCCESS", 1
-    store.commit([SaveTask(task)], NOW)
+    commit(store, [SaveTask(task)], NOW)
 
     assert there(store) == names(frame)
 
@@ -127,7 +128,7 @@ def test_arguments_of_a_repeated_task_go_when_it_succeeds(store, keep):
     finish(store, task, "FAILURE")
 
     task.phase, task.state, task.ended_at = "queued", "PENDING", None
-    store.commit([SaveTask(task)], NOW)
+    commit(store, [SaveTask(task)], NOW)
     finish(store, task)
 
     assert there(store) == set()
@@ -147,7 +148,7 @@ def test_retry_with_the_same_arguments_keeps_them(store, keep):
     task = accept_with(store, 1, frame)
 
     call = call_for(1, frames=1, retries=1)
-    store.commit([SaveCall(1, call, CLIENT, NOW.wall, (frame,)), SaveTask(task)], NOW)
+    commit(store, [SaveCall(1, call, CLIENT, NOW.wall, (frame,)), SaveTask(task)], NOW)
 
     assert there(store) == names(frame)
 
@@ -157,7 +158,7 @@ def test_retry_with_other_arguments_frees_the_former(store, keep):
     task = accept_with(store, 1, former)
 
     call = call_for(1, frames=1, retries=1)
-    store.commit([SaveCall(1, call, CLIENT, NOW.wall, (present,)), SaveTask(task)], NOW)
+    commit(store, [SaveCall(1, call, CLIENT, NOW.wall, (present,)), SaveTask(task)], NOW)
 
     assert there(store) == names(present)
 
@@ -195,7 +196,7 @@ def test_files_that_others_took_the_place_of_are_for_whoever_knows_of_those(sync
     task = accept_with(synced, 1, former)
     call = call_for(1, frames=1, retries=1)
 
-    synced.commit([SaveCall(1, call, CLIENT, NOW.wall, (present,)), SaveTask(task)], NOW)
+    commit(synced, [SaveCall(1, call, CLIENT, NOW.wall, (present,)), SaveTask(task)], NOW)
     synced.sync()
 
     assert there(synced) == names(former, present)
@@ -206,7 +207,7 @@ def test_file_of_a_call_that_is_known_goes_unless_a_row_needs_it(store, keep):
     needed, unwanted = keep(), keep()
     accept_with(store, 1, needed)
 
-    store.commit([SaveUnwanted((needed, unwanted, b"no reference"))], NOW)
+    commit(store, [SaveUnwanted((needed, unwanted, b"no reference"))], NOW)
 
     assert there(store) == names(needed)
 
@@ -226,7 +227,7 @@ def test_forgotten_task_takes_its_files_along(store, keep):
     task = accept_with(store, 1, keep())
     finish_with(store, task, keep())
 
-    store.commit([SaveForget(1)], NOW)
+    commit(store, [SaveForget(1)], NOW)
 
     assert there(store) == set()
 
@@ -235,7 +236,7 @@ def test_purged_task_takes_its_arguments_along(store, keep):
     task = accept_with(store, 1, keep())
     finish(store, task, "REVOKED")
 
-    store.commit([SaveEmptied(1)], NOW)
+    commit(store, [SaveEmptied(1)], NOW)
 
     assert there(store) == set()
 
@@ -272,7 +273,7 @@ def test_nothing_is_freed_by_what_could_not_be_saved(store, keep, monkeypatch):
 
     monkeypatch.setattr(store, "_let_go_of_arguments", fail)
     with pytest.raises(StoreError):
-        store.commit([SaveForget(1)], NOW)
+        commit(store, [SaveForget(1)], NOW)
     monkeypatch.undo()
     accept(store, 2)
 
@@ -375,7 +376,7 @@ def test_file_that_is_gone_already_harms_nobody(store, keep):
     accept_with(store, 1, frame)
     segments_module.remove(store.path.parent / SEGMENTS, names(frame))
 
-    store.commit([SaveForget(1)], NOW)
+    commit(store, [SaveForget(1)], NOW)
 
     assert store.find("task-1") is None
 
@@ -451,13 +452,13 @@ class Files(RuleBasedStateMachine):
         self.calls[task.seq] = names(*frames)
         call = call_for(task.seq, frames=len(frames))
         save = SaveCall(task.seq, call, CLIENT, NOW.wall, frames)
-        self.store.commit([save, SaveTask(task)], NOW)
+        commit(self.store, [save, SaveTask(task)], NOW)
 
     @precondition(lambda self: self.some("done", "queued"))
     @rule(data=st.data())
     def forget(self, data: Any) -> None:
         task = self.pick(data, "done", "queued")
-        self.store.commit([SaveForget(task.seq)], NOW)
+        commit(self.store, [SaveForget(task.seq)], NOW)
         for known in (self.tasks, self.calls, self.results):
             del known[task.seq]
 

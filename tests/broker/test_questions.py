@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from nbtasks.broker.questions import Questions, error_line, rate_text
 from nbtasks.broker.store import Store
 from nbtasks.core.messages import Ask, Event, Policy, Pool, Revoke, Stop
+from nbtasks.core.turn import Turn
 from nbtasks.exceptions import TaskRevokedError
 from nbtasks.simulation import CLIENT, SUPERVISOR, Simulation
 from nbtasks.wire.connection import Settings
@@ -24,16 +25,15 @@ class Asked:
         self.world = Simulation(workers=workers)
         remember = self.world.store.commit
 
-        def commit(saves: Iterable[Any]) -> None:
-            kept = list(saves)
-            remember(kept)
-            store.commit(kept, self.world.now)
+        def commit(turn: Turn) -> None:
+            remember(turn)
+            store.commit(turn, self.world.now)
 
         self.world.store.commit = commit  # type: ignore[method-assign]
         self.world.say(SUPERVISOR, Pool((), workers))
         settings = Settings(data=str(store.path.parent), workers=workers)
         self._questions = Questions(
-            self.world.scheduler, store, settings, lambda actions, now: None, lambda now: {}
+            self.world.scheduler, store, settings, lambda now: None, lambda now: {}
         )
 
     def ask(self, what: str, **args: Any) -> Any:

@@ -20,7 +20,6 @@ import zmq
 
 from nbtasks.broker.server import Server
 from nbtasks.client.client import Client, load_value
-from nbtasks.core.actions import Send
 from nbtasks.core.messages import (
     Ask,
     Call,
@@ -345,14 +344,16 @@ def test_order_decided_before_the_supervisor_said_hello_reaches_it(
     try:
         with Peer(runtime) as supervisor:
             if not known:
-                server.carry_out([Send(b"", kill)], now())
+                server.scheduler.turn.say(b"", kill)
+                server.carry_out(now())
             hello = Hello("supervisor", "s", os.getpid(), platform.python_version())
             supervisor.socket.send_multipart(pack(b"", [hello]))
             assert server.socket.poll(10_000)
             server.turn(now())
             (welcome,) = supervisor.hear()
             if known:  # decided in the turn in which Hello came, but before that
-                server.carry_out([Send(b"", kill)], now())
+                server.scheduler.turn.say(b"", kill)
+                server.carry_out(now())
                 server.turn(now())
 
             assert isinstance(welcome, Welcome)

@@ -30,7 +30,11 @@ from nbtasks.broker.database import VERSION
 from nbtasks.broker.file import APPLICATION_ID
 from nbtasks.broker.rows import SHORT_BODY, TaskRow
 from nbtasks.broker.store import Store
-from nbtasks.core.actions import (
+from nbtasks.core.messages import Call, Define, Event, Now, Options, Policy
+from nbtasks.core.tasks import Task
+from nbtasks.exceptions import ClusterError, StoreCorrupt, StoreError, StoreTooNew
+from tests.broker import saves
+from tests.broker.saves import (
     SaveCall,
     SaveCleared,
     SaveDefinition,
@@ -40,10 +44,8 @@ from nbtasks.core.actions import (
     SaveGiven,
     SaveRevoked,
     SaveTask,
-    Task,
+    commit,
 )
-from nbtasks.core.messages import Call, Define, Event, Now, Options, Policy
-from nbtasks.exceptions import ClusterError, StoreCorrupt, StoreError, StoreTooNew
 
 NOW = Now(wall=1_700_000_000.0, boot=5_000.0)
 DIGEST = b"0123456789abcdef"
@@ -83,13 +85,7 @@ def call_for(seq: int, **fields: Any) -> Call:
 
 
 def task_for(seq: int, call: Call) -> Task:
-    return Task(
-        *(seq, call.id, call.definition, call.name, CLIENT, call.priority, call.queue, "queued"),
-        retries=call.retries,
-        due=call.due,
-        eta=call.eta,
-        expires=call.expires,
-    )
+    return saves.task_for(seq, call, CLIENT)
 
 
 def accept(
@@ -97,14 +93,14 @@ def accept(
 ) -> Task:
     call = call_for(seq, **fields)
     task = task_for(seq, call)
-    store.commit([SaveCall(seq, call, CLIENT, now.wall, buffers), SaveTask(task)], now)
+    commit(store, [SaveCall(seq, call, CLIENT, now.wall, buffers), SaveTask(task)], now)
     return task
 
 
 def finish(store: Store, task: Task, state: str = "SUCCESS", now: Now = NOW) -> Event:
     task.phase, task.state, task.n, task.ended_at = "done", state, task.n + 1, now.wall
     event = Event(task.id, task.n, now.wall, "state", state, b"3", final=True)
-    store.commit([SaveEvent(task.seq, event), SaveTask(task)], now)
+    commit(store, [SaveEvent(task.seq, event), SaveTask(task)], now)
     return event
 
 
@@ -151,7 +147,7 @@ def test_task_is_saved_as_it_is_when_the_turn_ends(store):
     saves = [SaveCall(1, call, CLIENT, NOW.wall), SaveTask(task), SaveTask(task)]
     task.phase, task.worker, task.ticket = "assigned", "worker-1", 7
 
-    store.commit(saves, NOW)
+    commit(store, saves, NOW)
 
     assert says(store.find("task-1")) == columns(task)
 
@@ -164,7 +160,7 @@ def test_each_column_of_a_saved_task_may_change(store):
     task.worker, task.ticket = "worker-2", 1 << 40
     task.wish, task.limit_at = "revoked", 5_002.0
 
-    store.commit([SaveTask(task)], NOW)
+    commit(store, [SaveTask(task)], NOW)
 
     assert says(store.find("task-1")) == columns(task)
 
@@ -174,13 +170,13 @@ def test_task_that_loses_what_was_special_loses_it_in_the_store(store):
     task.priority, task.queue, task.retries = 5, "default", 0
     task.due = task.eta = task.expires = None
 
-    store.commit([SaveTask(task)], NOW)
+    commit(store, [SaveTask(task)], NOW)
 
     assert says(store.find("task-1")) == columns(task)
 
 
 def test_call_alone_makes_a_queued_task(store):
-    store.commit([SaveCall(1, call_for(1, retries=3), CLIENT, NOW.wall)], NOW)
+    commit(store, [SaveCall(1, call_for(1, retries=3), CLIENT, NOW.wall)], NOW)
 
     row = store.find("task-1")
 
@@ -188,7 +184,7 @@ def test_call_alone_makes_a_queued_task(store):
 
 
 def test_task_without_a_row_stays_forgotten(store):
-    store.commit([SaveTask(task_for(1, call_for(1)))], NOW)
+    commit(store, [SaveTask(task_for(1, call_for(1)))], NOW)
 
     assert store.find("task-1") is None
 
@@ -220,7 +216,7 @@ def test_the_later_of_two_tasks_with_one_id_is_the_one_meant(store):
 
 
 def test_many_tasks_are_found_at_once(store):
-    store.commit([SaveCall(seq, call_for(seq), CLIENT, 0.0) for seq in range(1, 2_501)], NOW)
+    commit(store, [SaveCall(seq, call_for(seq), CLIENT, 0.0) for seq in range(1, 2_501)], NOW)
 
     found = store.finds([f"task-{seq}" for seq in range(2, 3_001)])
 
@@ -233,7 +229,7 @@ def test_run_again_by_hand_is_open_once_more(store):
     finish(store, task, "FAILURE")
     task.phase, task.state, task.ended_at = "queued", "PENDING", None
 
-    store.commit([SaveTask(task)], NOW)
+    commit(store, [SaveTask(task)], NOW)
 
     assert [says(row) for row in store.open_tasks(NOW)] == [columns(task)]
 
@@ -242,7 +238,7 @@ def test_ended_task_without_a_time_ended_when_it_was_saved(store):
     task = accept(store, 1)
     task.phase = "done"
 
-    store.commit([SaveTask(task)], later(3))
+    commit(store, [SaveTask(task)], later(3))
 
     assert store.find("task-1").ended_at == NOW.wall + 3
 
@@ -309,7 +305,7 @@ def test_note_of_what_was_given_is_told_with_the_open_tasks(store):
     for seq in (1, 2, 3):
         accept(store, seq)
 
-    store.commit([SaveGiven(1, "w1", 11), SaveGiven(3, "w2", 12), SaveGiven(2, "w1", 13)], NOW)
+    commit(store, [SaveGiven(1, "w1", 11), SaveGiven(3, "w2", 12), SaveGiven(2, "w1", 13)], NOW)
 
     assert held(store) == [
         (1, "assigned", "w1", 11),
@@ -320,13 +316,13 @@ def test_note_of_what_was_given_is_told_with_the_open_tasks(store):
 
 def test_note_is_void_once_the_task_was_saved_under_its_ticket(store):
     task = accept(store, 1)
-    store.commit([SaveGiven(1, "w1", 11)], NOW)
+    commit(store, [SaveGiven(1, "w1", 11)], NOW)
 
     task.ticket = 11  # given back: it waits again
-    store.commit([SaveTask(task)], NOW)
+    commit(store, [SaveTask(task)], NOW)
 
     assert held(store) == [(1, "queued", "", 11)]
-    store.commit([SaveGiven(1, "w2", 15)], NOW)
+    commit(store, [SaveGiven(1, "w2", 15)], NOW)
     assert held(store) == [(1, "assigned", "w2", 15)]
 
 
@@ -334,7 +330,7 @@ def test_task_that_is_saved_in_the_same_turn_needs_no_note(store):
     task = accept(store, 1)
     task.phase, task.worker, task.ticket = "assigned", "w1", 11
 
-    store.commit([SaveGiven(1, "w1", 11), SaveTask(task)], NOW)
+    commit(store, [SaveGiven(1, "w1", 11), SaveTask(task)], NOW)
     store.settle()
 
     assert store._db.value("SELECT count(*) FROM given") == 0
@@ -344,13 +340,13 @@ def test_task_that_is_saved_in_the_same_turn_needs_no_note(store):
 def test_notes_go_when_a_worker_is_through_with_them(store):
     for seq in (1, 2):
         accept(store, seq)
-    store.commit([SaveGiven(1, "w1", 11)], NOW)
-    store.commit([SaveGiven(2, "w1", 12)], NOW)
+    commit(store, [SaveGiven(1, "w1", 11)], NOW)
+    commit(store, [SaveGiven(2, "w1", 12)], NOW)
 
-    store.commit([SaveCleared("w1", 12)], NOW)
+    commit(store, [SaveCleared("w1", 12)], NOW)
     assert [seq for seq, phase, *_ in held(store) if phase == "assigned"] == [2]
 
-    store.commit([SaveCleared("w1", 13)], NOW)
+    commit(store, [SaveCleared("w1", 13)], NOW)
     store.settle()
     assert store._db.value("SELECT count(*) FROM given") == 0
 
@@ -400,7 +396,7 @@ def test_call_by_another_name_than_its_task_keeps_its_own(store):
     call = call_for(1, name="shown", definition=b"")
     task = task_for(1, call_for(1))
 
-    store.commit([SaveCall(1, call, CLIENT, 0.0), SaveTask(task)], NOW)
+    commit(store, [SaveCall(1, call, CLIENT, 0.0), SaveTask(task)], NOW)
 
     assert store.calls([1])[1][0] == call
     assert store.find("task-1").name == "add"
@@ -411,7 +407,7 @@ def test_retry_replaces_the_call_and_its_frames_but_not_the_time_of_acceptance(s
     call = call_for(1, retries=1, frames=1, body=b"", due=5_002.0)
     task.retries, task.due, task.state = 1, 5_002.0, "RETRY"
 
-    store.commit([SaveCall(1, call, CLIENT, NOW.wall + 9, (b"c",)), SaveTask(task)], later(9))
+    commit(store, [SaveCall(1, call, CLIENT, NOW.wall + 9, (b"c",)), SaveTask(task)], later(9))
 
     assert store.calls([1])[1] == (call, (b"c",))
     assert store.find("task-1").accepted_at == NOW.wall
@@ -430,7 +426,7 @@ def test_frame_that_is_too_long_for_sqlite_comes_back_in_one_piece(store, monkey
     monkeypatch.setattr(rows_module, "PART", 10)
     frames = (b"0123456789" * 3, b"short", b"x" * 11)
     accept(store, 1, frames, frames=3, body=b"")
-    store.commit([SaveDefinition(define(), frames)], NOW)
+    commit(store, [SaveDefinition(define(), frames)], NOW)
 
     assert store.calls([1])[1][1] == frames
     assert store.definition(DIGEST)[1] == frames
@@ -446,7 +442,7 @@ def test_call_of_an_unknown_task_is_left_out(store):
 def test_events_are_told_in_order_after_a_number(store):
     task = accept(store, 1)
     events = [Event(task.id, n, NOW.wall, "output", "stdout", text=str(n)) for n in (1, 2, 3)]
-    store.commit([SaveEvent(1, event) for event in reversed(events)], NOW)
+    commit(store, [SaveEvent(1, event) for event in reversed(events)], NOW)
 
     assert store.events(1, 0) == [(event, ()) for event in events]
     assert store.events(1, 2) == [(events[2], ())]
@@ -457,7 +453,7 @@ def test_events_bring_their_own_frames(store):
     accept(store, 1, (b"of the call",), frames=1, body=b"")
     first = Event("task-1", 1, 0.0, "state", "PROGRESS", frames=2)
     last = Event("task-1", 2, 0.0, "state", "SUCCESS", b"3", final=True)
-    store.commit([SaveEvent(1, first, (b"a", b"b")), SaveEvent(1, last)], NOW)
+    commit(store, [SaveEvent(1, first, (b"a", b"b")), SaveEvent(1, last)], NOW)
 
     assert store.events(1, 0) == [(first, (b"a", b"b")), (last, ())]
     assert store.calls([1])[1][1] == (b"of the call",)
@@ -468,7 +464,7 @@ def test_forgotten_task_leaves_nothing(store):
     finish(store, task)
     other = accept(store, 2)
 
-    store.commit([SaveForget(1), SaveTask(task)], NOW)
+    commit(store, [SaveForget(1), SaveTask(task)], NOW)
 
     assert store.find("task-1") is None
     assert (store.calls([1]), store.events(1, 0)) == ({}, [])
@@ -480,7 +476,7 @@ def test_forgotten_task_leaves_nothing(store):
 
 
 def test_function_is_kept_with_its_policy_and_frames(store, path, opened):
-    store.commit([SaveDefinition(define(), (b"f1", b"f2"))], NOW)
+    commit(store, [SaveDefinition(define(), (b"f1", b"f2"))], NOW)
     store.close()
 
     assert opened(path).definition(DIGEST) == (define(), (b"f1", b"f2"))
@@ -493,19 +489,19 @@ def test_unknown_function_is_none(store):
 
 def test_name_means_the_code_that_came_last(store):
     old, new = b"o" * 16, b"n" * 16
-    store.commit([SaveDefinition(define(old)), SaveDefinition(define(new))], NOW)
+    commit(store, [SaveDefinition(define(old)), SaveDefinition(define(new))], NOW)
 
     assert store.definition_named("add") == new
 
-    store.commit([SaveDefinition(define(old))], later(-7_200))  # the clock was set back
+    commit(store, [SaveDefinition(define(old))], later(-7_200))  # the clock was set back
 
     assert store.definition_named("add") == old
 
 
 def test_function_saved_again_has_its_new_frames_only(store):
-    store.commit([SaveDefinition(define(), (b"a", b"b"))], NOW)
+    commit(store, [SaveDefinition(define(), (b"a", b"b"))], NOW)
 
-    store.commit([SaveDefinition(define(), (b"c",))], NOW)
+    commit(store, [SaveDefinition(define(), (b"c",))], NOW)
 
     assert store.definition(DIGEST)[1] == (b"c",)
 
@@ -523,7 +519,7 @@ def test_call_by_name_needs_no_code(store):
 def test_code_may_come_after_the_call(store):
     accept(store, 1)
 
-    store.commit([SaveDefinition(define())], NOW)
+    commit(store, [SaveDefinition(define())], NOW)
 
     assert store.definition_named(store.find("task-1").name) == DIGEST
 
@@ -594,7 +590,7 @@ def test_notes_are_kept_and_taken_once(store, path, opened):
 def test_empty_turn_writes_nothing(store):
     before = changed(store)
 
-    store.commit([], NOW)
+    commit(store, [], NOW)
 
     assert changed(store) == before
 
@@ -618,8 +614,8 @@ def test_what_ended_long_ago_expires_in_bounded_batches(store):
 def test_function_that_no_task_needs_expires(path, opened):
     first = opened(path)
     kept, gone, young = b"k" * 16, b"g" * 16, b"y" * 16
-    first.commit([SaveDefinition(define(kept)), SaveDefinition(define(gone), (b"f",))], NOW)
-    first.commit([SaveDefinition(define(young))], later(100))
+    commit(first, [SaveDefinition(define(kept)), SaveDefinition(define(gone), (b"f",))], NOW)
+    commit(first, [SaveDefinition(define(young))], later(100))
     accept(first, 1, definition=kept)
     finish(first, accept(first, 2, definition=gone))
     first.close()
@@ -637,10 +633,10 @@ def test_function_that_no_task_needs_expires(path, opened):
 def test_function_that_this_broker_may_have_in_mind_does_not_expire(path, opened):
     first = opened(path)
     looked_up, saved = b"l" * 16, b"s" * 16
-    first.commit([SaveDefinition(define(looked_up))], NOW)
+    commit(first, [SaveDefinition(define(looked_up))], NOW)
     first.close()
     second = opened(path)
-    second.commit([SaveDefinition(define(saved, "other"))], NOW)
+    commit(second, [SaveDefinition(define(saved, "other"))], NOW)
     assert second.definition(looked_up) is not None
 
     second.expire(later(50).wall, 100)
@@ -668,7 +664,7 @@ def test_emptied_call_leaves_its_row_and_gives_its_space_back(store):
     for seq in range(1, 101):
         accept(store, seq, (bytes(100_000),), frames=1, body=b"")
 
-    store.commit([SaveEmptied(seq) for seq in range(1, 101)], NOW)
+    commit(store, [SaveEmptied(seq) for seq in range(1, 101)], NOW)
     while store.shrink():
         pass
 
@@ -678,15 +674,15 @@ def test_emptied_call_leaves_its_row_and_gives_its_space_back(store):
 
 
 def test_ids_revoked_early_are_kept_in_order_until_they_are_not(store, path, opened):
-    store.commit([SaveRevoked("b"), SaveRevoked("a"), SaveRevoked("c")], NOW)
-    store.commit([SaveRevoked("a", kept=False), SaveRevoked("b")], NOW)
+    commit(store, [SaveRevoked("b"), SaveRevoked("a"), SaveRevoked("c")], NOW)
+    commit(store, [SaveRevoked("a", kept=False), SaveRevoked("b")], NOW)
     store.close()
 
     assert opened(path).revoked() == ["c", "b"]
 
 
 def test_cleared_store_is_empty_small_and_has_another_name(store, path, opened):
-    store.commit([SaveDefinition(define(), (b"f",))], NOW)
+    commit(store, [SaveDefinition(define(), (b"f",))], NOW)
     for seq in range(1, 101):
         finish(store, accept(store, seq, (bytes(10_000),), frames=1, body=b""))
     store.put("note", b"x")
@@ -740,12 +736,14 @@ class Model:
         buffers = tuple(bytes([n]) * n for n in range(number))
         body = b"x" * (0, 5, SHORT_BODY + 1, 0)[number]
         call = call_for(seq, body=body, frames=number, retries=number, priority=4 + number)
-        known = self.tasks.get(seq)
-        task = known or task_for(seq, call)
+        task = self.tasks.get(seq)
+        if task is None:  # nothing more is said of a new one
+            task = self.tasks[seq] = task_for(seq, call)
+            self.calls[seq] = call, buffers
+            self.events[seq] = []
+            return [SaveCall(seq, call, CLIENT, NOW.wall, buffers, task)]
         task.retries, task.priority, task.phase, task.ended_at = number, 4 + number, "queued", None
-        self.tasks[seq] = task
         self.calls[seq] = call, buffers
-        self.events.setdefault(seq, [])
         return [SaveCall(seq, call, CLIENT, NOW.wall, buffers), SaveTask(task)]
 
     def _change(self, seq: int, task: Task, number: int) -> list[Any]:
@@ -807,7 +805,7 @@ def test_store_knows_what_it_was_told_also_after_a_crash_at_any_point(told, cras
         stores = [Store(path, "normal")]
         stack.callback(lambda: stores[-1].close())
         for number, turn in enumerate(told):
-            stores[-1].commit(model.saves(turn), NOW)
+            commit(stores[-1], model.saves(turn), NOW)
             if reads:
                 model.check(stores[-1])
             if number == crash:
@@ -830,9 +828,9 @@ def in_journal(store: Store) -> int:
 
 def test_what_begins_and_ends_is_written_once_and_later(store):
     task = accept(store, 1)
-    store.commit([SaveGiven(1, "w1", 11)], NOW)
+    commit(store, [SaveGiven(1, "w1", 11)], NOW)
     event = finish(store, task)
-    store.commit([SaveCleared("w1", 12)], NOW)
+    commit(store, [SaveCleared("w1", 12)], NOW)
 
     assert (in_journal(store), in_tables(store), store.behind) == (4, 0, True)
     before = store._db._connection.total_changes
@@ -862,7 +860,7 @@ def test_journal_goes_as_far_as_its_oldest_task_is_written(store):
 
 def test_note_outlives_the_journal(store, path, opened):
     accept(store, 1)
-    store.commit([SaveGiven(1, "w1", 11)], NOW)
+    commit(store, [SaveGiven(1, "w1", 11)], NOW)
     store.settle()
 
     [row] = opened(copy_of(path)).open_tasks(NOW)
@@ -877,7 +875,7 @@ def test_journal_does_not_grow_without_end(store, monkeypatch):
     for seq in range(2, 200):
         accept(store, seq)
         task.n += 1
-        store.commit([SaveEvent(1, Event(task.id, task.n, 0.0, "run")), SaveTask(task)], NOW)
+        commit(store, [SaveEvent(1, Event(task.id, task.n, 0.0, "run")), SaveTask(task)], NOW)
         assert in_journal(store) < 60
 
     assert len(store.events(1)) == 198
@@ -898,7 +896,7 @@ def test_long_event_is_not_written_twice(store):
     task = accept(store, 1)
     event = Event(task.id, 1, 0.0, "state", "SUCCESS", b"x" * (SHORT_BODY + 1), final=True)
     task.phase, task.state, task.n, task.ended_at = "done", "SUCCESS", 1, NOW.wall
-    store.commit([SaveEvent(1, event), SaveTask(task)], NOW)
+    commit(store, [SaveEvent(1, event), SaveTask(task)], NOW)
 
     assert store._db.value("SELECT count(*) FROM events") == 1
     assert store._db.value("SELECT max(length(changes)) FROM journal") < 200
@@ -936,7 +934,7 @@ def test_full_disk_tells_the_end_that_is_in_the_journal_only(store, monkeypatch)
     task = accept(store, 1)
     event = Event("task-1", 1, NOW.wall, "state", "SUCCESS", b"value", final=True)
     task.phase, task.state, task.n, task.ended_at = "done", "SUCCESS", 1, NOW.wall
-    store.commit([SaveTask(task), SaveEvent(1, event)], NOW)
+    commit(store, [SaveTask(task), SaveEvent(1, event)], NOW)
 
     def fail() -> None:
         raise StoreError("The disk is full.")
@@ -962,8 +960,8 @@ def test_saving_a_turn_twice_changes_nothing(told):
     store = Store(Path("unused"), "none")
     for turn in told:
         saves = model.saves(turn)
-        store.commit(saves, NOW)
-        store.commit(saves, NOW)
+        commit(store, saves, NOW)
+        commit(store, saves, NOW)
     model.check(store)
     store.close()
 
@@ -994,7 +992,7 @@ def test_any_call_and_event_comes_back_as_it_was(data):
     store = Store(Path("unused"), "none")
     task = task_for(1, call)
 
-    store.commit([SaveCall(1, call, CLIENT, 0.0), SaveTask(task), SaveEvent(1, event)], NOW)
+    commit(store, [SaveCall(1, call, CLIENT, 0.0), SaveTask(task), SaveEvent(1, event)], NOW)
 
     assert store.calls([1]) == {1: (call, ())}
     assert says(store.find(call.id)) == columns(task)
@@ -1010,7 +1008,7 @@ import sys
 from pathlib import Path
 from tests.broker.test_store import NOW, CLIENT, call_for, task_for
 from nbtasks.broker.store import Store
-from nbtasks.core.actions import SaveCall, SaveTask
+from tests.broker.saves import SaveCall, SaveTask, commit
 
 store = Store(Path(sys.argv[1]), "full")
 for first in range(1, 1_000_000, 10):
@@ -1018,7 +1016,7 @@ for first in range(1, 1_000_000, 10):
     for seq in range(first, first + 10):
         call = call_for(seq, body=b"", frames=1)
         saves += [SaveCall(seq, call, CLIENT, 0.0, (b"y" * 5_000,)), SaveTask(task_for(seq, call))]
-    store.commit(saves, NOW)
+    commit(store, saves, NOW)
     print(first + 9, flush=True)
 """
 
@@ -1064,14 +1062,14 @@ def test_full_disk_takes_nothing_and_is_got_over(store):
     ]
 
     with pytest.raises(StoreError, match=r"store\.sqlite.*full.*free some space"):
-        store.commit(saves, NOW)
+        commit(store, saves, NOW)
 
     assert store.find("task-1").phase == "queued"
     assert store.find("task-2") is None
     assert store.definition_named("new") is None
 
     store._db.execute("PRAGMA max_page_count = 1000000")
-    store.commit(saves, NOW)
+    commit(store, saves, NOW)
 
     assert store.find("task-1").phase == "running"
     assert says(store.find("task-2")) == columns(new)
@@ -1083,10 +1081,10 @@ def test_what_cannot_be_saved_is_an_error_and_spoils_nothing(store):
     task.priority = 2**64
 
     with pytest.raises(StoreError, match="could not save: can't serialize"):
-        store.commit([SaveTask(task)], NOW)
+        commit(store, [SaveTask(task)], NOW)
 
     task.priority = 1
-    store.commit([SaveTask(task)], NOW)
+    commit(store, [SaveTask(task)], NOW)
     assert store.find("task-1").priority == 1
 
 
@@ -1097,11 +1095,11 @@ def test_interrupted_turn_is_taken_back(store, monkeypatch):
     monkeypatch.setattr(store, "_changes", interrupt)
     saves = [SaveCall(1, call_for(1), CLIENT, 0.0), SaveEvent(1, Event("task-1", 1, 0.0, "run"))]
     with pytest.raises(KeyboardInterrupt):
-        store.commit(saves, NOW)
+        commit(store, saves, NOW)
     monkeypatch.undo()
 
     assert store.find("task-1") is None
-    store.commit(saves, NOW)
+    commit(store, saves, NOW)
     assert store.find("task-1") is not None
 
 
@@ -1274,7 +1272,7 @@ def test_file_that_is_no_database_is_refused_and_kept(path, content):
 
 def test_damaged_store_is_refused_and_kept(path, opened):
     store = opened(path)
-    store.commit([SaveCall(seq, call_for(seq), CLIENT, 0.0) for seq in range(1, 500)], NOW)
+    commit(store, [SaveCall(seq, call_for(seq), CLIENT, 0.0) for seq in range(1, 500)], NOW)
     store.close()
     content = path.read_bytes()
     damaged = content[:100] + b"\xff" * 20_000 + content[20_100:]
@@ -1288,7 +1286,7 @@ def test_damaged_store_is_refused_and_kept(path, opened):
 
 def test_damage_met_later_is_told_with_the_file(path, opened):
     store = opened(path)
-    store.commit([SaveCall(seq, call_for(seq), CLIENT, 0.0) for seq in range(1, 5_000)], NOW)
+    commit(store, [SaveCall(seq, call_for(seq), CLIENT, 0.0) for seq in range(1, 5_000)], NOW)
     [(page,)] = store._db.execute(
         "SELECT rootpage FROM sqlite_master WHERE name = 'tasks'"
     ).fetchall()
@@ -1444,7 +1442,7 @@ def test_queued_task_takes_less_than_300_bytes_of_disk(store):
         for seq in range(first, first + 100):
             call = call_for(seq, id=f"6a974c1e-7af0-ebb0-8d2c-{seq:012x}", body=b"\x80\x05" * 10)
             saves += [SaveCall(seq, call, bytes(16), NOW.wall), SaveTask(task_for(seq, call))]
-        store.commit(saves, NOW)
+        commit(store, saves, NOW)
     store.settle()
 
     used = store._db.value("PRAGMA page_count") - store._db.value("PRAGMA freelist_count")

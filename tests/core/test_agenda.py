@@ -7,9 +7,9 @@ from itertools import islice
 import hypothesis.strategies as st
 from hypothesis import given
 
-from nbtasks.core.actions import Task
 from nbtasks.core.agenda import Ready
 from nbtasks.core.messages import Policy, Revoke
+from nbtasks.core.tasks import Task
 from nbtasks.core.workers import PLACES, SIGHT
 from nbtasks.simulation import CLIENT, Simulation
 

@@ -161,8 +161,9 @@ def test_time_limit_holds_for_a_run_of_which_the_broker_has_not_heard(world: Sim
 
     def kills_after(seconds: float) -> list[Any]:
         instant = Now(world.now.wall + seconds, world.now.boot + seconds)
-        messages = [getattr(action, "message", None) for action in scheduler.tick(instant)]
-        return [message for message in messages if isinstance(message, Kill)]
+        scheduler.tick(instant)
+        mail = scheduler.committed().mail.get(SUPERVISOR, [])
+        return [message for message in mail if isinstance(message, Kill)]
 
     assert kills_after(4.9) == []
     assert kills_after(5.1) == [Kill(name, ticket)]
@@ -174,22 +175,23 @@ def test_idle_worker_runs_the_handlers_of_what_a_limit_has_ended() -> None:
     task_id = world.submit(seconds=1_000, policy=policy)
     heard = []
     deliver = world._deliver
-    world._deliver = lambda send: (  # type: ignore[method-assign]
-        heard.append(send) if getattr(send.message, "verdict", "") else deliver(send)
+    world._deliver = lambda peer, send: (  # type: ignore[method-assign]
+        heard.append((peer, send.message))
+        if getattr(send.message, "verdict", "")
+        else deliver(peer, send)
     )
 
     world.run()
     world.advance(1)
 
     assert world.state(task_id) == "FAILURE"
-    (send,) = heard
-    run = send.message
+    ((peer, run),) = heard
     assert isinstance(run, Run)
     assert json.loads(run.verdict) == ["TimeLimitExceeded", [3.0]]
 
-    world.say(send.peer, Returned((run.ticket,)))  # called back before they began
+    world.say(peer, Returned((run.ticket,)))  # called back before they began
 
-    assert [json.loads(send.message.verdict) for send in heard[1:]] == [json.loads(run.verdict)]
+    assert [json.loads(again.verdict) for _, again in heard[1:]] == [json.loads(run.verdict)]
 
 
 def test_worker_with_the_handlers_of_a_killed_run_gets_nothing_else() -> None:
@@ -197,25 +199,27 @@ def test_worker_with_the_handlers_of_a_killed_run_gets_nothing_else() -> None:
     world.submit(seconds=1_000, policy=Policy(time_limit=3.0, handlers=True))
     deliver = world._deliver
     given = []
-    world._deliver = lambda send: (  # type: ignore[method-assign]
-        given.append(send) if getattr(send.message, "verdict", "") else deliver(send)
+    world._deliver = lambda peer, send: (  # type: ignore[method-assign]
+        given.append((peer, send.message))
+        if getattr(send.message, "verdict", "")
+        else deliver(peer, send)
     )
     world.run()
     world.advance(1)
-    (send,) = given
+    ((peer, run),) = given
 
     others = [world.submit() for _ in range(3)]
     world.run()
 
     workers = {world.store.find(task_id).worker for task_id in others}  # type: ignore[union-attr]
     assert len(workers) == 1
-    assert workers != {send.peer.decode()}
-    world.say(send.peer, Handling(send.message.ticket, "task-0", over=True))
+    assert workers != {peer.decode()}
+    world.say(peer, Handling(run.ticket, "task-0", over=True))
     more = [world.submit() for _ in range(2)]
     world.run()
     assert {world.store.find(task_id).worker for task_id in more} == {  # type: ignore[union-attr]
         *workers,
-        send.peer.decode(),
+        peer.decode(),
     }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from nbtasks.core.messages import Done, Joining, Pool, Recall, Scale
 from nbtasks.core.scheduler import GRACE, JOINS_LOOK, LINGER, MOST_EXTRA, Scheduler
-from nbtasks.simulation import SUPERVISOR, InventedWorker, Simulation
+from nbtasks.simulation import CLIENT, SUPERVISOR, InventedWorker, Simulation
 
 SOON = GRACE + JOINS_LOOK
 LONG = 1_000.0
@@ -94,9 +94,9 @@ def test_what_stands_behind_one_that_waits_is_called_back() -> None:
     (worker,) = scheduler.workers.values()
     assert len(worker.held) == 3
 
-    sent = scheduler.receive(worker.peer, Joining(next(iter(worker.held))), world.now)
+    scheduler.receive(worker.peer, Joining(next(iter(worker.held))), world.now)
 
-    assert [type(action.message) for action in sent] == [Recall]
+    assert scheduler.turn.mail == {worker.peer: [Recall()]}
 
 
 def test_one_that_goes_on_has_its_place_again(world: Simulation) -> None:
@@ -163,9 +163,9 @@ def test_scaling_keeps_those_who_stepped_in(world: Simulation) -> None:
     scheduler = world.scheduler
     scheduler.extra = 1
 
-    sent = scheduler.receive(b"client", Scale(3), world.now)
+    scheduler.receive(CLIENT, Scale(3), world.now)
 
-    assert [action.message for action in sent] == [Scale(3, 1)]
+    assert scheduler.turn.mail == {SUPERVISOR: [Scale(3, 1)]}
 
 
 def test_stopping_cluster_starts_nobody(world: Simulation) -> None:

@@ -27,10 +27,11 @@ from nbtasks.simulation import CLIENT, SUPERVISOR, Simulation
 
 def words_of(world: Simulation, peer: bytes, message: object) -> list[str]:
     """Let a peer say something and return the reasons of the refusals that follow."""
-    actions = world.scheduler.receive(peer, message, world.now)
-    sent = [getattr(action, "message", None) for action in actions]
-    assert all(getattr(action, "peer", peer) == peer for action in actions)
-    return [message.reason for message in sent if isinstance(message, Refused)]
+    world.scheduler.receive(peer, message, world.now)
+    mail = world.scheduler.committed().mail
+    refused = {to: [m.reason for m in said if isinstance(m, Refused)] for to, said in mail.items()}
+    assert not any(reasons for to, reasons in refused.items() if to != peer)
+    return refused.get(peer, [])
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The scheduler alone: messages in, actions out, an invented clock."""
+"""The scheduler alone: messages in, decisions out, an invented clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from nbtasks.core import scheduler as scheduler_module
-from nbtasks.core.actions import SaveEmptied
 from nbtasks.core.messages import (
     MOST_RETRIES,
     Again,
@@ -22,12 +21,13 @@ from nbtasks.core.messages import (
     Output,
     Policy,
     Redo,
+    Refused,
     Revoke,
     Run,
     Started,
     Submit,
 )
-from nbtasks.core.scheduler import MAX_DEATHS, Send
+from nbtasks.core.scheduler import MAX_DEATHS
 from nbtasks.simulation import CLIENT, SUPERVISOR, Simulation
 
 
@@ -370,13 +370,14 @@ def test_revoke_of_a_task_that_is_over_is_not_remembered(world: Simulation) -> N
 
 def test_purged_task_is_not_run_again_by_hand(world: Simulation) -> None:
     task_id = world.submit(countdown=60)
-    _count, actions = world.scheduler.purge(world.now)
-    world.store.commit(actions)
+    world.scheduler.purge(world.now)
+    emptied = world.scheduler.turn.emptied
+    world.store.commit(world.scheduler.turn)
     world.scheduler.committed()
 
     world.say(CLIENT, Redo((task_id,)))
 
-    assert SaveEmptied(world.store.seqs[task_id]) in actions
+    assert emptied == {world.store.seqs[task_id]}
     assert (world.phase(task_id), world.state(task_id)) == ("done", "REVOKED")
 
 
@@ -566,9 +567,9 @@ def test_all_that_handlers_print_in_one_turn_is_kept(world: Simulation) -> None:
 
 
 def test_stranger_is_asked_to_introduce_itself(world: Simulation) -> None:
-    actions = world.scheduler.receive(b"nobody", Revoke(("x",)), world.now)
+    world.scheduler.receive(b"nobody", Revoke(("x",)), world.now)
 
-    assert [action.message.reason for action in actions if isinstance(action, Send)] == ["hello"]
+    assert world.scheduler.turn.mail == {b"nobody": [Refused("hello")]}
 
 
 def test_many_queued_calls_are_not_kept_in_memory() -> None:
@@ -636,8 +637,8 @@ def test_following_a_task_of_which_all_is_known_reads_nothing(world: Simulation)
     known = world.scheduler.tasks[task_id].n
 
     def replays(after: int) -> list[object]:
-        actions = world.scheduler.receive(CLIENT, Follow((task_id,), (after,)), world.now)
-        return [action.replay for action in actions if isinstance(action, Send)]
+        world.scheduler.receive(CLIENT, Follow((task_id,), (after,)), world.now)
+        return [send.replay for send in world.scheduler.committed().mail[CLIENT]]
 
     assert known > 0
     assert replays(known) == [None]
@@ -725,10 +726,10 @@ def test_handlers_that_are_over_in_time_harm_nobody(world: Simulation) -> None:
     task_id = world.submit(policy=Policy(time_limit=3.0))
     world.run()
     first, *_ = world.workers.values()
-    actions = world.scheduler.receive(first.peer, Handling(first.finished, task_id), world.now)
+    world.scheduler.receive(first.peer, Handling(first.finished, task_id), world.now)
     world.scheduler.receive(first.peer, Handling(first.finished, task_id, over=True), world.now)
 
     instant = Now(world.now.wall + 5, world.now.boot + 5)
-    actions += world.scheduler.tick(instant)
+    world.scheduler.tick(instant)
 
-    assert not [a for a in actions if isinstance(a, Send) and isinstance(a.message, Kill)]
+    assert not [each for each in world.scheduler.turn.mail[SUPERVISOR] if isinstance(each, Kill)]

@@ -24,11 +24,11 @@ import nbtasks
 from nbtasks.broker import database as database_module
 from nbtasks.broker.store import Store
 from nbtasks.client.client import Client, new_id
-from nbtasks.core.actions import SaveCall, SaveDefinition, SaveEvent, SaveTask
 from nbtasks.core.messages import Call, Event, Hasten
 from nbtasks.exceptions import ClusterError, StoreError
 from nbtasks.wire import segments
 from nbtasks.wire.connection import STORE_FILE
+from tests.broker.saves import SaveCall, SaveDefinition, SaveEvent, SaveTask, commit
 from tests.broker.test_store import CLIENT, NOW, call_for, copy_of, define, task_for
 from tests.core.test_crashes import Dying, check, story
 from tests.living import SOON, entries, eventually, kill, run, said
@@ -356,7 +356,7 @@ print(nbtasks.AsyncResult(sys.argv[2]).get(timeout=20))
 def some_store(path: Path, turns: int = 40) -> None:
     """Make a store: each turn saves three tasks, with an event and a payload."""
     store = Store(path, "normal")
-    store.commit([SaveDefinition(define(), (b"f" * 5_000,))], NOW)
+    commit(store, [SaveDefinition(define(), (b"f" * 5_000,))], NOW)
     for turn in range(turns):
         saves: list[Any] = []
         for seq in range(3 * turn + 1, 3 * turn + 4):
@@ -365,7 +365,7 @@ def some_store(path: Path, turns: int = 40) -> None:
             event = Event(task.id, 1, NOW.wall, "output", "stdout", text="x" * 50)
             saves.append(SaveCall(seq, call, CLIENT, NOW.wall, (b"y" * 2_000,)))
             saves += [SaveTask(task), SaveEvent(seq, event)]
-        store.commit(saves, NOW)
+        commit(store, saves, NOW)
     copy_of(path)  # as a crash leaves it, with its log
     store.close()
 
