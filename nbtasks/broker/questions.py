@@ -83,7 +83,7 @@ class Questions:
             **self._facts(instant),
             "durability": self._settings.durability,
             "store": str(Path(self._settings.data) / STORE_FILE),
-            "wanted": scheduler.wanted,
+            "wanted": scheduler.staff.wanted,
             "clients": len(scheduler.clients),
             "phases": scheduler.phases(),
             "states": self._store.counts(),
@@ -182,7 +182,11 @@ class Questions:
             return f"waits for {missing} other task{'' if missing == 1 else 's'}"
         serving = scheduler.pool.serving()
         if not serving:
-            return "the workers are starting" if scheduler.wanted else "the cluster has 0 workers"
+            return (
+                "the workers are starting"
+                if scheduler.staff.wanted
+                else "the cluster has 0 workers"
+            )
         if not any(not worker.queues or task.queue in worker.queues for worker in serving):
             return f"no worker serves the queue {task.queue!r}"
         definition = scheduler.pool.of(task)

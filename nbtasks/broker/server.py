@@ -75,7 +75,7 @@ from nbtasks.wire.parent import alive
 log = logging.getLogger("nbtasks.broker")
 
 #: What a turn takes in at most, calls and outcomes: bounds memory, and how long others wait.
-DRAIN = 5_000
+DRAIN = 2_000
 #: Seconds between two looks at things that are nobody's news.
 HOUSEKEEPING = 5.0
 #: Seconds between two attempts to write when the store cannot.
@@ -420,8 +420,7 @@ class Server:
     def carry_out(self, instant: Now) -> None:
         """Save all that is to be saved, in one transaction; then send."""
         turn = self.scheduler.turn
-        saved = not turn.saves or self._save(turn, instant)
-        if saved:
+        if not turn.saves or self._save(turn, instant):
             self.scheduler.committed()
             self._post(turn.mail, turn.absent)
         else:

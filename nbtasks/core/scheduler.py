@@ -77,6 +77,7 @@ from nbtasks.core.messages import (
     take,
 )
 from nbtasks.core.needs import Needs
+from nbtasks.core.staff import GRACE, LOOK, Staff
 from nbtasks.core.states import ASSIGNED, DONE, QUEUED, RUNNING, SCHEDULED, WAITING
 from nbtasks.core.tasks import Archive, Row, Task, call_now, task_of
 from nbtasks.core.turn import NewCall, Send, Turn
@@ -91,13 +92,6 @@ MAX_DEATHS = 3
 MOURNING = 0.02
 #: Seconds in which a worker must report, to a new broker, what it was given by the old one.
 ROLL_CALL = 1.0
-#: Seconds after which somebody takes the place of a worker whose run waits for other tasks, and
-#: between two looks whether this is so.
-GRACE = 0.05
-JOINS_LOOK = 0.2
-#: Seconds for which those stay who did, and how many there are at most.
-LINGER = 10.0
-MOST_EXTRA = 32
 #: Bytes of calls that are kept in memory until a worker wants them; the rest waits in the store.
 KEPT_BYTES = 4 * 1024 * 1024
 #: Ids that are remembered of calls that were revoked before they came.
@@ -125,14 +119,7 @@ class Scheduler:
         self.tasks: dict[str, Task] = {}
         self.clients: dict[bytes, Hello] = {}
         self.supervisor: bytes = b""
-        #: How many workers there shall be, and which ones the supervisor has started.
-        self.wanted = 0
-        #: How many more there are in the places of those whose runs wait for other tasks; since
-        #: when (boot clock) there need not be as many; whether we look after it.
-        self.extra = 0
-        self._spared_at: float | None = None
-        self._minds_joins = False
-        self._hired: frozenset[str] = frozenset()
+        self.staff = Staff()
         #: The cluster is going: nothing is begun any more.
         self.stopping = False
         self.agenda = Agenda()
@@ -363,7 +350,7 @@ class Scheduler:
         for ticket in worker.held.keys() - {held.ticket for held in hello.held}:
             # Its outcome may be on the way; else it never arrived there.
             self.agenda.add_boot(now.boot + ROLL_CALL, "untold", (worker, ticket))
-        if hello.name in self._hired:  # it was on its way while others were told to go
+        if hello.name in self.staff.hired:  # it was on its way while others were told to go
             self._let_go_surplus()
 
     def _bye(self, peer: bytes, _: Bye, now: Now, __: Iterator[Any]) -> None:
@@ -613,18 +600,18 @@ class Scheduler:
             self._new_state(task, update, payload, now)
 
     def _scale(self, peer: bytes, scale: Scale, now: Now, _: Iterator[Any]) -> None:
-        self._want(scale.workers, self.extra)
+        self._want(scale.workers, self.staff.extra)
 
     def _want(self, workers: int, extra: int) -> None:
         """Have the supervisor start workers that are lacking, and let go those too many."""
-        self.wanted, self.extra = workers, extra
+        self.staff.wanted, self.staff.extra = workers, extra
         self.turn.say(self.supervisor, Scale(workers, extra))
         self._let_go_surplus()
 
     def _let_go_surplus(self) -> None:
         """Let workers go while there are more than shall be: who holds least, who came last."""
         present = self.pool.serving()[::-1]
-        surplus = max(0, len(present) - self.wanted - self.extra)
+        surplus = max(0, len(present) - self.staff.whole)
         for worker in sorted(present, key=lambda worker: len(worker.held))[:surplus]:
             worker.leaving = True
             self.turn.say(worker.peer, Stop())
@@ -638,10 +625,10 @@ class Scheduler:
         self.turn.say(self.supervisor, stop)
 
     def _pool(self, peer: bytes, pool: Pool, now: Now, _: Iterator[Any]) -> None:
-        self.wanted, self.extra = pool.wanted, pool.extra
-        if self.extra:
+        self.staff.wanted, self.staff.extra = pool.wanted, pool.extra
+        self.staff.hired = frozenset(pool.workers)
+        if pool.extra:
             self._mind_joins(now, 0.0)
-        self._hired = frozenset(pool.workers)
 
     # ------------------------------------------------------------------------------ what is due
 
@@ -683,24 +670,17 @@ class Scheduler:
 
     def _on_joins(self, _: None, when: float, now: Now) -> None:
         """See to it that as many tasks run as there shall be workers, whatever others wait for."""
-        self._minds_joins = False
-        joining = len(self.pool.joining())
-        if joining >= self.extra:
-            self._spared_at = None
-        elif self._spared_at is None:
-            self._spared_at = now.boot
-        complete = len(self.pool.serving()) >= self.wanted + self.extra
-        if complete and joining > self.extra and self.pool.starved():
-            some = min(joining, self.extra + len(self.pool.ready), MOST_EXTRA)
-            self._want(self.wanted, some)
-        elif self._spared_at is not None and now.boot - self._spared_at >= LINGER:
-            self._want(self.wanted, joining)
-        if joining or self.extra:
-            self._mind_joins(now, JOINS_LOOK)
+        staff = self.staff
+        staff.looks = False
+        extra = staff.extra_now(self.pool, now)
+        if extra != staff.extra:
+            self._want(staff.wanted, extra)
+        if extra or self.pool.joining():
+            self._mind_joins(now, LOOK)
 
     def _mind_joins(self, now: Now, wait: float) -> None:
-        if not self._minds_joins and not self.stopping:
-            self._minds_joins = True
+        if not self.staff.looks and not self.stopping:
+            self.staff.looks = True
             self.agenda.add_boot(now.boot + wait, "joins", None)
 
     def _on_died(self, subject: tuple[Worker, Died], when: float, now: Now) -> None:
@@ -726,9 +706,7 @@ class Scheduler:
             return
         if self._bereft:
             self._give_bereft(now)
-        # Who took the place of one that waits may find it going on, and stay for a while.
-        most = max(0, self.wanted - self.pool.running()) if self.extra else None
-        for worker, task in self.pool.choose(now, most):
+        for worker, task in self.pool.choose(now, self.staff.room(self.pool)):
             self._give(worker, task, now)
         for worker in self.pool.to_call_back(now):
             worker.recalled_at = now.boot

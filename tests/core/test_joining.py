@@ -7,10 +7,11 @@ from itertools import pairwise
 import pytest
 
 from nbtasks.core.messages import Done, Joining, Pool, Recall, Scale
-from nbtasks.core.scheduler import GRACE, JOINS_LOOK, LINGER, MOST_EXTRA, Scheduler
+from nbtasks.core.scheduler import Scheduler
+from nbtasks.core.staff import GRACE, LINGER, LOOK, MOST
 from nbtasks.simulation import CLIENT, SUPERVISOR, InventedWorker, Simulation
 
-SOON = GRACE + JOINS_LOOK
+SOON = GRACE + LOOK
 LONG = 1_000.0
 
 
@@ -48,7 +49,7 @@ def test_another_worker_takes_the_place_of_one_that_waits(world: Simulation) -> 
 
     assert world.state(child) == "SUCCESS"
     assert len(world.workers) == 2
-    assert (world.scheduler.wanted, world.scheduler.extra) == (1, 1)
+    assert (world.scheduler.staff.wanted, world.scheduler.staff.extra) == (1, 1)
 
 
 def test_tasks_wait_for_one_another_as_deep_as_they_like(world: Simulation) -> None:
@@ -127,9 +128,9 @@ def test_who_took_a_place_is_there_for_the_next_wait_and_goes_after_a_while(
     assert world.state(child) == "SUCCESS"
 
     say_join(world, "parent", over=True)
-    world.advance(LINGER + 2 * JOINS_LOOK)
+    world.advance(LINGER + 2 * LOOK)
     leaving = [worker.leaving for worker in world.scheduler.workers.values()]
-    assert (world.scheduler.extra, leaving) == (0, [False, True])
+    assert (world.scheduler.staff.extra, leaving) == (0, [False, True])
 
 
 def test_a_new_broker_knows_who_waits_and_who_stepped_in(world: Simulation) -> None:
@@ -149,19 +150,19 @@ def test_a_new_broker_knows_who_waits_and_who_stepped_in(world: Simulation) -> N
 
 
 def test_there_is_an_end_to_it(world: Simulation) -> None:
-    tasks = ["parent", *(f"{n}" for n in range(MOST_EXTRA + 10))]
+    tasks = ["parent", *(f"{n}" for n in range(MOST + 10))]
     for parent, child in pairwise(tasks):
         world.submit(task_id=child, seconds=LONG)
         if world.phase(parent) == "running":
             say_join(world, parent)
         world.advance(2 * SOON)
 
-    assert world.scheduler.extra == MOST_EXTRA
+    assert world.scheduler.staff.extra == MOST
 
 
 def test_scaling_keeps_those_who_stepped_in(world: Simulation) -> None:
     scheduler = world.scheduler
-    scheduler.extra = 1
+    scheduler.staff.extra = 1
 
     scheduler.receive(CLIENT, Scale(3), world.now)
 

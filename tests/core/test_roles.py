@@ -61,10 +61,10 @@ def test_every_word_to_the_broker_has_somebody_who_may_say_it() -> None:
 def test_word_of_another_role_is_refused_and_changes_nothing(
     world: Simulation, role: str, peer: bytes, message: object
 ) -> None:
-    before = world.scheduler.phases(), world.scheduler.wanted
+    before = world.scheduler.phases(), world.scheduler.staff.wanted
 
     assert words_of(world, peer, message) == [f"A {role} may not say {type(message).__name__}."]
-    assert (world.scheduler.phases(), world.scheduler.wanted) == before
+    assert (world.scheduler.phases(), world.scheduler.staff.wanted) == before
 
 
 def test_worker_may_neither_submit_nor_report_deaths(world: Simulation) -> None:
