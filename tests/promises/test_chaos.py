@@ -47,14 +47,14 @@ DIE_IN_COMMIT = """
 
     commit, order = Store.commit, {order!r}
 
-    def commit_and_die(self, saves, now):
-        if saves and os.path.exists(order):
+    def commit_and_die(self, turn, now):
+        if turn.saves and os.path.exists(order):
             with open(order) as file:
                 delay = float(file.read())
             os.unlink(order)
             blow = lambda: (time.sleep(delay), os.kill(os.getpid(), 9))
             threading.Thread(target=blow, daemon=True).start()
-        return commit(self, saves, now)
+        return commit(self, turn, now)
 
     Store.commit = commit_and_die
 """

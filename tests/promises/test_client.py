@@ -464,12 +464,13 @@ DYING = """
 
     post, deaths = Server._post, Path({path!r})
 
-    def post_or_die(self, sends):
-        if any(type(send.message) is Accepted for send in sends):
+    def post_or_die(self, mail, absent=()):
+        said = [getattr(each, "message", None) for letters in mail.values() for each in letters]
+        if any(type(message) is Accepted for message in said):
             if left := deaths.read_bytes():
                 deaths.write_bytes(left[1:])
                 os.kill(os.getpid(), 9)
-        post(self, sends)
+        post(self, mail, absent)
 
     Server._post = post_or_die
 """

@@ -218,10 +218,11 @@ from nbtasks.broker import server
 
 post = server.Server._post
 
-def die(self, sends):
-    if any(type(send.message).__name__ == "Accepted" for send in sends):
+def die(self, mail, absent=()):
+    said = [getattr(each, "message", None) for letters in mail.values() for each in letters]
+    if any(type(message).__name__ == "Accepted" for message in said):
         os._exit(1)
-    post(self, sends)
+    post(self, mail, absent)
 
 server.Server._post = die
 """
