@@ -15,6 +15,7 @@ import msgspec
 
 from nbtasks.core.messages import Answer, Ask, Event, Now
 from nbtasks.core.states import (
+    DONE,
     EXCEPTION_STATES,
     FAILURE,
     QUEUED,
@@ -202,10 +203,20 @@ class Questions:
         phase: str | None = None,
         took: bool = False,
     ) -> list[dict[str, Any]]:
-        rows = self._store.listing(state, limit, phase)
+        if phase is None or phase == DONE:
+            rows = self._store.listing(state, limit, over=phase == DONE)
+        else:
+            rows = self._in_phase(phase, limit)
         if not took:
             return [self._describe(row) for row in rows]
         return [self._describe(row) | {"took": self._took(row)} for row in rows]
+
+    def _in_phase(self, phase: str, limit: int) -> list[TaskRow]:
+        """Return the open tasks in a phase, newest first; rows do not tell who was given out."""
+        tasks = [task for task in self._scheduler.tasks.values() if task.phase == phase]
+        ids = [task.id for task in sorted(tasks, key=lambda task: -task.seq)[:limit]]
+        found = self._store.finds(ids)
+        return [found[task_id] for task_id in ids if task_id in found]
 
     def _took(self, row: TaskRow) -> float | None:
         """Return the seconds that the last run of a task took that is over; None: it never ran."""
@@ -244,17 +255,18 @@ class Questions:
         }
 
     def _describe(self, row: TaskRow) -> dict[str, Any]:
+        task = self._scheduler.tasks.get(row.id, row)  # an open one knows more than its row
         return {
             "id": row.id,
             "name": row.name,
             "shown": row.shown,
             "state": row.state,
-            "phase": row.phase,
+            "phase": task.phase,
             "summary": row.summary,
             "queue": row.queue,
             "priority": row.priority,
             "retries": row.retries,
-            "worker": row.worker,
+            "worker": task.worker,
             "parent": row.parent,
             "accepted_at": row.accepted_at,
             "ended_at": row.ended_at,

@@ -740,7 +740,7 @@ class Store:
         return task_id, shown_name(name, read.options), read.summary
 
     def listing(
-        self, state: str | None = None, limit: int = 100, phase: str | None = None
+        self, state: str | None = None, limit: int = 100, over: bool = False
     ) -> list[TaskRow]:
         """Return tasks, newest first.
 
@@ -750,8 +750,8 @@ class Store:
             Only those in this state; None: all.
         limit
             How many at most.
-        phase
-            Only those in this phase, whatever their state; None: all.
+        over
+            Only those that have ended, whatever their state.
         """
         query = f"SELECT {_COLUMNS} FROM tasks ORDER BY seq DESC LIMIT ?"
         values: tuple[Any, ...] = (limit,)
@@ -762,13 +762,10 @@ class Store:
                 f"ORDER BY seq DESC LIMIT ?) ORDER BY seq DESC"
             )
             values = (state, limit)
-        elif phase is not None:
-            over = "NOT NULL" if phase == DONE else "NULL"  # of open ones there is an index
+        elif over:
             query = (
-                f"SELECT {_COLUMNS} FROM tasks WHERE ended_at IS {over} AND phase = ? "
-                f"ORDER BY seq DESC LIMIT ?"
+                f"SELECT {_COLUMNS} FROM tasks WHERE ended_at IS NOT NULL ORDER BY seq DESC LIMIT ?"
             )
-            values = (phase, limit)
         return [self._row(row) for row in self._read(query, values)]
 
     def ended(self, limit: int, state: str | None = None) -> list[TaskRow]:

@@ -60,6 +60,27 @@ def asked(store: Store) -> Asked:
     return Asked(store, workers=2)
 
 
+def test_who_was_given_to_a_worker_is_listed_as_such(asked: Asked) -> None:
+    running, waiting = asked.world.submit(seconds=100), asked.world.submit(seconds=100)
+    given, queued = asked.world.submit(), asked.world.submit(countdown=60)
+    asked.world.scheduler.tasks[given].phase = "assigned"
+
+    listed = {
+        phase: [task["id"] for task in asked.ask("list", phase=phase)]
+        for phase in ("running", "assigned", "queued", "scheduled", "done")
+    }
+
+    assert listed == {
+        "running": [waiting, running],
+        "assigned": [given],
+        "queued": [],
+        "scheduled": [queued],
+        "done": [],
+    }
+    shown = asked.ask("show", id=given)
+    assert shown["phase"] == "assigned"
+
+
 def test_outlook_tells_the_place_of_those_that_wait_for_a_worker(asked: Asked) -> None:
     running = [asked.world.submit(seconds=100) for _ in range(2)]
     waiting = [asked.world.submit() for _ in range(3)]
