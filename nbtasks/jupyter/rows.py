@@ -488,11 +488,13 @@ def duration(seconds: float) -> str:
 def clock(seconds: float) -> str:
     """Return a span of time as a clock shows it.
 
-    >>> clock(7), clock(3725)
-    ('0:07', '1:02:05')
+    >>> clock(7), clock(3725), clock(400_000)
+    ('0:07', '1:02:05', '4 d 15 h')
     """
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
@@ -512,21 +514,25 @@ def explain(row: Mapping[str, Any], now: float, queue: Mapping[str, Any] | None 
     expiry = f"expires in {clock(row['expires'] - now)}" if row.get("expires") else ""
     if state == "running":
         share = row.get("fraction")
-        percent = "" if share is None else f"{share * 100:.0f} %"
+        percent = "" if share is None else f"{math.floor(share * 100)} %"
         return "  ".join(filter(None, (percent, row.get("text", ""), attempt(row))))
     if state == "retrying":
-        when = f"{attempt(row)} in {clock((row.get('due') or now) - now)}"
+        when = f"{attempt(row) or 'next attempt'} {until(row, now)}"
         return "  ".join(filter(None, (when, row.get("error", ""))))
     if state == "scheduled":
-        return "  ".join(
-            filter(None, (f"starts in {clock((row.get('due') or now) - now)}", expiry))
-        )
+        return "  ".join(filter(None, (f"starts {until(row, now)}", expiry)))
     if state == "waiting":
         return "  ".join(filter(None, (why(row, queue), expiry)))
     where = f"({row['where']})" if row.get("where") else ""
     said = row.get("error") if state == "failed" else row.get("text")
     after = f"after {row['attempt']} attempts" if row.get("attempt") else ""
     return "  ".join(filter(None, (said, where, after)))
+
+
+def until(row: Mapping[str, Any], now: float) -> str:
+    """Say how long a row still waits for its time: `in 0:07`, or `now`."""
+    seconds = (row.get("due") or 0.0) - now
+    return f"in {clock(math.ceil(seconds))}" if seconds > 0 else "now"
 
 
 def why(row: Mapping[str, Any], queue: Mapping[str, Any] | None) -> str:

@@ -125,6 +125,19 @@ def test_every_state_is_told_in_words(panel, expect):
     expect(panel.root).to_contain_text("50 %4.1/s · about 12 s left")
 
 
+def test_long_spans_are_told_in_days_and_far_times_with_their_year(panel, expect):
+    panel.pause()
+    panel.open(
+        [row(0, "scheduled", due=NOW + 400 * 86_400), row(1, "running", began=NOW - 400_000)]
+        + [row(k, "done", took=took) for k, took in enumerate([59.97, 119.7, 400_000], 2)]
+    )
+
+    expect(panel.row(0)).to_contain_text("starts in 400 d 0 h (26 Oct 2027 ")
+    expect(panel.row(1)).to_contain_text("4 d 15 h")
+    for position, took in enumerate(["1:00", "2:00", "4 d 15 h"], 2):
+        expect(panel.row(position).locator(".nbtasks-time")).to_have_text(took)
+
+
 def test_why_a_task_waits_goes_before_its_place_in_the_queue(panel, expect):
     panel.open([row(0, why="waits for 2 other tasks"), row(1), row(2)])
     expect(panel.row(1)).not_to_contain_text("queue")

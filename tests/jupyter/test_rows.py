@@ -329,6 +329,11 @@ QUEUE = {"workers": 2, "busy": 2, "queued": 9, "places": [[0, 4], [5, 1]]}
     [
         ({"state": "scheduled", "due": 72.0}, "starts in 1:12"),
         ({"state": "scheduled", "due": 72.0, "expires": 300}, "starts in 1:12  expires in 5:00"),
+        ({"state": "scheduled", "due": 0.0}, "starts now"),
+        ({"state": "scheduled", "due": 400 * 86_400.0}, "starts in 400 d 0 h"),
+        ({"state": "retrying", "due": 0.2, "attempt": 2}, "attempt 2 in 0:01"),
+        ({"state": "retrying", "due": 7.0, "error": "E: x"}, "next attempt in 0:07  E: x"),
+        ({"state": "running", "fraction": 0.999}, "99 %"),
         ({"state": "waiting"}, "4th in the queue · all 2 workers busy"),
         ({"state": "waiting", "i": 5}, "next in the queue · all 2 workers busy"),
         ({"state": "waiting", "i": 9}, "in the queue · all 2 workers busy"),

@@ -96,10 +96,11 @@ function join(...parts) {
   return parts.filter(Boolean).join(" · ");
 }
 
-/** @param {number} seconds @returns {string} 0:07, 1:02:05 */
+/** @param {number} seconds @returns {string} 0:07, 1:02:05, 4 d 15 h */
 function clock(seconds) {
   const whole = Math.max(0, Math.floor(seconds));
   const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
+  if (hours >= 48) return `${Math.floor(hours / 24)} d ${hours % 24} h`;
   return `${hours ? `${hours}:${pad(minutes)}` : minutes}:${pad(whole % 60)}`;
 }
 
@@ -112,7 +113,7 @@ function pad(number) {
 function duration(seconds) {
   if (seconds < 0.0005) return "< 1 ms";
   if (seconds < 0.0995) return `${Math.round(seconds * 1000)} ms`;
-  return seconds < 59.95 ? `${seconds.toFixed(1)} s` : clock(seconds);
+  return seconds < 59.95 ? `${seconds.toFixed(1)} s` : clock(Math.round(seconds));
 }
 
 /** What is left of something, as roughly as it is known. @param {number} seconds */
@@ -131,14 +132,15 @@ function speed(rate) {
   return rate * 60 >= 0.95 ? `${Math.round(rate * 60)}/min` : `${(rate * 3600).toFixed(1)}/h`;
 }
 
-/** @param {number} time  Seconds since the epoch. @returns {string} 14:32:10, 24 Nov 14:32 */
+/** @param {number} time  Seconds since the epoch. @returns {string} 14:32:10, 24 Nov [2027] 14:32 */
 function wall(time) {
-  const date = new Date(time * 1000);
+  const [date, today] = [new Date(time * 1000), new Date()];
   const clockTime = `${pad(date.getHours())}:${pad(date.getMinutes())}`;
-  if (date.toDateString() === new Date().toDateString()) {
+  if (date.toDateString() === today.toDateString()) {
     return `${clockTime}:${pad(date.getSeconds())}`;
   }
-  return `${date.getDate()} ${date.toLocaleDateString("en", { month: "short" })} ${clockTime}`;
+  const year = date.getFullYear() === today.getFullYear() ? "" : ` ${date.getFullYear()}`;
+  return `${date.getDate()} ${date.toLocaleDateString("en", { month: "short" })}${year} ${clockTime}`;
 }
 
 /** @param {number} number @returns {string} 10,000 */
