@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from nbtasks.client import client, outcome
 from nbtasks.client.listening import Facts
 from nbtasks.core import states
-from nbtasks.core.messages import Call, Event
+from nbtasks.core.messages import Call, Event, Options
 from nbtasks.core.tracebacks import error_in
 from nbtasks.jupyter.rows import describe, duration, first_line, short_name, shorten
 
@@ -107,7 +107,8 @@ def _call(asked: Asked) -> str:
     """Return the call with its arguments in full; those that the caller has hidden stay so."""
     name, summary = asked.called
     call = asked.call
-    hidden = call is not None and call.options is not None and call.options.argsrepr is not None
+    options = (call and call.options) or Options()
+    hidden = options.argsrepr is not None or options.kwargsrepr is not None
     if call is not None and "…" in summary and not hidden and len(call.body) <= LOADED:
         with suppress(Exception):  # arguments that cannot be loaded here
             args, kwargs = Facts(body=call.body).arguments()

@@ -46,8 +46,10 @@ def test_a_call_has_an_end_however_long_it_is():
     assert len(tell(told)["call"]) == detail.LONG
 
 
-def test_arguments_that_the_caller_has_hidden_stay_hidden():
-    told = call_of(("secret",), {}, "(…)", options=Options(argsrepr="(…)"))
+@pytest.mark.parametrize("hidden", ["argsrepr", "kwargsrepr"])
+def test_arguments_that_the_caller_has_hidden_stay_hidden(hidden):
+    secret = ("secret",), {"key": "secret"}
+    told = call_of(*secret, "(…)", options=Options(**{hidden: "(…)"}))
 
     assert tell(told)["call"] == "load(…)"
 
