@@ -441,6 +441,21 @@ def spell_out(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
+#: What moves the cursor or turns the direction of writing round.
+_CONTROLS = dict.fromkeys(
+    [*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], " "
+)
+
+
+def printable(text: str) -> str:
+    r"""Return a text that does nothing to a terminal but to be seen there.
+
+    >>> printable("a\033[2Jb")
+    'a [2Jb'
+    """
+    return text.translate(_CONTROLS)
+
+
 #: A line of the notebook, as `nbtasks.client.outcome.readable` names it.
 _CELL: Final = re.compile(r"Cell In\[(\d+)\], line (\d+)")
 

@@ -20,6 +20,7 @@ from nbtasks.jupyter.rows import (
     duration,
     explain,
     plural,
+    printable,
     shorten,
     title,
     total_line,
@@ -314,7 +315,7 @@ def _text_row(
     symbol, word = WORDS[row["state"]]
     said = explain(row, now) if row["final"] else why(row, queue) if word == "waiting" else ""
     line = f"{'  ' * depth}{symbol} {title(row)}  {word}{': ' if said else ''}{said}"
-    return shorten(line, WIDTH)
+    return shorten(printable(line), WIDTH)
 
 
 # ------------------------------------------------------------------------------------ of both

@@ -30,6 +30,7 @@ from nbtasks.jupyter.rows import (
     ended,
     explain,
     plural,
+    printable,
     title,
     total_line,
 )
@@ -48,20 +49,6 @@ _NEWS = frozenset({"retrying", "failed", "expired", "cancelled"})
 
 _COLOURS = {"done": 32, "failed": 31, "retrying": 33, "running": 36}
 _STYLES = {"running": "cyan", "retrying": "yellow"}
-
-#: What moves the cursor or turns the direction of writing round.
-_CONTROLS = dict.fromkeys(
-    [*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], " "
-)
-
-
-def printable(text: str) -> str:
-    r"""Return a text that does nothing to a terminal but to be seen there.
-
-    >>> printable("a\033[2Jb")
-    'a [2Jb'
-    """
-    return text.translate(_CONTROLS)
 
 
 class TextPanel:

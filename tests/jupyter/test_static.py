@@ -61,6 +61,12 @@ def test_of_many_rows_the_rest_folds_out_as_far_as_there_is_room():
     assert len(static.html(long[:10], total, 0.0, {}, long[10:310]).encode()) <= static.SIZE
 
 
+def test_whatever_a_task_is_called_it_has_one_line_of_text(submit, picture):
+    _, text = picture(submit("two\nlines\x1b[2J", "(\u202eone,\ntwo)").begins().succeeds())
+
+    assert text.splitlines()[1:] == ["✓ two lines [2J( one, two)  done"]
+
+
 def test_all_states_are_told_in_symbol_and_word(submit, picture):
     _, text = picture(
         submit().begins().succeeds(),
