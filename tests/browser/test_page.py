@@ -746,6 +746,30 @@ def test_rows_beyond_those_that_were_sent_are_counted(panel, expect):
     expect(panel.root).to_contain_text("… and 11,998 more, counted above")
 
 
+def test_a_filter_counts_what_was_not_sent_too(panel, expect):
+    counts = {"done": 11_000, "failed": 999, "waiting": 1}
+    panel.open([row(0, "done"), row(1, "failed")], n=12_000, open=1, counts=counts)
+
+    panel.button("1 waiting").click()
+    expect(panel.root).to_contain_text("… and 1 more, counted above")
+    panel.button("999 failed").click()
+    expect(panel.row(0)).to_contain_text("work(1)")
+    expect(panel.root).to_contain_text("… and 999 more, counted above")
+
+
+def test_the_line_for_a_terminal_says_how_many_it_is_for(panel, expect):
+    panel.open(row(k) for k in range(1_200))
+    notice = panel.root.locator(".nbtasks-notice")
+
+    panel.button("Cancel all").click()
+    panel.page.clock.run_for(2_000)
+    expect(notice).to_contain_text("To stop 200 of the 1,200 at once, in a terminal:")
+    panel.page.evaluate("() => model.fire('comm_live_update')")
+
+    expect(notice).to_contain_text("To stop 200 of the 1,200, in a terminal:")
+    assert notice.locator("code").inner_text().count("-4c4f-") == 200
+
+
 #: What a page with many rows has to do: to open the panel (and say after how many milliseconds it
 #: was painted), and to take rows that changed while the list is scrolled through.
 STEPS = """(snapshot) => {

@@ -73,7 +73,8 @@ function trouble(/** @type {Feed} */ feed) {
     const as = `this is how they stood at ${wall(feed.stopped)}`;
     const text = `The kernel is gone. The tasks go on without it: ${as}.`;
     const again = "To follow them again, run %load_ext nbtasks and %nbtasks attach.";
-    return { text: `${text} ${again} To stop them, in a terminal:`, line: feed.line(open) };
+    const them = some(open, total.open, "them");
+    return { text: `${text} ${again} To stop ${them}, in a terminal:`, line: feed.line(open) };
   }
   const late = [...feed.asks.values()].filter((ask) => ask.late);
   if (!late.length) return { text: "", line: "" };
@@ -81,7 +82,14 @@ function trouble(/** @type {Feed} */ feed) {
   const text = `The kernel is busy: ${what} is queued until the running cell lets it through.`;
   const rowsToStop = late.filter((ask) => ask.kind === "cancel").flatMap((ask) => [...ask.rows]);
   if (!rowsToStop.length) return { text, line: "" };
-  return { text: `${text} To stop at once, in a terminal:`, line: feed.line(rowsToStop) };
+  const stop = ["To stop", some(rowsToStop, rowsToStop.length, ""), "at once, in a terminal:"];
+  return { text: `${text} ${stop.filter(Boolean).join(" ")}`, line: feed.line(rowsToStop) };
+}
+
+/** Say how many of all the line for a terminal is for. @param {number[]} rows */
+function some(rows, /** @type {number} */ all, /** @type {string} */ them) {
+  const named = Math.min(rows.length, MOST_IDS);
+  return named < all ? `${count(named)} of the ${count(all)}` : them;
 }
 
 /** @param {Feed} feed @returns {string} 10 done, 2 failed */
