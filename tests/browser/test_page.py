@@ -176,7 +176,7 @@ def test_text_of_a_task_is_drawn_and_never_run(panel, expect):
     assert panel.page.title() == "A notebook"
 
 
-@pytest.mark.parametrize("width", [400, 500, 1000])
+@pytest.mark.parametrize("width", [400, 500, 690, 1000])
 def test_a_long_error_hides_neither_the_countdown_nor_the_place_of_a_failure(new_panel, width):
     panel = new_panel(viewport={"width": width, "height": 700})
     error = "ConnectionError: " + "refused " * 30
@@ -187,10 +187,11 @@ def test_a_long_error_hides_neither_the_countdown_nor_the_place_of_a_failure(new
             row(1, "failed", where="cell [3], line 12", **{**long, "attempt": None}),
             row(2, "running", began=NOW, rate=3.2, done_at=NOW + 29, **{**long, "attempt": None}),
             row(3, "waiting", expires=NOW + 60, **long),
+            row(4, "running", began=NOW, fraction=0.42, rate=15.0, done_at=NOW + 59.9),
         ]
     )
 
-    for position, part in enumerate(["text", "aside", "aside", "aside"]):
+    for position, part in enumerate(["text", "aside", "aside", "aside", "aside"]):
         kept = panel.row(position).locator(f".nbtasks-{part}")
         assert kept.evaluate("(each) => each.scrollWidth <= each.clientWidth"), position
         assert kept.evaluate("(each) => each.getBoundingClientRect().width > 60"), position
