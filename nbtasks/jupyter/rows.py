@@ -402,7 +402,7 @@ def _number(value: Any) -> float | None:
 def _text(value: Any) -> str:
     """Return a short text of any value; numbers without noise."""
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+        return f"{value:.0f}" if 9_999.5 <= abs(value) < 1e15 else f"{value:.4g}"
     try:
         return shorten(first_line(str(value)), 60)
     except Exception:  # somebody's __str__

@@ -336,7 +336,11 @@ def _speed(row: Mapping[str, Any], now: float) -> list[str]:
     """Return how fast a task gets on and how long it will take, as far as that is known."""
     rate, end = row.get("rate"), row.get("done_at")
     left = "" if end is None or end <= now else f"{clock(end - now)} left"
-    return [f"{rate:.3g}/s" if rate else "", left]
+    return [_rate(rate) if rate else "", left]
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 999.5 else f"{rate:.3g}/s"
 
 
 def _bar(row: Mapping[str, Any]) -> Any:

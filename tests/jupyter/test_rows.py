@@ -177,6 +177,8 @@ def test_a_row_is_plain_data(submit):
         ({"current": 1, "total": 4}, 0.25, "1/4"),
         ({"done": 3, "total": 0}, None, "3 · total 0"),
         ({"n": 5}, None, "5"),
+        ({"n": 9_999.7, "loss": 9_999.2}, None, "10000 · loss 9999"),
+        ({"n": 1e16, "total": 4e16}, 0.25, "1e+16/4e+16"),
         ({"current": True}, None, "current True"),
         ({"message": "a\nb", "lr": 0.123456}, None, "a · lr 0.1235"),
         (dict.fromkeys("abcdef", 1), None, "a 1 · b 1 · c 1 · d 1 · e 1 · f 1"),
