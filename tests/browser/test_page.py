@@ -659,6 +659,17 @@ def test_a_row_folds_out_to_what_the_kernel_knows_of_it(panel, expect):
     assert below > 200
 
 
+def test_the_only_attempt_fills_its_line_however_short_it_was(panel):
+    panel.open([row(0, "done", took=0.0002)])
+    fold = panel.unfold(0)
+
+    only = {"n": 1, "began": NOW, "ended": NOW + 0.0002, "worker": "", "how": "done", "why": ""}
+    panel.answer(0, attempts=[only])
+
+    mark = fold.locator(".nbtasks-track > i")
+    assert mark.evaluate("(mark) => mark.offsetWidth === mark.parentElement.offsetWidth")
+
+
 def test_an_open_row_is_asked_for_again_when_it_changes_but_not_too_often(panel, expect):
     panel.open([row(0, "running"), row(1, "running")])
     fold = panel.unfold(0)
