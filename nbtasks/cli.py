@@ -264,7 +264,7 @@ def _list(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     from nbtasks.client.lookup import find
-    from nbtasks.jupyter.text import printable
+    from nbtasks.jupyter.rows import printable
 
     with _Connected(options) as cluster:
         task = find(cluster.client, options.id)
@@ -603,7 +603,7 @@ def _print_json(value: Any) -> int:
 
 
 def _print_pairs(pairs: Sequence[tuple[str, Any]]) -> None:
-    from nbtasks.jupyter.text import printable
+    from nbtasks.jupyter.rows import printable
 
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
@@ -622,7 +622,7 @@ def _print_table(head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None
 
 def _one_line(cell: Any) -> str:
     """Return a text that does nothing to the terminal: names and messages are the tasks'."""
-    from nbtasks.jupyter.text import printable
+    from nbtasks.jupyter.rows import printable
 
     return " ".join(printable(str(cell)).split())
 

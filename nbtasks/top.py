@@ -21,8 +21,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from nbtasks.jupyter.rows import WORDS, clock, plural, short_name, shorten
-from nbtasks.jupyter.text import printable
+from nbtasks.jupyter.rows import WORDS, clock, plural, printable, short_name, shorten
 
 if TYPE_CHECKING:
     from nbtasks.client.client import Client

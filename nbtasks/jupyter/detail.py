@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from nbtasks.client import client, outcome
 from nbtasks.client.listening import Facts
 from nbtasks.core import states
-from nbtasks.core.messages import Call, Event
+from nbtasks.core.messages import Call, Event, Options
 from nbtasks.core.tracebacks import error_in
 from nbtasks.jupyter.rows import describe, duration, first_line, short_name, shorten
 
@@ -32,8 +32,8 @@ LOADED: Final = 1_000_000
 #: Seconds that the broker gets to tell of a task that is not known here any more.
 PATIENCE: Final = 3.0
 
-#: What a terminal would do rather than show.
-_ESCAPES: Final = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+#: What a terminal would do rather than show: colours and the like, links and titles.
+_ESCAPES: Final = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))|\x07")
 
 Detail = dict[str, Any]
 
@@ -107,7 +107,8 @@ def _call(asked: Asked) -> str:
     """Return the call with its arguments in full; those that the caller has hidden stay so."""
     name, summary = asked.called
     call = asked.call
-    hidden = call is not None and call.options is not None and call.options.argsrepr is not None
+    options = (call and call.options) or Options()
+    hidden = options.argsrepr is not None or options.kwargsrepr is not None
     if call is not None and "…" in summary and not hidden and len(call.body) <= LOADED:
         with suppress(Exception):  # arguments that cannot be loaded here
             args, kwargs = Facts(body=call.body).arguments()
@@ -123,7 +124,7 @@ def _facts(asked: Asked, shown: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "id", record.id
     yield "task", asked.called[0]
     yield "queue", known("queue") or ""
-    yield "priority", str(known("priority") or "")
+    yield "priority", str(known("priority")) if known("priority") is not None else ""
     yield "sent", moment(record.created or shown.get("accepted_at"))
     yield "earliest start", moment(known("eta"))
     yield "latest start", moment(known("expires"))
@@ -156,7 +157,9 @@ def attempts(record: client.Record) -> Iterator[dict[str, Any]]:
             number, run = number + 1, event
         elif ended := _ending(record, event):
             if run is None and event.worker and event.state != states.REVOKED:
-                number, run = number + 1, _untold(event)
+                number, run = number + 1, _body(event)
+            elif run is not None and event.runtime:
+                run = _body(event)  # what it loads before is not counted in its row, either
             if run is not None:
                 yield {**_begun(number, run), "ended": event.at, "how": ended[0], "why": ended[1]}
             run = None
@@ -164,8 +167,8 @@ def attempts(record: client.Record) -> Iterator[dict[str, Any]]:
         yield {**_begun(number, run), "ended": None, "how": "running", "why": ""}
 
 
-def _untold(end: Event) -> Event:
-    """Return the beginning of a run that was so short that only its end is told."""
+def _body(end: Event) -> Event:
+    """Return where the task's own code began in a run, of which perhaps only the end is told."""
     return Event(end.id, end.n, end.at - end.runtime, "run", worker=end.worker)
 
 
@@ -215,7 +218,21 @@ def output(events: Sequence[Event]) -> list[list[str]]:
 def plain(text: str) -> str:
     """Return a text as a terminal would leave it: no colours, and what was drawn over is gone."""
     text = _ESCAPES.sub("", text).replace("\r\n", "\n")
-    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    return "\n".join(_without_what_is_taken_back(line) for line in lines)
+
+
+def _without_what_is_taken_back(line: str) -> str:
+    """Return a line without the letters that are followed by as many steps back, as bars draw."""
+    if "\b" not in line:
+        return line
+    kept: list[str] = []
+    for letter in line:
+        if letter != "\b":
+            kept.append(letter)
+        elif kept:
+            kept.pop()
+    return "".join(kept)
 
 
 def _traceback(record: client.Record, event: Event | None) -> str:

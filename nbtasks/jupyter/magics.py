@@ -18,8 +18,7 @@ from nbtasks.core.states import DONE, SCHEDULED
 from nbtasks.exceptions import BrokerUnavailable, EncodeError, ImproperlyConfigured, TimeoutError
 from nbtasks.jupyter import cells, pump
 from nbtasks.jupyter.body import TaskMagics
-from nbtasks.jupyter.rows import clock, duration, first_line, plural, short_name, shorten
-from nbtasks.jupyter.text import printable
+from nbtasks.jupyter.rows import clock, duration, first_line, plural, printable, short_name, shorten
 
 if TYPE_CHECKING:
     from nbtasks.client.client import Client

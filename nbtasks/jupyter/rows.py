@@ -402,7 +402,7 @@ def _number(value: Any) -> float | None:
 def _text(value: Any) -> str:
     """Return a short text of any value; numbers without noise."""
     if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+        return f"{value:.0f}" if 9_999.5 <= abs(value) < 1e15 else f"{value:.4g}"
     try:
         return shorten(first_line(str(value)), 60)
     except Exception:  # somebody's __str__
@@ -439,6 +439,21 @@ def spell_out(text: str) -> str:
     'half \\ud83d'
     """
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+#: What moves the cursor or turns the direction of writing round.
+_CONTROLS = dict.fromkeys(
+    [*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], " "
+)
+
+
+def printable(text: str) -> str:
+    r"""Return a text that does nothing to a terminal but to be seen there.
+
+    >>> printable("a\033[2Jb")
+    'a [2Jb'
+    """
+    return text.translate(_CONTROLS)
 
 
 #: A line of the notebook, as `nbtasks.client.outcome.readable` names it.
@@ -488,11 +503,13 @@ def duration(seconds: float) -> str:
 def clock(seconds: float) -> str:
     """Return a span of time as a clock shows it.
 
-    >>> clock(7), clock(3725)
-    ('0:07', '1:02:05')
+    >>> clock(7), clock(3725), clock(400_000)
+    ('0:07', '1:02:05', '4 d 15 h')
     """
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
@@ -512,21 +529,25 @@ def explain(row: Mapping[str, Any], now: float, queue: Mapping[str, Any] | None 
     expiry = f"expires in {clock(row['expires'] - now)}" if row.get("expires") else ""
     if state == "running":
         share = row.get("fraction")
-        percent = "" if share is None else f"{share * 100:.0f} %"
+        percent = "" if share is None else f"{math.floor(share * 100)} %"
         return "  ".join(filter(None, (percent, row.get("text", ""), attempt(row))))
     if state == "retrying":
-        when = f"{attempt(row)} in {clock((row.get('due') or now) - now)}"
+        when = f"{attempt(row) or 'next attempt'} {until(row, now)}"
         return "  ".join(filter(None, (when, row.get("error", ""))))
     if state == "scheduled":
-        return "  ".join(
-            filter(None, (f"starts in {clock((row.get('due') or now) - now)}", expiry))
-        )
+        return "  ".join(filter(None, (f"starts {until(row, now)}", expiry)))
     if state == "waiting":
         return "  ".join(filter(None, (why(row, queue), expiry)))
     where = f"({row['where']})" if row.get("where") else ""
     said = row.get("error") if state == "failed" else row.get("text")
     after = f"after {row['attempt']} attempts" if row.get("attempt") else ""
     return "  ".join(filter(None, (said, where, after)))
+
+
+def until(row: Mapping[str, Any], now: float) -> str:
+    """Say how long a row still waits for its time: `in 0:07`, or `now`."""
+    seconds = (row.get("due") or 0.0) - now
+    return f"in {clock(math.ceil(seconds))}" if seconds > 0 else "now"
 
 
 def why(row: Mapping[str, Any], queue: Mapping[str, Any] | None) -> str:

@@ -8,6 +8,7 @@ all others the panel's columns. It carries no id, no pid and no time of day.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from types import MappingProxyType
@@ -20,6 +21,7 @@ from nbtasks.jupyter.rows import (
     duration,
     explain,
     plural,
+    printable,
     shorten,
     title,
     total_line,
@@ -39,8 +41,11 @@ WIDTH: Final = 100
 
 #: Bytes of HTML that one picture may have: notebooks are mailed, and kept in version control.
 SIZE: Final = 100_000
-#: Bytes that the longest character takes: `&amp;`.
+#: Bytes that the longest character takes: `&amp;`, or the end of an empty line.
 LONGEST: Final = 5
+
+#: The end of a line that is empty.
+_EMPTY: Final = re.compile(r"(?<=\n)([ \t]*)\n")
 
 #: Letters of a result that are shown in its line; a longer one folds out.
 VALUE: Final = 60
@@ -220,7 +225,7 @@ class _Line:
         said = escape(said, quote=False)
         cells = (
             f'<span class="{state}">{symbol}</span>',
-            f"<bdi>{branch}<code>{escape(self._title, quote=False)}</code></bdi>",
+            f"<bdi>{branch}<code>{_escape(self._title)}</code></bdi>",
             f'<span class="{state}">{word}</span>',
             f'<span class="m time">{escape(_took(row))}</span>',
             f"<bdi>{' · '.join(filter(None, (said, value)))}</bdi>",
@@ -274,18 +279,26 @@ def _section(name: str, text: str, room: int, *, end: bool = False) -> str:
     if not text or room < 100:
         return ""
     text = _end(text, room) if end else shorten(text, max(1, room // LONGEST))
-    return f"{before}{escape(text, quote=False)}{after}"
+    return f"{before}{_escape(text)}{after}"
 
 
 def _end(text: str, room: int) -> str:
     """Return the last lines of a text, as many as fit into so many bytes of HTML."""
     kept = text
-    while (size := _size(escape(kept, quote=False))) > room:
+    while (size := _size(_escape(kept))) > room:
         kept = kept[len(kept) - len(kept) * room // size :]
     if kept == text:
         return text
     _, newline, whole = kept.partition("\n")
     return f"…\n{whole if newline else kept}"
+
+
+def _escape(text: str) -> str:
+    """Return a text of several lines as HTML without an empty one.
+
+    In Markdown, which nbconvert makes of notebooks, such a line would be the end of what is HTML.
+    """
+    return _EMPTY.sub(r"\1&#10;", escape(text, quote=False))
 
 
 def _size(text: str) -> int:
@@ -314,7 +327,7 @@ def _text_row(
     symbol, word = WORDS[row["state"]]
     said = explain(row, now) if row["final"] else why(row, queue) if word == "waiting" else ""
     line = f"{'  ' * depth}{symbol} {title(row)}  {word}{': ' if said else ''}{said}"
-    return shorten(line, WIDTH)
+    return shorten(printable(line), WIDTH)
 
 
 # ------------------------------------------------------------------------------------ of both

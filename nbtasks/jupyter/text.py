@@ -30,6 +30,7 @@ from nbtasks.jupyter.rows import (
     ended,
     explain,
     plural,
+    printable,
     title,
     total_line,
 )
@@ -48,20 +49,6 @@ _NEWS = frozenset({"retrying", "failed", "expired", "cancelled"})
 
 _COLOURS = {"done": 32, "failed": 31, "retrying": 33, "running": 36}
 _STYLES = {"running": "cyan", "retrying": "yellow"}
-
-#: What moves the cursor or turns the direction of writing round.
-_CONTROLS = dict.fromkeys(
-    [*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], " "
-)
-
-
-def printable(text: str) -> str:
-    r"""Return a text that does nothing to a terminal but to be seen there.
-
-    >>> printable("a\033[2Jb")
-    'a [2Jb'
-    """
-    return text.translate(_CONTROLS)
 
 
 class TextPanel:
@@ -349,7 +336,11 @@ def _speed(row: Mapping[str, Any], now: float) -> list[str]:
     """Return how fast a task gets on and how long it will take, as far as that is known."""
     rate, end = row.get("rate"), row.get("done_at")
     left = "" if end is None or end <= now else f"{clock(end - now)} left"
-    return [f"{rate:.3g}/s" if rate else "", left]
+    return [_rate(rate) if rate else "", left]
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 999.5 else f"{rate:.3g}/s"
 
 
 def _bar(row: Mapping[str, Any]) -> Any:

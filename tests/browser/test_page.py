@@ -125,6 +125,19 @@ def test_every_state_is_told_in_words(panel, expect):
     expect(panel.root).to_contain_text("50 %4.1/s · about 12 s left")
 
 
+def test_long_spans_are_told_in_days_and_far_times_with_their_year(panel, expect):
+    panel.pause()
+    panel.open(
+        [row(0, "scheduled", due=NOW + 400 * 86_400), row(1, "running", began=NOW - 400_000)]
+        + [row(k, "done", took=took) for k, took in enumerate([59.97, 119.7, 400_000], 2)]
+    )
+
+    expect(panel.row(0)).to_contain_text("starts in 400 d 0 h (26 Oct 2027 ")
+    expect(panel.row(1)).to_contain_text("4 d 15 h")
+    for position, took in enumerate(["1:00", "2:00", "4 d 15 h"], 2):
+        expect(panel.row(position).locator(".nbtasks-time")).to_have_text(took)
+
+
 def test_why_a_task_waits_goes_before_its_place_in_the_queue(panel, expect):
     panel.open([row(0, why="waits for 2 other tasks"), row(1), row(2)])
     expect(panel.row(1)).not_to_contain_text("queue")
@@ -161,6 +174,27 @@ def test_text_of_a_task_is_drawn_and_never_run(panel, expect):
     expect(fold.locator(".nbtasks-call")).to_have_text(evil)
     expect(panel.page.locator("img")).to_have_count(0)
     assert panel.page.title() == "A notebook"
+
+
+@pytest.mark.parametrize("width", [400, 500, 690, 1000])
+def test_a_long_error_hides_neither_the_countdown_nor_the_place_of_a_failure(new_panel, width):
+    panel = new_panel(viewport={"width": width, "height": 700})
+    error = "ConnectionError: " + "refused " * 30
+    long = {"error": error, "text": error, "why": error, "attempt": 2, "attempts": 6}
+    panel.open(
+        [
+            row(0, "retrying", due=NOW + 7, **long),
+            row(1, "failed", where="cell [3], line 12", **{**long, "attempt": None}),
+            row(2, "running", began=NOW, rate=3.2, done_at=NOW + 29, **{**long, "attempt": None}),
+            row(3, "waiting", expires=NOW + 60, **long),
+            row(4, "running", began=NOW, fraction=0.42, rate=15.0, done_at=NOW + 59.9),
+        ]
+    )
+
+    for position, part in enumerate(["text", "aside", "aside", "aside", "aside"]):
+        kept = panel.row(position).locator(f".nbtasks-{part}")
+        assert kept.evaluate("(each) => each.scrollWidth <= each.clientWidth"), position
+        assert kept.evaluate("(each) => each.getBoundingClientRect().width > 60"), position
 
 
 @pytest.mark.parametrize("width", [300, 500, 1000])
@@ -625,6 +659,17 @@ def test_a_row_folds_out_to_what_the_kernel_knows_of_it(panel, expect):
     assert below > 200
 
 
+def test_the_only_attempt_fills_its_line_however_short_it_was(panel):
+    panel.open([row(0, "done", took=0.0002)])
+    fold = panel.unfold(0)
+
+    only = {"n": 1, "began": NOW, "ended": NOW + 0.0002, "worker": "", "how": "done", "why": ""}
+    panel.answer(0, attempts=[only])
+
+    mark = fold.locator(".nbtasks-track > i")
+    assert mark.evaluate("(mark) => mark.offsetWidth === mark.parentElement.offsetWidth")
+
+
 def test_an_open_row_is_asked_for_again_when_it_changes_but_not_too_often(panel, expect):
     panel.open([row(0, "running"), row(1, "running")])
     fold = panel.unfold(0)
@@ -711,6 +756,30 @@ def test_rows_beyond_those_that_were_sent_are_counted(panel, expect):
 
     expect(panel.root).to_contain_text("12,000 tasks")
     expect(panel.root).to_contain_text("… and 11,998 more, counted above")
+
+
+def test_a_filter_counts_what_was_not_sent_too(panel, expect):
+    counts = {"done": 11_000, "failed": 999, "waiting": 1}
+    panel.open([row(0, "done"), row(1, "failed")], n=12_000, open=1, counts=counts)
+
+    panel.button("1 waiting").click()
+    expect(panel.root).to_contain_text("… and 1 more, counted above")
+    panel.button("999 failed").click()
+    expect(panel.row(0)).to_contain_text("work(1)")
+    expect(panel.root).to_contain_text("… and 999 more, counted above")
+
+
+def test_the_line_for_a_terminal_says_how_many_it_is_for(panel, expect):
+    panel.open(row(k) for k in range(1_200))
+    notice = panel.root.locator(".nbtasks-notice")
+
+    panel.button("Cancel all").click()
+    panel.page.clock.run_for(2_000)
+    expect(notice).to_contain_text("To stop 200 of the 1,200 at once, in a terminal:")
+    panel.page.evaluate("() => model.fire('comm_live_update')")
+
+    expect(notice).to_contain_text("To stop 200 of the 1,200, in a terminal:")
+    assert notice.locator("code").inner_text().count("-4c4f-") == 200
 
 
 #: What a page with many rows has to do: to open the panel (and say after how many milliseconds it

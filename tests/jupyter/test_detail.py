@@ -46,8 +46,10 @@ def test_a_call_has_an_end_however_long_it_is():
     assert len(tell(told)["call"]) == detail.LONG
 
 
-def test_arguments_that_the_caller_has_hidden_stay_hidden():
-    told = call_of(("secret",), {}, "(…)", options=Options(argsrepr="(…)"))
+@pytest.mark.parametrize("hidden", ["argsrepr", "kwargsrepr"])
+def test_arguments_that_the_caller_has_hidden_stay_hidden(hidden):
+    secret = ("secret",), {"key": "secret"}
+    told = call_of(*secret, "(…)", options=Options(**{hidden: "(…)"}))
 
     assert tell(told)["call"] == "load(…)"
 
@@ -65,6 +67,10 @@ def test_facts_are_those_of_the_call(submit):
     assert known["worker"] == "worker-1"
     assert "latest start" in known
     assert "ended" not in known
+
+
+def test_the_lowest_priority_is_told(submit):
+    assert facts(submit(priority=0))["priority"] == "0"
 
 
 def test_facts_of_a_task_of_another_process_are_the_brokers():
@@ -94,6 +100,14 @@ def test_each_attempt_is_told_with_its_end_and_the_reason(submit):
     ]
     assert [each["began"] for each in attempts] == [NOW.wall, NOW.wall + 7, NOW.wall + 9]
     assert attempts[2]["ended"] == NOW.wall + 10
+
+
+def test_an_attempt_takes_as_long_as_its_row_says(submit):
+    told = submit().begins(at=NOW.wall).succeeds(at=NOW.wall + 10, runtime=4.0)
+
+    (attempt,) = tell(told)["attempts"]
+
+    assert attempt["ended"] - attempt["began"] == 4.0
 
 
 def test_an_attempt_that_goes_on_has_no_end(submit):
@@ -161,6 +175,18 @@ def test_a_bar_that_was_drawn_over_and_over_is_there_once(submit):
     text = "\r 10%\r 50%\r\x1b[32m100%\x1b[0m\r\n"
 
     assert printed(submit(), ("stderr", text)) == [["stderr", "100%\n"]]
+
+
+def test_of_links_only_the_words_are_told(submit):
+    text = "\x1b]8;id=1;http://x.org\x1b\\here\x1b]8;;\x1b\\ \x1b]0;title\x07and there\n"
+
+    assert printed(submit(), ("stdout", text)) == [["stdout", "here and there\n"]]
+
+
+def test_what_is_taken_back_letter_by_letter_is_gone(submit):
+    text = "1/9 [.]" + "\b" * 7 + "9/9 [=]\n"
+
+    assert printed(submit(), ("stdout", text)) == [["stdout", "9/9 [=]\n"]]
 
 
 def test_a_traceback_is_told(submit):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from html import unescape
 from html.parser import HTMLParser
 from types import MappingProxyType
 from typing import NamedTuple
@@ -61,6 +62,12 @@ def test_of_many_rows_the_rest_folds_out_as_far_as_there_is_room():
     assert len(static.html(long[:10], total, 0.0, {}, long[10:310]).encode()) <= static.SIZE
 
 
+def test_whatever_a_task_is_called_it_has_one_line_of_text(submit, picture):
+    _, text = picture(submit("two\nlines\x1b[2J", "(\u202eone,\ntwo)").begins().succeeds())
+
+    assert text.splitlines()[1:] == ["✓ two lines [2J( one, two)  done"]
+
+
 def test_all_states_are_told_in_symbol_and_word(submit, picture):
     _, text = picture(
         submit().begins().succeeds(),
@@ -98,6 +105,16 @@ def test_the_html_is_one_section_that_a_test_of_notebooks_can_fold(submit, pictu
 
     assert re.fullmatch(r'(?s)<section class="nbtasks-static".*</section>', html)
     assert html.count("</section>") == 1
+
+
+def test_no_empty_line_ends_the_html_where_a_notebook_became_markdown():
+    text = "one\n\n    *two*\n \t\n\n& three\n"
+    detail = {"traceback": text, "output": [["stdout", text]], "result": text, "call": text}
+
+    html = static.html([row(0)], counted(row(0)), 50.0, {0: detail})
+
+    assert not re.search(r"\n[ \t]*\n", html)
+    assert unescape(html).count(text.strip()) == 4
 
 
 def test_of_many_tasks_those_that_went_wrong_come_first(submit, picture):

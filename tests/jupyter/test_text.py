@@ -160,10 +160,12 @@ def test_rich_draws_those_that_are_open_with_what_the_panel_says(submit, drawn):
     panel = TextPanel(Terminal())
     running = submit("nb.train", "(lr=0.1)").begins(at=NOW.wall - 19)
     running.says("PROGRESS", {"current": 12, "total": 20, "desc": "epoch"})
+    fast = submit("nb.read", "()").begins(at=NOW.wall - 1)
+    fast.says("PROGRESS", {"current": 2_500_000})
     retrying = submit("nb.fetch").retries(ConnectionError("refused"), 1, 7)
     waiting = submit("nb.crunch", "(7)")
     later = submit("nb.report", "()", eta=NOW.wall + 72)
-    for told in (later, waiting, retrying, running, submit().succeeds()):
+    for told in (later, waiting, retrying, running, fast, submit().succeeds()):
         panel.add(told.record)
     panel._watch.queue = {"workers": 2, "busy": 2, "places": [[1, 4]]}
 
@@ -172,6 +174,7 @@ def test_rich_draws_those_that_are_open_with_what_the_panel_says(submit, drawn):
     bar = "━" * 12
     assert [re.sub(r" {2,}", "  ", line) for line in lines] == [
         f"  ● train(lr=0.1)  {bar}╺{'━' * 7}  60 %  epoch 12/20  0.632/s  0:13 left  0:19",
+        "  ● read()  2500000  2,500,000/s  0:01",
         "  ↻ fetch('a.csv')  attempt 2 in 0:07  ConnectionError: refused",
         "  ○ crunch(7)  4th in the queue · all 2 workers busy",
         "  ◔ report()  starts in 1:12",

@@ -281,7 +281,7 @@ function timeline(attempts) {
   const began = attempts.map((each) => each.began).filter(Boolean);
   const first = Math.min(...began);
   const last = Math.max(...began, ...attempts.map((each) => each.ended || 0));
-  const length = Math.max(last - first, 0.001);
+  const length = Math.max(last - first, 0.00001);
   /** @type {Record<string, string>} */
   const states = { retry: "retrying", lost: "failed" };
   return attempts.map((each) => {

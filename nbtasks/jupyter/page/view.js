@@ -281,11 +281,18 @@ class View {
     const all = this.feed.order();
     this.shown = this.chosen.size ? all.filter((i) => this.chosen.has(rows.get(i).state)) : all;
     for (const [i, fold] of this.folds) fold.look(rows.get(i));
-    const hidden = total.n - rows.size;
+    const hidden = total.n > rows.size ? this.counted() - this.shown.length : 0;
     const none = this.chosen.size && !this.shown.length ? "None is in this state now." : "";
-    set(this.more, none || (hidden > 0 ? `… and ${count(hidden)} more, counted above` : ""));
+    set(this.more, hidden > 0 ? `… and ${count(hidden)} more, counted above` : none);
     this.more.hidden = !this.more.textContent;
     this.stretch();
+  }
+
+  /** How many tasks would be shown, had all of them been sent. */
+  counted() {
+    const { n, counts } = this.feed.total;
+    if (!this.chosen.size) return n;
+    return [...this.chosen].reduce((sum, state) => sum + (counts[state] || 0), 0);
   }
 
   /** Make room for all rows. */

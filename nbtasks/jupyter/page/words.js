@@ -73,7 +73,8 @@ function trouble(/** @type {Feed} */ feed) {
     const as = `this is how they stood at ${wall(feed.stopped)}`;
     const text = `The kernel is gone. The tasks go on without it: ${as}.`;
     const again = "To follow them again, run %load_ext nbtasks and %nbtasks attach.";
-    return { text: `${text} ${again} To stop them, in a terminal:`, line: feed.line(open) };
+    const them = some(open, total.open, "them");
+    return { text: `${text} ${again} To stop ${them}, in a terminal:`, line: feed.line(open) };
   }
   const late = [...feed.asks.values()].filter((ask) => ask.late);
   if (!late.length) return { text: "", line: "" };
@@ -81,7 +82,14 @@ function trouble(/** @type {Feed} */ feed) {
   const text = `The kernel is busy: ${what} is queued until the running cell lets it through.`;
   const rowsToStop = late.filter((ask) => ask.kind === "cancel").flatMap((ask) => [...ask.rows]);
   if (!rowsToStop.length) return { text, line: "" };
-  return { text: `${text} To stop at once, in a terminal:`, line: feed.line(rowsToStop) };
+  const stop = ["To stop", some(rowsToStop, rowsToStop.length, ""), "at once, in a terminal:"];
+  return { text: `${text} ${stop.filter(Boolean).join(" ")}`, line: feed.line(rowsToStop) };
+}
+
+/** Say how many of all the line for a terminal is for. @param {number[]} rows */
+function some(rows, /** @type {number} */ all, /** @type {string} */ them) {
+  const named = Math.min(rows.length, MOST_IDS);
+  return named < all ? `${count(named)} of the ${count(all)}` : them;
 }
 
 /** @param {Feed} feed @returns {string} 10 done, 2 failed */
@@ -96,10 +104,11 @@ function join(...parts) {
   return parts.filter(Boolean).join(" · ");
 }
 
-/** @param {number} seconds @returns {string} 0:07, 1:02:05 */
+/** @param {number} seconds @returns {string} 0:07, 1:02:05, 4 d 15 h */
 function clock(seconds) {
   const whole = Math.max(0, Math.floor(seconds));
   const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
+  if (hours >= 48) return `${Math.floor(hours / 24)} d ${hours % 24} h`;
   return `${hours ? `${hours}:${pad(minutes)}` : minutes}:${pad(whole % 60)}`;
 }
 
@@ -112,7 +121,7 @@ function pad(number) {
 function duration(seconds) {
   if (seconds < 0.0005) return "< 1 ms";
   if (seconds < 0.0995) return `${Math.round(seconds * 1000)} ms`;
-  return seconds < 59.95 ? `${seconds.toFixed(1)} s` : clock(seconds);
+  return seconds < 59.95 ? `${seconds.toFixed(1)} s` : clock(Math.round(seconds));
 }
 
 /** What is left of something, as roughly as it is known. @param {number} seconds */
@@ -131,14 +140,15 @@ function speed(rate) {
   return rate * 60 >= 0.95 ? `${Math.round(rate * 60)}/min` : `${(rate * 3600).toFixed(1)}/h`;
 }
 
-/** @param {number} time  Seconds since the epoch. @returns {string} 14:32:10, 24 Nov 14:32 */
+/** @param {number} time  Seconds since the epoch. @returns {string} 14:32:10, 24 Nov [2027] 14:32 */
 function wall(time) {
-  const date = new Date(time * 1000);
+  const [date, today] = [new Date(time * 1000), new Date()];
   const clockTime = `${pad(date.getHours())}:${pad(date.getMinutes())}`;
-  if (date.toDateString() === new Date().toDateString()) {
+  if (date.toDateString() === today.toDateString()) {
     return `${clockTime}:${pad(date.getSeconds())}`;
   }
-  return `${date.getDate()} ${date.toLocaleDateString("en", { month: "short" })} ${clockTime}`;
+  const year = date.getFullYear() === today.getFullYear() ? "" : ` ${date.getFullYear()}`;
+  return `${date.getDate()} ${date.toLocaleDateString("en", { month: "short" })}${year} ${clockTime}`;
 }
 
 /** @param {number} number @returns {string} 10,000 */
