@@ -70,6 +70,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._reduce_class(obj)
         elif kind.__name__ in _ARRAYS and kind.__module__.partition(".")[0] == "numpy":
             return _reduce_array(obj)
+        elif kind is functools.cached_property:
+            # Up to Python 3.11 it holds a lock. The name is told to it when its class is made only.
+            return kind, (obj.func,), {"attrname": obj.attrname}
         elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
             return _NAMED[kind](obj)
         return super().reducer_override(obj)

@@ -1435,6 +1435,25 @@ def test_the_bases_init_runs_once_where_the_task_is_used_and_what_it_made_stays_
     assert there.connection is not cell["f"].connection
 
 
+def test_a_connection_that_a_base_makes_when_it_is_needed_stays_at_home():
+    cell = notebook(
+        "import functools\n"
+        "class Base(Task):\n"
+        "    @functools.cached_property\n"
+        "    def connection(self):\n"
+        "        return object()\n"
+        "@task(base=Base, bind=True)\n"
+        "def f(self):\n"
+        "    return self.connection\n"
+    )
+    here = cell["f"]()
+
+    there = travelled(cell["f"])
+
+    assert there() is there()
+    assert there() is not here
+
+
 def test_a_base_that_refers_to_its_task_travels():
     cell = notebook("def open_():\n    return 1\n" + BASE)
 
