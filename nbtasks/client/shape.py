@@ -8,6 +8,7 @@ is first used (`Task._wake`).
 
 from __future__ import annotations
 
+import abc
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def fill(made: type[Task], base: type[Task], function: Any, given: dict[str, Any
             given.get("pydantic_models"),
         )
     made.run = body if given.get("bind") else staticmethod(body)  # type: ignore[method-assign]
+    abc.update_abstractmethods(made)
 
 
 def models_of(made: type[Task]) -> Any:
@@ -71,6 +73,8 @@ def looks_of(function: Any) -> dict[str, Any]:
 
 def unborn_task(base: type[Task]) -> Task:
     made: type[Task] = type("task", (base,), {})
+    # A `run` that the base calls abstract is still to come.
+    made.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
     return made.__new__(made)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import copy
 import functools
@@ -1452,6 +1453,30 @@ def test_a_connection_that_a_base_makes_when_it_is_needed_stays_at_home():
 
     assert there() is there()
     assert there() is not here
+
+
+def test_a_base_may_call_the_body_abstract():
+    cell = notebook(
+        "import abc\n"
+        "class Base(Task, abc.ABC):\n"
+        "    @abc.abstractmethod\n"
+        "    def run(self):\n"
+        "        ...\n"
+        "@task(base=Base)\n"
+        "def f():\n"
+        "    return 1\n"
+    )
+
+    assert cell["f"]() == travelled(cell["f"])() == 1
+
+
+def test_what_else_a_base_calls_abstract_must_be_there():
+    class Base(Task, abc.ABC):
+        @abc.abstractmethod
+        def connect(self): ...
+
+    with pytest.raises(TypeError, match="connect"):
+        task(base=Base)(len)
 
 
 def test_a_base_that_refers_to_its_task_travels():
