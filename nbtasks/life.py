@@ -197,8 +197,7 @@ def run(
     """
     context.push(task, request)
     try:
-        own = _own_methods(task)
-        outcome = _attempt(task, request, args, kwargs, own, clock, wrap)
+        outcome = _attempt(task, request, args, kwargs, clock, wrap)
         try:
             store(outcome)
         except EncodeError as error:
@@ -206,7 +205,7 @@ def run(
             store(outcome)
         if runs.handlers and not request.is_eager:
             _log(task, request, outcome)
-        if own:
+        if _own_methods(task):
             _tell_handlers(task, request, outcome, args, kwargs)
         return outcome
     finally:
@@ -258,16 +257,15 @@ def _attempt(
     request: Request,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    own: frozenset[str],
     clock: Callable[[], float],
     wrap: Callable[[Callable[[], Any]], Any] | None,
 ) -> Outcome:
     began = clock()
     try:
         if wrap is None:
-            value = _body(task, request, args, kwargs, own)
+            value = _body(task, request, args, kwargs)
         else:
-            value = wrap(partial(_body, task, request, args, kwargs, own))
+            value = wrap(partial(_body, task, request, args, kwargs))
     except SystemExit:
         raise
     except BaseException as error:
@@ -290,16 +288,11 @@ def _heed_swallowed(request: Request, outcome: Outcome) -> None:
         request._channel.again(swallowed._plan, swallowed.exc, ExceptionInfo(swallowed))
 
 
-def _body(
-    task: Any,
-    request: Request,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    own: frozenset[str],
-) -> Any:
+def _body(task: Any, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run `before_start` and the body."""
     if "_asleep" in task.__dict__:
         task._wake()  # the base's __init__, which has not run in this process yet
+    own = _own_methods(task)  # __init__ may have set some
     if _BEFORE in own:
         finish(task.before_start(request.id, args, kwargs))
     if _CALL in own:

@@ -845,6 +845,20 @@ def test_handlers_may_send_tasks_and_print(log):
     assert nbtasks.AsyncResult(id).get(timeout=SOON) == 2
 
 
+def test_a_handler_that_init_has_set_runs_from_the_first_call_on(log):
+    class Base(Task):
+        def __init__(self):
+            self.before_start = lambda *_: write(log.path, "before_start")
+            self.on_success = lambda retval, *_: write(log.path, "on_success", retval)
+
+    @task(base=Base)
+    def f():
+        return 1
+
+    assert f.delay().get(timeout=SOON) == 1
+    assert log.becomes("before_start", "on_success 1")
+
+
 def test_an_overridden_call_is_what_workers_run():
     class Doubling(Task):
         def __call__(self, *args, **kwargs):
