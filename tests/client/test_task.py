@@ -39,6 +39,7 @@ from nbtasks.exceptions import (
     OperationalError,
     Reject,
     Retry,
+    TaskRevokedError,
 )
 from nbtasks.wire import payloads
 
@@ -959,10 +960,49 @@ def test_apply_retries_with_a_new_expiry(client):
     @task(bind=True)
     def f(self):
         if not self.request.retries:
-            raise self.retry(expires=60)
-        return self.request.expires
+            raise self.retry(countdown=20, expires=60)
+        return self.request.eta, self.request.expires
 
-    assert datetime.fromisoformat(f.apply().get()).timestamp() == NOW.wall + 60
+    eta, expires = f.apply().get()
+    assert datetime.fromisoformat(eta).timestamp() == NOW.wall + 20
+    assert datetime.fromisoformat(expires).timestamp() == NOW.wall + 60
+
+
+@pytest.mark.parametrize("options", [{"expires": -1}, {"expires": 1, "countdown": 2}])
+def test_apply_runs_nothing_that_is_too_late(add, options):
+    result = add.apply((1, 2), **options)
+
+    assert result.state == "REVOKED"
+    with pytest.raises(TaskRevokedError, match="expired"):
+        result.get()
+    with pytest.raises(TaskRevokedError):
+        add.apply((1, 2), throw=True, **options)
+
+
+def test_apply_retries_nothing_that_would_be_too_late():
+    @task(bind=True)
+    def f(self):
+        raise self.retry(countdown=20)
+
+    assert f.apply(expires=10).state == "REVOKED"
+
+
+def test_apply_shows_the_run_what_a_worker_shows_it():
+    class Shadowed(Task):
+        def shadow_name(self, args, kwargs, options):
+            return f"f of {args[0]}"
+
+    @task(base=Shadowed, bind=True, priority=7)
+    def f(self, x):
+        request = self.request
+        return request.shadow, request.argsrepr, request.headers, request.delivery_info["priority"]
+
+    assert f.apply((1,), argsrepr=("?",), headers={}).get() == ("f of 1", "('?',)", None, 7)
+
+
+def test_apply_refuses_ids_that_are_no_text(add):
+    with pytest.raises(TypeError, match="root_id=5"):
+        add.apply((1, 2), root_id=5)
 
 
 def test_apply_also_runs_a_retry_beside_the_run_and_success_stays():
