@@ -1393,6 +1393,18 @@ def test_models_given_by_the_caller_travel_in_every_serializer(client):
     assert client.arguments[1] == {"point": {"x": 1, "y": 0}}
 
 
+def test_models_travel_in_every_serializer_where_all_is_eager_and_in_a_retry():
+    @task(pydantic=True, bind=True, serializer="json")
+    def f(self, point: Point):
+        if not self.request.retries:
+            raise self.retry(args=(Point(x=2),), countdown=0)
+        return point
+
+    config.configure(task_always_eager=True)
+
+    assert f.delay(Point(x=1)).get() == Point(x=2)
+
+
 def test_without_pydantic_installed_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
