@@ -18,6 +18,7 @@ worker the base's `__init__` runs once, just before the task is first used there
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from nbtasks import config, context
@@ -248,11 +249,17 @@ class Task:
                 return self.run(*args, **kwargs)
         if "_asleep" in self.__dict__:
             self._wake()
-        context.push(self, Request(args=args, kwargs=kwargs))
+        request = Request(args=args, kwargs=kwargs)
+        context.push(self, request)
         try:
-            return self.run(*args, **kwargs)
+            value = self.run(*args, **kwargs)
         finally:
             context.pop()
+        if not isinstance(value, CoroutineType):
+            return value
+        coroutine: Any = _directly(self, request, value)
+        coroutine.__qualname__ = value.__qualname__  # told when nobody awaits it
+        return coroutine
 
     @property
     def request(self) -> Request:
@@ -798,6 +805,15 @@ def as_kwargs(kwargs: Any) -> dict[str, Any]:
         f"{arguments.shown(kwargs)}. Positional ones go into one tuple: apply_async((4, 6)); or "
         f"write delay(4, 6)."
     )
+
+
+async def _directly(task: Task, request: Request, body: CoroutineType[Any, Any, Any]) -> Any:
+    """Await the body of a direct call, which has its request whenever it runs."""
+    context.push(task, request)
+    try:
+        return await body
+    finally:
+        context.pop()
 
 
 def _update_other(task_id: str, state: str, meta: Any) -> None:

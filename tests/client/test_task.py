@@ -272,6 +272,17 @@ def test_a_direct_call_of_a_coroutine_function_gives_the_coroutine():
     assert asyncio.run(f(3)) == 3
 
 
+def test_a_direct_call_of_a_coroutine_function_has_a_request_of_its_own():
+    @task(bind=True)
+    async def f(self, depth):
+        await asyncio.sleep(0)
+        seen = [(self.request.called_directly, self.request.args)]
+        return seen + (await f(depth - 1) if depth else [])
+
+    assert asyncio.run(f(1)) == [(True, (1,)), (True, (0,))]
+    assert f.apply((1,)).get() == [(False, (1,)), (True, (0,))]
+
+
 # ---------------------------------------------------------------------------------------- names
 
 
