@@ -32,6 +32,7 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial, wraps
 from numbers import Real
@@ -234,6 +235,9 @@ def bereave(
     context.push(task, request)
     try:
         outcome = Outcome(states.FAILURE, error, ExceptionInfo(error))
+        if "_asleep" in task.__dict__:
+            with suppress(Exception):  # it is tried again when a handler needs what __init__ makes
+                task._wake()
         _tell_handlers(task, request, outcome, args, kwargs)
     finally:
         context.pop()

@@ -859,6 +859,20 @@ def test_a_handler_that_init_has_set_runs_from_the_first_call_on(log):
     assert log.becomes("before_start", "on_success 1")
 
 
+def test_a_handler_that_init_has_set_hears_of_a_hard_limit(log):
+    class Base(Task):
+        def __init__(self):
+            self.on_failure = lambda exc, *_: write(log.path, type(exc).__name__)
+
+    @task(base=Base, time_limit=0.5)
+    def f():
+        time.sleep(SOON)
+
+    f.delay()
+
+    assert log.becomes("TimeLimitExceeded")
+
+
 def test_an_overridden_call_is_what_workers_run():
     class Doubling(Task):
         def __call__(self, *args, **kwargs):
