@@ -393,7 +393,11 @@ class Task:
             kwargs = as_kwargs(kwargs)
         prepared = self._prepared
         settings = config.settings()
-        if prepared is None or prepared.settings is not settings:
+        if (
+            prepared is None
+            or prepared.settings is not settings
+            or (prepared.saying and not prepared.holds())
+        ):
             prepared = self._prepare(settings)
         if prepared.check is not None:
             prepared.check(*args, **kwargs)
@@ -646,6 +650,8 @@ class Task:
 
         self._ensure_name()
         self._validate()
+        if self._made is None:  # its class may have another `run` by now
+            self.__dict__.pop("_check", None)
         prepared = Prepared(self, settings)
         self.__dict__["_prepared"] = prepared
         return prepared

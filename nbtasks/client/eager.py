@@ -58,6 +58,7 @@ def apply(
     throw: bool,
 ) -> EagerResult:
     """Run a task here until it has ended, and return its result."""
+    task.__dict__.pop("_handlers", None)  # its class may have got some meanwhile
     if "shadow" not in given:
         given = {**given, "shadow": task.shadow_name(args, kwargs, given)}
     rare = _check(task, given)

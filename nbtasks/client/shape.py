@@ -51,6 +51,12 @@ def fill(made: type[Task], base: type[Task], function: Any, given: dict[str, Any
     abc.update_abstractmethods(made)
 
 
+def users_classes(cls: type[Task]) -> tuple[type, ...]:
+    """Return the classes that a class of tasks is made of, without ours and that of one task."""
+    theirs = cls.__mro__[1:] if "_made" in vars(cls) else cls.__mro__
+    return tuple(base for base in theirs if "_made" not in vars(base) and base is not object)
+
+
 def models_of(made: type[Task]) -> Any:
     """Return the models that a pydantic task takes and gives, by parameter."""
     run = vars(made).get("run")

@@ -711,6 +711,55 @@ def test_options_set_later_hold_from_the_next_call_on(add, client):
     assert client.call.priority == 5
 
 
+def test_options_that_a_base_gets_later_hold_from_the_next_call_on(client):
+    class Base(Task):
+        pass
+
+    class Narrower(Base):
+        pass
+
+    @task(base=Narrower)
+    def f():
+        pass
+
+    f.delay()
+    Base.priority = 9
+    Narrower.ignore_result = True
+
+    result = f.delay()
+
+    assert (client.call.priority, result.ignored) == (9, True)
+
+
+def test_a_body_that_a_class_gets_later_says_what_it_takes(client):
+    class Add(Task):
+        def run(self, x):
+            pass
+
+    add = register_task(Add)
+    add.delay(1)
+    Add.run = lambda self, x, y: x + y
+
+    with pytest.raises(TypeError, match="missing 1"):
+        add.delay(1)
+
+
+def test_apply_runs_handlers_that_a_base_gets_later():
+    class Base(Task):
+        pass
+
+    @task(base=Base)
+    def f():
+        return 1
+
+    f.apply()
+    heard = []
+    Base.on_success = lambda self, retval, *_: heard.append(retval)
+    f.apply()
+
+    assert heard == [1]
+
+
 def test_headers_must_be_a_dict(add):
     with pytest.raises(TypeError, match="headers=3 is no mapping"):
         add.apply_async((1, 2), headers=3)
