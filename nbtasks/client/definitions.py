@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import linecache
 import os
-import sys
 import types
 import warnings
 import weakref
@@ -251,7 +250,7 @@ def _warn_if_large(task: Any, reach: Reach, pickled: Pickled) -> None:
             f"with the task {task.name!r}, and again whenever it has changed. Pass it as an "
             f"argument, or load it in the task. (This is said once.)",
             LargeGlobalWarning,
-            stacklevel=_levels_up(),
+            stacklevel=options.levels_up(),
         )
 
 
@@ -263,20 +262,6 @@ def _size(value: Any) -> int:
     if isinstance(value, types.ModuleType | types.FunctionType | type):
         return 0
     return payloads.size_of(value)
-
-
-def _levels_up() -> int:
-    """Return at which level the first line outside of nbtasks stands, for `stacklevel`."""
-    level = 2
-    frame: types.FrameType | None = sys._getframe(2)
-    while frame is not None and _is_ours(frame):
-        level += 1
-        frame = frame.f_back
-    return level
-
-
-def _is_ours(frame: types.FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).startswith("nbtasks.")
 
 
 def forget() -> None:

@@ -331,6 +331,23 @@ def test_two_functions_of_one_name_are_warned_of():
         task(name="same")(other)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda name: task(name=name)(abs),
+        lambda name: shared_task(name=name)(abs),
+        lambda name: register_task(type("Other", (Task,), {"name": name})),
+    ],
+)
+def test_the_warning_names_the_line_that_made_the_second(make):
+    task(name="same")(len)
+
+    with pytest.warns(DuplicateTaskNameWarning) as told:
+        make("same")
+
+    assert told[0].filename == __file__
+
+
 # --------------------------------------------------------------------------- classes of tasks
 
 
