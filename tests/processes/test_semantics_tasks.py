@@ -298,6 +298,17 @@ def test_json_carries_what_celery_s_json_carries():
     assert [type(value) for value in arrived] == [type(value) for value in values]
 
 
+def test_the_arguments_of_a_result_are_a_tuple_in_each_serializer():
+    @task
+    def f(x):
+        return x
+
+    result = f.apply_async((1,), serializer="json")
+    result.get(timeout=SOON)
+
+    assert (result.args, result.kwargs) == ((1,), {})
+
+
 def test_json_makes_lists_of_tuples_and_text_of_keys():
     result = echo.apply_async(({"t": (1, 2), 3: 4},), serializer="json")
 
