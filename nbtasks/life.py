@@ -34,7 +34,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from contextvars import copy_context
-from functools import partial, wraps
+from functools import partial, update_wrapper
 from numbers import Real
 from types import CodeType, CoroutineType, TracebackType
 from typing import Any, Final
@@ -306,34 +306,58 @@ def _body(task: Any, request: Request, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _call_own(task: Any, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run the `__call__` of the task's own; autoretry stands around `run`, so it sees the Retry."""
-    run = task.run
+    """Run the `__call__` of the task's own; autoretry stands around `run`, so it sees the Retry.
 
-    @wraps(run)
-    def watched(*args: Any, **kwargs: Any) -> Any:
+    It calls super().__call__, which sees that the run has been prepared already.
+    """
+    if not task.autoretry_for:
+        return finish(task(*args, **kwargs))
+    own = task.__dict__
+    with _watching:
+        watched = own.get("run")
+        if not isinstance(watched, _Watched):
+            watched = own["run"] = _Watched(task)
+        watched.runs += 1
+    try:
+        return finish(task(*args, **kwargs))
+    finally:
+        with _watching:
+            watched.runs -= 1
+            if not watched.runs and own.get("run") is watched:
+                del own["run"]
+                own.update(watched.former)
+
+
+#: Held where `run` of a task is replaced, or put back: threads may have eager runs of one task.
+_watching: Final = threading.Lock()
+
+
+class _Watched:
+    """The `run` of a task, and autoretry around it, as long as there are runs that need it."""
+
+    def __init__(self, task: Any) -> None:
+        update_wrapper(self, task.run)
+        #: What was set on the task itself.
+        self.former = {name: it for name, it in task.__dict__.items() if name == "run"}
+        self.runs = 0
+        self._task = task
+        self._run = task.run
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         frame = context.top()
-        if frame is None or frame.request is not request:  # a direct call, from the body
-            return run(*args, **kwargs)
+        if frame is None or frame.task is not self._task or frame.request.called_directly:
+            return self._run(*args, **kwargs)
         try:
-            value = run(*args, **kwargs)
+            value = self._run(*args, **kwargs)
         except Exception as error:
-            raise _consider_autoretry(task, request, error)  # noqa: B904 (or the same error)
-        return _watch(value) if isinstance(value, CoroutineType) else value
+            raise _consider_autoretry(self._task, frame.request, error)  # noqa: B904 (or the same)
+        return self._watch(frame.request, value) if isinstance(value, CoroutineType) else value
 
-    async def _watch(value: Coroutine[Any, Any, Any]) -> Any:
+    async def _watch(self, request: Request, value: Coroutine[Any, Any, Any]) -> Any:
         try:
             return await value
         except Exception as error:
-            raise _consider_autoretry(task, request, error)  # noqa: B904 (or the same error)
-
-    if task.autoretry_for:
-        task.__dict__["run"] = watched
-    try:
-        # It calls super().__call__, which sees that the run has been prepared already.
-        return finish(task(*args, **kwargs))
-    finally:
-        if task.__dict__.get("run") is watched:
-            del task.__dict__["run"]
+            raise _consider_autoretry(self._task, request, error)  # noqa: B904 (or the same)
 
 
 def _judge(task: Any, request: Request, error: BaseException) -> Outcome:
