@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -65,26 +64,34 @@ def apply(
     args = tuple(map(_without_sharing, args))
     kwargs = {name: _without_sharing(value) for name, value in kwargs.items()}
     request = _request(task, args, kwargs, given, rare)
-    channel = _Here()
-    outcome = _run(task, request, channel)
-    waiting = deque(channel.plans)
-    best, children = outcome, request.children
-    while waiting or outcome.plan is not None:
-        plan = outcome.plan or waiting.popleft()
-        request = _next_request(request, plan)
-        channel = _Here()
-        outcome = _run(task, request, channel)
-        waiting.extend(channel.plans)
-        children += request.children
-        if best.state != states.SUCCESS:  # a success is never overwritten
-            best = outcome
-    result = _result(task, request, best, children)
+    result, outcome = _run_to_the_end(task, request)
     frame = context.current_frame()
     if frame is not None and frame.task.trail and given.get("add_to_parent", True):
         frame.request._sent.append(result)
-    if throw and best.state in states.PROPAGATE_STATES:
-        raise best.value
+    if throw and outcome.state in states.PROPAGATE_STATES:
+        raise outcome.value
     return result
+
+
+def _run_to_the_end(task: Task, request: Request) -> tuple[EagerResult, life.Outcome]:
+    """Run a task until no retry follows; those that it wants beside are tasks of their own."""
+    children: list[AsyncResult] = []
+    while True:
+        channel = _Here()
+        outcome = _run(task, request, channel)
+        children += request.children
+        for plan in channel.plans:
+            children.append(_run_to_the_end(task, _beside(_next_request(request, plan)))[0])
+        if outcome.plan is None:
+            return _result(task, request, outcome, children), outcome
+        request = _next_request(request, outcome.plan)
+
+
+def _beside(request: Request) -> Request:
+    """Make a retry a task of its own, child of the one that wanted it."""
+    request.root_id, request.parent_id = request.root_id or request.id, request.id
+    request.id = new_id()
+    return request
 
 
 def apply_instead(

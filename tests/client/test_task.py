@@ -1097,6 +1097,22 @@ def test_apply_also_runs_a_retry_beside_the_run_and_success_stays():
     assert runs == [0, 1]
 
 
+def test_apply_ends_as_the_run_itself_does_whatever_becomes_of_the_retry_beside():
+    @task(bind=True)
+    def f(self):
+        if self.request.retries == 0:
+            self.retry(throw=False)
+            raise ValueError("first")
+        return self.request.parent_id
+
+    result = f.apply()
+
+    assert result.state == "FAILURE"
+    (child,) = result.children
+    assert child.id != result.id
+    assert child.get() == result.id
+
+
 def test_result_of_apply_knows_the_run(add):
     @task(bind=True)
     def f(self, x, y=0):
