@@ -186,27 +186,13 @@ def policy_of(task: Any) -> Policy:
         store_errors_even_if_ignored=bool(
             option("store_errors_even_if_ignored", settings.task_store_errors_even_if_ignored)
         ),
-        time_limit=_seconds(option("time_limit", settings.task_time_limit)),
+        time_limit=options.limit_of("time_limit", option("time_limit", settings.task_time_limit)),
         memory_limit=options.memory_of(option("memory_limit", settings.task_memory_limit)),
         track_started=bool(option("track_started", settings.task_track_started)),
         # None says nothing: what `acks_late` promises holds.
         reject_on_worker_lost=option("reject_on_worker_lost", None) is not False,
         handlers=life.hears_of_failure(task),
     )
-
-
-def _seconds(limit: Any) -> float | None:
-    if limit is None:
-        return None
-    try:
-        seconds = float(limit)
-    except (TypeError, ValueError):
-        seconds = -1.0
-    if not seconds > 0:
-        raise ValueError(
-            f"time_limit={limit!r} leaves no time to run. Give seconds above 0, or None."
-        )
-    return seconds
 
 
 # ----------------------------------------------------------------------------- text of the cells

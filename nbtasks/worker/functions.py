@@ -7,6 +7,7 @@ import queue
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from nbtasks.core.messages import Call, Define, Fetch, Policy
@@ -32,7 +33,11 @@ class Function:
         self.task = task
         self.policy = policy
         self.name: str = task.name
-        self.soft_time_limit: float | None = getattr(task, "soft_time_limit", None)
+        limit = getattr(task, "soft_time_limit", None)
+        #: Seconds.
+        self.soft_time_limit: float | None = (
+            limit.total_seconds() if isinstance(limit, timedelta) else limit
+        )
         #: Of its values.
         self.serializer: str = getattr(task, "result_serializer", None) or "pickle"
         self.compression: str | None = getattr(task, "result_compression", None)

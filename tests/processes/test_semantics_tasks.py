@@ -491,6 +491,17 @@ def test_a_soft_limit_can_be_caught_in_the_body():
     assert soft.delay().get(timeout=SOON) == "cleaned up"
 
 
+def test_limits_may_be_timedeltas():
+    @task(bind=True, time_limit=timedelta(seconds=60), soft_time_limit=timedelta(seconds=0.2))
+    def f(self, wait):
+        time.sleep(wait)
+        return self.request.timelimit
+
+    assert f.delay(0).get(timeout=SOON) == [60.0, 0.2]
+    with pytest.raises(SoftTimeLimitExceeded):
+        f.delay(SOON).get(timeout=SOON)
+
+
 def test_a_soft_limit_that_nobody_catches_is_the_failure():
     result = soft.delay(caught=False)
 
