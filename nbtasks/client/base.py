@@ -18,6 +18,7 @@ worker the base's `__init__` runs once, just before the task is first used there
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
@@ -546,6 +547,8 @@ class Task:
             retrying.raise_here(retrying.exceeded(self, request, *new) if exc is None else exc)
         plan = retrying.plan(self, request, *new, eta, countdown, options)
         wait = self.default_retry_delay if countdown is None else countdown
+        if isinstance(wait, timedelta):
+            wait = plan.countdown
         when = wait if plan.eta is None else plan.eta
         decided = Retry(exc=exc, when=when, is_eager=request.is_eager)
         if throw:

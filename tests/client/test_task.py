@@ -1234,6 +1234,16 @@ def test_retry_takes_countdown_or_eta_and_countdown_wins(add):
     assert str(attempt(countdown=10, exc=ValueError("v"))) == "Retry in 10s: ValueError('v')"
 
 
+def test_a_wait_that_is_a_timedelta_is_told_in_seconds():
+    @task(bind=True)
+    def f(self):
+        with pytest.raises(Retry) as told:
+            self.retry(countdown=timedelta(seconds=5))
+        return told.value.when, str(told.value)
+
+    assert f.apply().get() == (5.0, "Retry in 5.0s")
+
+
 def test_the_limit_of_the_call_wins_for_that_call(add):
     assert isinstance(Attempt(add, retries=3).error(), MaxRetriesExceededError)
     assert Attempt(add, retries=3).plan(max_retries=4).retries == 4
