@@ -19,7 +19,7 @@ import types
 import typing
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 import cloudpickle
@@ -180,7 +180,10 @@ if sys.version_info >= (3, 12):
     _NAMED[typing.TypeAliasType] = _reduce_alias
 
 _made_here: Final[weakref.WeakSet[type]] = weakref.WeakSet()
-_from_elsewhere: Final[weakref.WeakSet[type]] = weakref.WeakSet()
+#: With the names of the attributes that they came with last.
+_from_elsewhere: Final[weakref.WeakKeyDictionary[type, frozenset[str]]] = (
+    weakref.WeakKeyDictionary()
+)
 _trial = threading.local()
 
 
@@ -198,8 +201,12 @@ def set_class_state(cls: type, state: tuple[Callable[[type, Any], Any], Any]) ->
     known = cls in _from_elsewhere
     if cls in _made_here or (known and getattr(_trial, "on", False)):
         return cls
-    _from_elsewhere.add(cls)
     set_state, inner = state
+    names = frozenset(inner[0])
+    for name in _from_elsewhere.get(cls, names) - names:  # taken away there
+        with suppress(AttributeError):
+            delattr(cls, name)
+    _from_elsewhere[cls] = names
     set_state(cls, inner)
     return cls
 

@@ -2029,6 +2029,24 @@ def test_a_task_made_anew_holds_for_new_calls_and_queued_ones_keep_their_code():
     assert ready.get(timeout=SOON) == "old"
 
 
+def test_what_is_taken_from_a_class_is_gone_for_new_calls_too():
+    class Model:
+        rate = 1
+        decay = 2
+
+    @task
+    def look(kind=Model):
+        return sorted(name for name in ("rate", "decay") if hasattr(kind, name))
+
+    # Both workers have the class.
+    asked = [look.delay() for _ in range(8)]
+    assert all(one.get(timeout=SOON) == ["decay", "rate"] for one in asked)
+    del Model.decay
+
+    asked = [look.delay() for _ in range(8)]
+    assert all(one.get(timeout=SOON) == ["rate"] for one in asked)
+
+
 # ------------------------------------------------------------------------ what must not be lost
 
 
