@@ -32,8 +32,9 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Coroutine, Generator
+from contextlib import suppress
 from contextvars import copy_context
-from functools import partial, wraps
+from functools import partial, update_wrapper
 from numbers import Real
 from types import CodeType, CoroutineType, TracebackType
 from typing import Any, Final
@@ -197,8 +198,7 @@ def run(
     """
     context.push(task, request)
     try:
-        own = _own_methods(task)
-        outcome = _attempt(task, request, args, kwargs, own, clock, wrap)
+        outcome = _attempt(task, request, args, kwargs, clock, wrap)
         try:
             store(outcome)
         except EncodeError as error:
@@ -206,7 +206,7 @@ def run(
             store(outcome)
         if runs.handlers and not request.is_eager:
             _log(task, request, outcome)
-        if own:
+        if _own_methods(task):
             _tell_handlers(task, request, outcome, args, kwargs)
         return outcome
     finally:
@@ -235,6 +235,9 @@ def bereave(
     context.push(task, request)
     try:
         outcome = Outcome(states.FAILURE, error, ExceptionInfo(error))
+        if "_asleep" in task.__dict__:
+            with suppress(Exception):  # it is tried again when a handler needs what __init__ makes
+                task._wake()
         _tell_handlers(task, request, outcome, args, kwargs)
     finally:
         context.pop()
@@ -258,16 +261,15 @@ def _attempt(
     request: Request,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    own: frozenset[str],
     clock: Callable[[], float],
     wrap: Callable[[Callable[[], Any]], Any] | None,
 ) -> Outcome:
     began = clock()
     try:
         if wrap is None:
-            value = _body(task, request, args, kwargs, own)
+            value = _body(task, request, args, kwargs)
         else:
-            value = wrap(partial(_body, task, request, args, kwargs, own))
+            value = wrap(partial(_body, task, request, args, kwargs))
     except SystemExit:
         raise
     except BaseException as error:
@@ -290,16 +292,11 @@ def _heed_swallowed(request: Request, outcome: Outcome) -> None:
         request._channel.again(swallowed._plan, swallowed.exc, ExceptionInfo(swallowed))
 
 
-def _body(
-    task: Any,
-    request: Request,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    own: frozenset[str],
-) -> Any:
+def _body(task: Any, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run `before_start` and the body."""
     if "_asleep" in task.__dict__:
         task._wake()  # the base's __init__, which has not run in this process yet
+    own = _own_methods(task)  # __init__ may have set some
     if _BEFORE in own:
         finish(task.before_start(request.id, args, kwargs))
     if _CALL in own:
@@ -309,34 +306,58 @@ def _body(
 
 
 def _call_own(task: Any, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run the `__call__` of the task's own; autoretry stands around `run`, so it sees the Retry."""
-    run = task.run
+    """Run the `__call__` of the task's own; autoretry stands around `run`, so it sees the Retry.
 
-    @wraps(run)
-    def watched(*args: Any, **kwargs: Any) -> Any:
+    It calls super().__call__, which sees that the run has been prepared already.
+    """
+    if not task.autoretry_for:
+        return finish(task(*args, **kwargs))
+    own = task.__dict__
+    with _watching:
+        watched = own.get("run")
+        if not isinstance(watched, _Watched):
+            watched = own["run"] = _Watched(task)
+        watched.runs += 1
+    try:
+        return finish(task(*args, **kwargs))
+    finally:
+        with _watching:
+            watched.runs -= 1
+            if not watched.runs and own.get("run") is watched:
+                del own["run"]
+                own.update(watched.former)
+
+
+#: Held where `run` of a task is replaced, or put back: threads may have eager runs of one task.
+_watching: Final = threading.Lock()
+
+
+class _Watched:
+    """The `run` of a task, and autoretry around it, as long as there are runs that need it."""
+
+    def __init__(self, task: Any) -> None:
+        update_wrapper(self, task.run)
+        #: What was set on the task itself.
+        self.former = {name: it for name, it in task.__dict__.items() if name == "run"}
+        self.runs = 0
+        self._task = task
+        self._run = task.run
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         frame = context.top()
-        if frame is None or frame.request is not request:  # a direct call, from the body
-            return run(*args, **kwargs)
+        if frame is None or frame.task is not self._task or frame.request.called_directly:
+            return self._run(*args, **kwargs)
         try:
-            value = run(*args, **kwargs)
+            value = self._run(*args, **kwargs)
         except Exception as error:
-            raise _consider_autoretry(task, request, error)  # noqa: B904 (or the same error)
-        return _watch(value) if isinstance(value, CoroutineType) else value
+            raise _consider_autoretry(self._task, frame.request, error)  # noqa: B904 (or the same)
+        return self._watch(frame.request, value) if isinstance(value, CoroutineType) else value
 
-    async def _watch(value: Coroutine[Any, Any, Any]) -> Any:
+    async def _watch(self, request: Request, value: Coroutine[Any, Any, Any]) -> Any:
         try:
             return await value
         except Exception as error:
-            raise _consider_autoretry(task, request, error)  # noqa: B904 (or the same error)
-
-    if task.autoretry_for:
-        task.__dict__["run"] = watched
-    try:
-        # It calls super().__call__, which sees that the run has been prepared already.
-        return finish(task(*args, **kwargs))
-    finally:
-        if task.__dict__.get("run") is watched:
-            del task.__dict__["run"]
+            raise _consider_autoretry(self._task, request, error)  # noqa: B904 (or the same)
 
 
 def _judge(task: Any, request: Request, error: BaseException) -> Outcome:

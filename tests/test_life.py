@@ -6,6 +6,8 @@ import asyncio
 import logging
 import pickle
 import sys
+import threading
+import time
 import traceback
 from types import SimpleNamespace
 
@@ -428,6 +430,50 @@ def test_an_overridden_call_is_what_runs_and_may_call_the_original():
             return (x, self.request.id)
 
     assert begin(Loud(), 3).value == (3, "1") * 2
+
+
+def test_autoretry_inside_of_ones_own_call_holds_in_each_thread():
+    class Waiting(Task):
+        name = "waiting"
+        autoretry_for = ValueError
+        default_retry_delay = 0
+
+        def __call__(self, gate):
+            gate.wait(10)
+            return super().__call__(gate)
+
+        def run(self, gate):
+            if not self.request.retries:
+                raise ValueError
+            return "retried"
+
+    task, gate, results = Waiting(), threading.Event(), []
+    other = threading.Thread(target=lambda: results.append(task.apply((gate,))))
+    other.start()
+    while "run" not in vars(task):
+        time.sleep(0.001)
+    passed = threading.Event()
+    passed.set()
+    results.append(task.apply((passed,)))
+    gate.set()
+    other.join()
+
+    assert [result.get() for result in results] == ["retried", "retried"]
+    assert "run" not in vars(task)
+
+
+def test_a_run_that_was_set_on_the_task_stays_there():
+    class Calling(Task):
+        name = "calling"
+        autoretry_for = ValueError
+
+        def __call__(self):
+            return super().__call__()
+
+    task = Calling()
+    task.run = lambda: 1
+
+    assert [task.apply().get(), task.apply().get()] == [1, 1]
 
 
 def test_a_task_that_calls_itself_makes_a_direct_call():

@@ -18,6 +18,8 @@ worker the base's `__init__` runs once, just before the task is first used there
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from nbtasks import config, context
@@ -248,11 +250,17 @@ class Task:
                 return self.run(*args, **kwargs)
         if "_asleep" in self.__dict__:
             self._wake()
-        context.push(self, Request(args=args, kwargs=kwargs))
+        request = Request(args=args, kwargs=kwargs)
+        context.push(self, request)
         try:
-            return self.run(*args, **kwargs)
+            value = self.run(*args, **kwargs)
         finally:
             context.pop()
+        if not isinstance(value, CoroutineType):
+            return value
+        coroutine: Any = _directly(self, request, value)
+        coroutine.__qualname__ = value.__qualname__  # told when nobody awaits it
+        return coroutine
 
     @property
     def request(self) -> Request:
@@ -386,7 +394,11 @@ class Task:
             kwargs = as_kwargs(kwargs)
         prepared = self._prepared
         settings = config.settings()
-        if prepared is None or prepared.settings is not settings:
+        if (
+            prepared is None
+            or prepared.settings is not settings
+            or (prepared.saying and not prepared.holds())
+        ):
             prepared = self._prepare(settings)
         if prepared.check is not None:
             prepared.check(*args, **kwargs)
@@ -535,6 +547,8 @@ class Task:
             retrying.raise_here(retrying.exceeded(self, request, *new) if exc is None else exc)
         plan = retrying.plan(self, request, *new, eta, countdown, options)
         wait = self.default_retry_delay if countdown is None else countdown
+        if isinstance(wait, timedelta):
+            wait = plan.countdown
         when = wait if plan.eta is None else plan.eta
         decided = Retry(exc=exc, when=when, is_eager=request.is_eager)
         if throw:
@@ -639,6 +653,8 @@ class Task:
 
         self._ensure_name()
         self._validate()
+        if self._made is None:  # its class may have another `run` by now
+            self.__dict__.pop("_check", None)
         prepared = Prepared(self, settings)
         self.__dict__["_prepared"] = prepared
         return prepared
@@ -798,6 +814,15 @@ def as_kwargs(kwargs: Any) -> dict[str, Any]:
         f"{arguments.shown(kwargs)}. Positional ones go into one tuple: apply_async((4, 6)); or "
         f"write delay(4, 6)."
     )
+
+
+async def _directly(task: Task, request: Request, body: CoroutineType[Any, Any, Any]) -> Any:
+    """Await the body of a direct call, which has its request whenever it runs."""
+    context.push(task, request)
+    try:
+        return await body
+    finally:
+        context.pop()
 
 
 def _update_other(task_id: str, state: str, meta: Any) -> None:

@@ -7,6 +7,8 @@ a call without options touches little else. Loaded at the first call only, for i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from nbtasks import context
@@ -15,6 +17,7 @@ from nbtasks.client import definitions, models, options
 from nbtasks.client.arguments import cut, summarize
 from nbtasks.client.client import new_id
 from nbtasks.client.result import AsyncResult
+from nbtasks.client.shape import users_classes
 from nbtasks.core.messages import Call
 from nbtasks.core.retry import merge_policy
 from nbtasks.wire import codecs, payloads
@@ -41,12 +44,17 @@ class Prepared:
 
     __slots__ = (
         "check", "compression", "default_priority", "dump_models", "expires", "ignored", "name",
-        "policy", "priority", "queue", "retry", "serializer", "settings", "shadowed",
-        "soft_time_limit", "time_limit",
+        "policy", "priority", "queue", "retry", "said", "saying", "serializer",
+        "settings", "shadowed", "soft_time_limit", "time_limit",
     )  # fmt: skip
 
     def __init__(self, task: Task, settings: Settings) -> None:
         self.settings = settings
+        #: Names and values in the user's classes, which say more: as they are, and as they were.
+        self.saying = [
+            part for cls in users_classes(type(task)) for part in (vars(cls), vars(cls).values())
+        ]
+        self.said = [*chain.from_iterable(self.saying)]
         self.name: str = options.text_of("name", task.name)
         #: Raises TypeError when arguments do not fit; None: not wanted, or nobody can say.
         self.check = task._check if task.typing else None
@@ -71,6 +79,11 @@ class Prepared:
         # Pickle carries models as they are; other serializers need plain data.
         self.dump_models = bool(task.pydantic) and self.serializer != "pickle"
         self.shadowed = not hasattr(task.shadow_name, "does_nothing")
+
+    def holds(self) -> bool:
+        """Return whether the user's classes are as they were."""
+        found = [*chain.from_iterable(self.saying)]
+        return len(found) == len(self.said) and all(map(is_, found, self.said))
 
 
 def send(

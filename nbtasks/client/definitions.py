@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import linecache
 import os
-import sys
 import types
 import warnings
 import weakref
@@ -187,27 +186,13 @@ def policy_of(task: Any) -> Policy:
         store_errors_even_if_ignored=bool(
             option("store_errors_even_if_ignored", settings.task_store_errors_even_if_ignored)
         ),
-        time_limit=_seconds(option("time_limit", settings.task_time_limit)),
+        time_limit=options.limit_of("time_limit", option("time_limit", settings.task_time_limit)),
         memory_limit=options.memory_of(option("memory_limit", settings.task_memory_limit)),
         track_started=bool(option("track_started", settings.task_track_started)),
         # None says nothing: what `acks_late` promises holds.
         reject_on_worker_lost=option("reject_on_worker_lost", None) is not False,
         handlers=life.hears_of_failure(task),
     )
-
-
-def _seconds(limit: Any) -> float | None:
-    if limit is None:
-        return None
-    try:
-        seconds = float(limit)
-    except (TypeError, ValueError):
-        seconds = -1.0
-    if not seconds > 0:
-        raise ValueError(
-            f"time_limit={limit!r} leaves no time to run. Give seconds above 0, or None."
-        )
-    return seconds
 
 
 # ----------------------------------------------------------------------------- text of the cells
@@ -251,7 +236,7 @@ def _warn_if_large(task: Any, reach: Reach, pickled: Pickled) -> None:
             f"with the task {task.name!r}, and again whenever it has changed. Pass it as an "
             f"argument, or load it in the task. (This is said once.)",
             LargeGlobalWarning,
-            stacklevel=_levels_up(),
+            stacklevel=options.levels_up(),
         )
 
 
@@ -263,20 +248,6 @@ def _size(value: Any) -> int:
     if isinstance(value, types.ModuleType | types.FunctionType | type):
         return 0
     return payloads.size_of(value)
-
-
-def _levels_up() -> int:
-    """Return at which level the first line outside of nbtasks stands, for `stacklevel`."""
-    level = 2
-    frame: types.FrameType | None = sys._getframe(2)
-    while frame is not None and _is_ours(frame):
-        level += 1
-        frame = frame.f_back
-    return level
-
-
-def _is_ours(frame: types.FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).startswith("nbtasks.")
 
 
 def forget() -> None:

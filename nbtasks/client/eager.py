@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import platform
 import time
-from collections import deque
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from nbtasks import context, life
-from nbtasks.client import options
+from nbtasks.client import models, options
 from nbtasks.client.client import new_id
 from nbtasks.client.eager_result import EagerResult, Ran
 from nbtasks.context import Request, RetryPlan
 from nbtasks.core import states
+from nbtasks.core.messages import Options
 from nbtasks.core.retry import merge_policy
+from nbtasks.exceptions import TaskRevokedError
 from nbtasks.wire import payloads
 from nbtasks.wire.connection import now
 from nbtasks.wire.shared import Shared
@@ -55,30 +57,41 @@ def apply(
     throw: bool,
 ) -> EagerResult:
     """Run a task here until it has ended, and return its result."""
-    _check(task, given)
+    task.__dict__.pop("_handlers", None)  # its class may have got some meanwhile
+    if "shadow" not in given:
+        given = {**given, "shadow": task.shadow_name(args, kwargs, given)}
+    rare = _check(task, given)
     args = tuple(map(_without_sharing, args))
     kwargs = {name: _without_sharing(value) for name, value in kwargs.items()}
-    request = _request(task, args, kwargs, given)
-    channel = _Here()
-    outcome = _run(task, request, channel)
-    waiting = deque(channel.plans)
-    best, children = outcome, request.children
-    while waiting or outcome.plan is not None:
-        plan = outcome.plan or waiting.popleft()
-        request = _next_request(request, plan)
-        channel = _Here()
-        outcome = _run(task, request, channel)
-        waiting.extend(channel.plans)
-        children += request.children
-        if best.state != states.SUCCESS:  # a success is never overwritten
-            best = outcome
-    result = _result(task, request, best, children)
+    request = _request(task, args, kwargs, given, rare)
+    result, outcome = _run_to_the_end(task, request)
     frame = context.current_frame()
     if frame is not None and frame.task.trail and given.get("add_to_parent", True):
         frame.request._sent.append(result)
-    if throw and best.state == states.FAILURE:
-        raise best.value
+    if throw and outcome.state in states.PROPAGATE_STATES:
+        raise outcome.value
     return result
+
+
+def _run_to_the_end(task: Task, request: Request) -> tuple[EagerResult, life.Outcome]:
+    """Run a task until no retry follows; those that it wants beside are tasks of their own."""
+    children: list[AsyncResult] = []
+    while True:
+        channel = _Here()
+        outcome = _run(task, request, channel)
+        children += request.children
+        for plan in channel.plans:
+            children.append(_run_to_the_end(task, _beside(_next_request(request, plan)))[0])
+        if outcome.plan is None:
+            return _result(task, request, outcome, children), outcome
+        request = _next_request(request, outcome.plan)
+
+
+def _beside(request: Request) -> Request:
+    """Make a retry a task of its own, child of the one that wanted it."""
+    request.root_id, request.parent_id = request.root_id or request.id, request.id
+    request.id = new_id()
+    return request
 
 
 def apply_instead(
@@ -89,12 +102,11 @@ def apply_instead(
     throw: bool,
 ) -> EagerResult:
     """Run a task that was to be sent; its arguments are encoded and decoded all the same."""
+    serializer = given.get("serializer") or task.serializer
+    if task.pydantic and serializer != "pickle":
+        args, kwargs = models.dumped(args, kwargs)
     body, buffers = payloads.dumps_arguments(
-        args,
-        kwargs,
-        given.get("serializer") or task.serializer,
-        given.get("compression", task.compression),
-        task,
+        args, kwargs, serializer, given.get("compression", task.compression), task
     )
     args, kwargs = payloads.loads(body, buffers)
     return apply(task, tuple(args), dict(kwargs), given, throw)
@@ -104,13 +116,13 @@ def _without_sharing(value: Any) -> Any:
     return value.value() if type(value) is Shared else value
 
 
-def _check(task: Task, given: dict[str, Any]) -> None:
-    """Raise where an option cannot be used, as a call that is sent does."""
+def _check(task: Task, given: dict[str, Any]) -> Options:
+    """Raise where an option cannot be used, as a call that is sent does; return the rare ones."""
     options.check_known("apply()", given)
     hard = options.limit_of("time_limit", task.time_limit)
     soft = options.limit_of("soft_time_limit", task.soft_time_limit)
     options.check_limits(soft, hard)
-    options.rare_options(given, hard, soft)
+    rare = options.rare_options(given, hard, soft)
     merge_policy(given.get("retry_policy"))
     options.retries_of("retries", given.get("retries") or 0)
     if given.get("priority") is not None:
@@ -118,9 +130,12 @@ def _check(task: Task, given: dict[str, Any]) -> None:
     queue = given.get("queue") or given.get("routing_key")
     if queue is not None:
         options.queue_of(queue)
+    return rare
 
 
 def _run(task: Task, request: Request, channel: _Here) -> life.Outcome:
+    if _is_too_late(request):
+        return life.Outcome(states.REVOKED, TaskRevokedError("expired"))
     request._channel = channel
     return life.run(
         task,
@@ -130,6 +145,16 @@ def _run(task: Task, request: Request, channel: _Here) -> life.Outcome:
         store=_store_nothing,
         clock=time.perf_counter,
     )
+
+
+def _is_too_late(request: Request) -> bool:
+    """Return whether the run, if it waited for its start, would begin after its latest one."""
+    if request.expires is None:
+        return False
+    start = now().wall
+    if request.eta is not None:
+        start = max(start, datetime.fromisoformat(request.eta).timestamp())
+    return start >= datetime.fromisoformat(request.expires).timestamp()
 
 
 def _store_nothing(outcome: life.Outcome) -> None:
@@ -147,7 +172,11 @@ def _result(
 
 
 def _request(
-    task: Task, args: tuple[Any, ...], kwargs: dict[str, Any], given: dict[str, Any]
+    task: Task,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    given: dict[str, Any],
+    rare: Options,
 ) -> Request:
     get = given.get
     frame = context.current_frame()
@@ -156,14 +185,18 @@ def _request(
     instant = now()
     start = options.start_of(get("countdown"), get("eta"), instant)
     end = options.end_of(given.get("expires", task.expires), instant.wall)
-    ignored = task.ignore_result if get("ignore_result") is None else given["ignore_result"]
+    ignored = task.ignore_result if rare.ignore_result is None else rare.ignore_result
+    root, parent = (
+        None if get(name) is None else options.text_of(name, given[name])
+        for name in ("root_id", "parent_id")
+    )
     return Request(
         id=task_id,
         task=task.name,
-        root_id=get("root_id") or outer.root_id or outer.id or task_id,
-        parent_id=get("parent_id") or outer.id,
-        group=get("group_id") or get("group"),
-        group_index=get("group_index"),
+        root_id=root or outer.root_id or outer.id or task_id,
+        parent_id=parent or outer.id,
+        group=rare.group,
+        group_index=rare.group_index,
         args=args,
         kwargs=kwargs,
         retries=get("retries") or 0,
@@ -175,7 +208,7 @@ def _request(
             "is_eager": True,
             "exchange": get("exchange"),
             "routing_key": get("queue") or get("routing_key"),
-            "priority": get("priority"),
+            "priority": task.priority if get("priority") is None else given["priority"],
             "redelivered": False,
         },
         time_limit=options.limit_of("time_limit", get("time_limit") or task.time_limit),
@@ -184,11 +217,11 @@ def _request(
         ),
         called_directly=False,
         is_eager=True,
-        headers=get("headers"),
-        shadow=get("shadow"),
-        argsrepr=get("argsrepr"),
-        kwargsrepr=get("kwargsrepr"),
-        reply_to=get("reply_to"),
+        headers=dict(given["headers"]) if get("headers") else None,
+        shadow=rare.shadow,
+        argsrepr=rare.argsrepr,
+        kwargsrepr=rare.kwargsrepr,
+        reply_to=rare.reply_to,
         loglevel=get("loglevel"),
         logfile=get("logfile"),
         ignore_result=bool(ignored),
@@ -204,6 +237,8 @@ def _next_request(request: Request, plan: RetryPlan) -> Request:
     delivery = {"priority": "priority", "queue": "routing_key"}
     news = {delivery[name]: plan.options[name] for name in delivery if name in plan.options}
     changes["delivery_info"] = {**request.delivery_info, **news}
+    waited = now().wall + plan.countdown if plan.countdown is not None else None
+    changes["eta"] = _iso(waited if plan.eta is None else plan.eta.timestamp())
     if "expires" in plan.options:
         changes["expires"] = _iso(plan.options["expires"])
     return Request(**{**fields, **changes, "args": args, "kwargs": kwargs, "retries": plan.retries})
@@ -218,6 +253,4 @@ _CHANGEABLE = (
 def _iso(at: float | None) -> str | None:
     if at is None:
         return None
-    from datetime import UTC, datetime
-
     return datetime.fromtimestamp(at, UTC).isoformat()

@@ -32,7 +32,8 @@ class Facts(NamedTuple):
         if not self.body and not self.buffers:
             return None, None
         args, kwargs = payloads.loads(self.body, self.buffers)
-        return args, kwargs
+        # Serializers other than pickle make a list of them.
+        return tuple(args), kwargs
 
 
 class Messages:

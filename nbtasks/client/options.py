@@ -203,7 +203,7 @@ def _warn_of_naive(option: str, value: datetime) -> None:
     off = (value - datetime.now(UTC)).total_seconds()
     if abs(off) <= _FAR:
         return
-    levels = _levels_up()
+    levels = levels_up()
     caller = sys._getframe(levels - 1)
     told = (option, off < 0, caller.f_code.co_filename, caller.f_lineno)
     if told in _warned:
@@ -227,11 +227,11 @@ def _in_words(off: float) -> str:
     return f"{amount:.1f} {unit} {'ago' if off < 0 else 'from now'}"
 
 
-def _levels_up() -> int:
-    """Return how many frames of ours lie above this module's caller, for `stacklevel`."""
+def levels_up() -> int:
+    """Return at which level the first line outside of nbtasks stands, for `stacklevel`."""
     level = 2
     frame = sys._getframe(2)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("nbtasks."):
+    while frame is not None and str(frame.f_globals.get("__name__", "")).startswith("nbtasks."):
         level += 1
         if frame.f_back is None:
             break

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nbtasks.client import arguments, options
+from nbtasks.client import arguments, models, options
 from nbtasks.context import Request, RetryPlan
 from nbtasks.exceptions import EncodeError, Reject, SerializerNotInstalled
 from nbtasks.wire.connection import now
@@ -77,14 +77,14 @@ def _new_arguments(
 
     old = tuple(request.args or ()), dict(request.kwargs or {})
     merged = arguments.merge_for_retry(task._signature(), old, args, kwargs)
+    serializer = changes.get("serializer") or task.serializer
+    if task.pydantic and serializer != "pickle":
+        merged = models.dumped(*merged)
     try:
         if task.typing and task._check is not None:
             task._check(*merged[0], **merged[1])
         payloads.dumps_arguments(
-            *merged,
-            changes.get("serializer") or task.serializer,
-            changes.get("compression", task.compression),
-            task,
+            *merged, serializer, changes.get("compression", task.compression), task
         )
     except (TypeError, EncodeError, SerializerNotInstalled) as error:
         raise Reject(error, requeue=False) from error

@@ -8,6 +8,7 @@ is first used (`Task._wake`).
 
 from __future__ import annotations
 
+import abc
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +48,13 @@ def fill(made: type[Task], base: type[Task], function: Any, given: dict[str, Any
             given.get("pydantic_models"),
         )
     made.run = body if given.get("bind") else staticmethod(body)  # type: ignore[method-assign]
+    abc.update_abstractmethods(made)
+
+
+def users_classes(cls: type[Task]) -> tuple[type, ...]:
+    """Return the classes that a class of tasks is made of, without ours and that of one task."""
+    theirs = cls.__mro__[1:] if "_made" in vars(cls) else cls.__mro__
+    return tuple(base for base in theirs if "_made" not in vars(base) and base is not object)
 
 
 def models_of(made: type[Task]) -> Any:
@@ -71,6 +79,8 @@ def looks_of(function: Any) -> dict[str, Any]:
 
 def unborn_task(base: type[Task]) -> Task:
     made: type[Task] = type("task", (base,), {})
+    # A `run` that the base calls abstract is still to come.
+    made.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
     return made.__new__(made)
 
 

@@ -186,12 +186,14 @@ def make(function: Callable[..., Any], options: dict[str, Any]) -> Task:
 def _register(task: Task) -> Task:
     former = tasks.get(task.name)
     if former is not None and _origin(former) != _origin(task):
+        from nbtasks.client.options import levels_up
+
         warnings.warn(
             f"The name {task.name!r} stood for the task of {'.'.join(_origin(former))}; now it "
             f"stands for that of {'.'.join(_origin(task))}. Calls that have been sent keep theirs. "
             f"Give one of them another name=.",
             DuplicateTaskNameWarning,
-            stacklevel=4,
+            stacklevel=levels_up(),
         )
     tasks[task.name] = task
     return task

@@ -19,7 +19,7 @@ import types
 import typing
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 import cloudpickle
@@ -70,6 +70,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._reduce_class(obj)
         elif kind.__name__ in _ARRAYS and kind.__module__.partition(".")[0] == "numpy":
             return _reduce_array(obj)
+        elif kind is functools.cached_property:
+            # Up to Python 3.11 it holds a lock. The name is told to it when its class is made only.
+            return kind, (obj.func,), {"attrname": obj.attrname}
         elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
             return _NAMED[kind](obj)
         return super().reducer_override(obj)
@@ -177,7 +180,10 @@ if sys.version_info >= (3, 12):
     _NAMED[typing.TypeAliasType] = _reduce_alias
 
 _made_here: Final[weakref.WeakSet[type]] = weakref.WeakSet()
-_from_elsewhere: Final[weakref.WeakSet[type]] = weakref.WeakSet()
+#: With the names of the attributes that they came with last.
+_from_elsewhere: Final[weakref.WeakKeyDictionary[type, frozenset[str]]] = (
+    weakref.WeakKeyDictionary()
+)
 _trial = threading.local()
 
 
@@ -195,8 +201,12 @@ def set_class_state(cls: type, state: tuple[Callable[[type, Any], Any], Any]) ->
     known = cls in _from_elsewhere
     if cls in _made_here or (known and getattr(_trial, "on", False)):
         return cls
-    _from_elsewhere.add(cls)
     set_state, inner = state
+    names = frozenset(inner[0])
+    for name in _from_elsewhere.get(cls, names) - names:  # taken away there
+        with suppress(AttributeError):
+            delattr(cls, name)
+    _from_elsewhere[cls] = names
     set_state(cls, inner)
     return cls
 

@@ -7,9 +7,9 @@ import queue
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
-from nbtasks import life
 from nbtasks.core.messages import Call, Define, Fetch, Policy
 from nbtasks.exceptions import NotRegistered
 from nbtasks.wire import payloads
@@ -25,7 +25,7 @@ class Function:
     """A task that can be run, and what must be known to run it."""
 
     __slots__ = (
-        *("handlers", "name", "policy", "soft_time_limit", "task"),
+        *("name", "policy", "soft_time_limit", "task"),
         *("compression", "serializer"),
     )
 
@@ -33,12 +33,14 @@ class Function:
         self.task = task
         self.policy = policy
         self.name: str = task.name
-        self.soft_time_limit: float | None = getattr(task, "soft_time_limit", None)
+        limit = getattr(task, "soft_time_limit", None)
+        #: Seconds.
+        self.soft_time_limit: float | None = (
+            limit.total_seconds() if isinstance(limit, timedelta) else limit
+        )
         #: Of its values.
         self.serializer: str = getattr(task, "result_serializer", None) or "pickle"
         self.compression: str | None = getattr(task, "result_compression", None)
-        #: Whether it has handlers that must not run before the outcome is stored.
-        self.handlers = life.has_handlers(task)
 
 
 class Functions:

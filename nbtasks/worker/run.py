@@ -261,14 +261,12 @@ class Runner:
         if request.soft_time_limit is not None:
             self._soft = request.soft_time_limit
             wrap = self._within_limit
-        if not function.handlers:
-            store = self._store
-            life.run(function.task, request, args, kwargs, store=store, clock=_clock, wrap=wrap)
-            return
-        store = self._store_first
+        store = self._store
         outcome = life.run(
             function.task, request, args, kwargs, store=store, clock=_clock, wrap=wrap
         )
+        if self._handover.handling is None:
+            return
         if self.forked:
             end_child(outcome)  # a handler has returned twice
         self._end_handlers()
@@ -312,17 +310,17 @@ class Runner:
     # ------------------------------------------------------------------------------- outcomes
 
     def _store(self, outcome: life.Outcome) -> None:
-        """Post the outcome of the running call; `EncodeError` if it cannot be."""
+        """Post the outcome of the running call; `EncodeError` if it cannot be.
+
+        Handlers run when it is saved.
+        """
         if self.forked:
             # The body has returned twice; the call is the other process's.
             end_child(outcome)
-        self._post_outcome(self._encode(outcome))
-
-    def _store_first(self, outcome: life.Outcome) -> None:
-        """Post the outcome of the running call, whose handlers run when it is saved."""
-        if self.forked:
-            end_child(outcome)
         message = self._encode(outcome)
+        if not life.has_handlers(self._function.task):
+            self._post_outcome(message)
+            return
         assert self._request.id is not None
         self._begin_handlers(self._request.id)
         self._post_outcome(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import copy
 import functools
@@ -38,6 +39,7 @@ from nbtasks.exceptions import (
     OperationalError,
     Reject,
     Retry,
+    TaskRevokedError,
 )
 from nbtasks.wire import payloads
 
@@ -270,6 +272,17 @@ def test_a_direct_call_of_a_coroutine_function_gives_the_coroutine():
     assert asyncio.run(f(3)) == 3
 
 
+def test_a_direct_call_of_a_coroutine_function_has_a_request_of_its_own():
+    @task(bind=True)
+    async def f(self, depth):
+        await asyncio.sleep(0)
+        seen = [(self.request.called_directly, self.request.args)]
+        return seen + (await f(depth - 1) if depth else [])
+
+    assert asyncio.run(f(1)) == [(True, (1,)), (True, (0,))]
+    assert f.apply((1,)).get() == [(False, (1,)), (True, (0,))]
+
+
 # ---------------------------------------------------------------------------------------- names
 
 
@@ -316,6 +329,23 @@ def test_two_functions_of_one_name_are_warned_of():
 
     with pytest.warns(DuplicateTaskNameWarning, match="'same'"):
         task(name="same")(other)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda name: task(name=name)(abs),
+        lambda name: shared_task(name=name)(abs),
+        lambda name: register_task(type("Other", (Task,), {"name": name})),
+    ],
+)
+def test_the_warning_names_the_line_that_made_the_second(make):
+    task(name="same")(len)
+
+    with pytest.warns(DuplicateTaskNameWarning) as told:
+        make("same")
+
+    assert told[0].filename == __file__
 
 
 # --------------------------------------------------------------------------- classes of tasks
@@ -698,6 +728,55 @@ def test_options_set_later_hold_from_the_next_call_on(add, client):
     assert client.call.priority == 5
 
 
+def test_options_that_a_base_gets_later_hold_from_the_next_call_on(client):
+    class Base(Task):
+        pass
+
+    class Narrower(Base):
+        pass
+
+    @task(base=Narrower)
+    def f():
+        pass
+
+    f.delay()
+    Base.priority = 9
+    Narrower.ignore_result = True
+
+    result = f.delay()
+
+    assert (client.call.priority, result.ignored) == (9, True)
+
+
+def test_a_body_that_a_class_gets_later_says_what_it_takes(client):
+    class Add(Task):
+        def run(self, x):
+            pass
+
+    add = register_task(Add)
+    add.delay(1)
+    Add.run = lambda self, x, y: x + y
+
+    with pytest.raises(TypeError, match="missing 1"):
+        add.delay(1)
+
+
+def test_apply_runs_handlers_that_a_base_gets_later():
+    class Base(Task):
+        pass
+
+    @task(base=Base)
+    def f():
+        return 1
+
+    f.apply()
+    heard = []
+    Base.on_success = lambda self, retval, *_: heard.append(retval)
+    f.apply()
+
+    assert heard == [1]
+
+
 def test_headers_must_be_a_dict(add):
     with pytest.raises(TypeError, match="headers=3 is no mapping"):
         add.apply_async((1, 2), headers=3)
@@ -958,10 +1037,49 @@ def test_apply_retries_with_a_new_expiry(client):
     @task(bind=True)
     def f(self):
         if not self.request.retries:
-            raise self.retry(expires=60)
-        return self.request.expires
+            raise self.retry(countdown=20, expires=60)
+        return self.request.eta, self.request.expires
 
-    assert datetime.fromisoformat(f.apply().get()).timestamp() == NOW.wall + 60
+    eta, expires = f.apply().get()
+    assert datetime.fromisoformat(eta).timestamp() == NOW.wall + 20
+    assert datetime.fromisoformat(expires).timestamp() == NOW.wall + 60
+
+
+@pytest.mark.parametrize("options", [{"expires": -1}, {"expires": 1, "countdown": 2}])
+def test_apply_runs_nothing_that_is_too_late(add, options):
+    result = add.apply((1, 2), **options)
+
+    assert result.state == "REVOKED"
+    with pytest.raises(TaskRevokedError, match="expired"):
+        result.get()
+    with pytest.raises(TaskRevokedError):
+        add.apply((1, 2), throw=True, **options)
+
+
+def test_apply_retries_nothing_that_would_be_too_late():
+    @task(bind=True)
+    def f(self):
+        raise self.retry(countdown=20)
+
+    assert f.apply(expires=10).state == "REVOKED"
+
+
+def test_apply_shows_the_run_what_a_worker_shows_it():
+    class Shadowed(Task):
+        def shadow_name(self, args, kwargs, options):
+            return f"f of {args[0]}"
+
+    @task(base=Shadowed, bind=True, priority=7)
+    def f(self, x):
+        request = self.request
+        return request.shadow, request.argsrepr, request.headers, request.delivery_info["priority"]
+
+    assert f.apply((1,), argsrepr=("?",), headers={}).get() == ("f of 1", "('?',)", None, 7)
+
+
+def test_apply_refuses_ids_that_are_no_text(add):
+    with pytest.raises(TypeError, match="root_id=5"):
+        add.apply((1, 2), root_id=5)
 
 
 def test_apply_also_runs_a_retry_beside_the_run_and_success_stays():
@@ -977,6 +1095,22 @@ def test_apply_also_runs_a_retry_beside_the_run_and_success_stays():
 
     assert f.apply().get() == "first"
     assert runs == [0, 1]
+
+
+def test_apply_ends_as_the_run_itself_does_whatever_becomes_of_the_retry_beside():
+    @task(bind=True)
+    def f(self):
+        if self.request.retries == 0:
+            self.retry(throw=False)
+            raise ValueError("first")
+        return self.request.parent_id
+
+    result = f.apply()
+
+    assert result.state == "FAILURE"
+    (child,) = result.children
+    assert child.id != result.id
+    assert child.get() == result.id
 
 
 def test_result_of_apply_knows_the_run(add):
@@ -1098,6 +1232,16 @@ def test_retry_takes_countdown_or_eta_and_countdown_wins(add):
     assert attempt.plan(eta=NOON).countdown is None
     assert attempt.plan(eta=NOON, countdown=4).countdown == 4
     assert str(attempt(countdown=10, exc=ValueError("v"))) == "Retry in 10s: ValueError('v')"
+
+
+def test_a_wait_that_is_a_timedelta_is_told_in_seconds():
+    @task(bind=True)
+    def f(self):
+        with pytest.raises(Retry) as told:
+            self.retry(countdown=timedelta(seconds=5))
+        return told.value.when, str(told.value)
+
+    assert f.apply().get() == (5.0, "Retry in 5.0s")
 
 
 def test_the_limit_of_the_call_wins_for_that_call(add):
@@ -1352,6 +1496,18 @@ def test_models_given_by_the_caller_travel_in_every_serializer(client):
     assert client.arguments[1] == {"point": {"x": 1, "y": 0}}
 
 
+def test_models_travel_in_every_serializer_where_all_is_eager_and_in_a_retry():
+    @task(pydantic=True, bind=True, serializer="json")
+    def f(self, point: Point):
+        if not self.request.retries:
+            raise self.retry(args=(Point(x=2),), countdown=0)
+        return point
+
+    config.configure(task_always_eager=True)
+
+    assert f.delay(Point(x=1)).get() == Point(x=2)
+
+
 def test_without_pydantic_installed_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
@@ -1433,6 +1589,49 @@ def test_the_bases_init_runs_once_where_the_task_is_used_and_what_it_made_stays_
     assert there() == 2
     assert there() == 2
     assert there.connection is not cell["f"].connection
+
+
+def test_a_connection_that_a_base_makes_when_it_is_needed_stays_at_home():
+    cell = notebook(
+        "import functools\n"
+        "class Base(Task):\n"
+        "    @functools.cached_property\n"
+        "    def connection(self):\n"
+        "        return object()\n"
+        "@task(base=Base, bind=True)\n"
+        "def f(self):\n"
+        "    return self.connection\n"
+    )
+    here = cell["f"]()
+
+    there = travelled(cell["f"])
+
+    assert there() is there()
+    assert there() is not here
+
+
+def test_a_base_may_call_the_body_abstract():
+    cell = notebook(
+        "import abc\n"
+        "class Base(Task, abc.ABC):\n"
+        "    @abc.abstractmethod\n"
+        "    def run(self):\n"
+        "        ...\n"
+        "@task(base=Base)\n"
+        "def f():\n"
+        "    return 1\n"
+    )
+
+    assert cell["f"]() == travelled(cell["f"])() == 1
+
+
+def test_what_else_a_base_calls_abstract_must_be_there():
+    class Base(Task, abc.ABC):
+        @abc.abstractmethod
+        def connect(self): ...
+
+    with pytest.raises(TypeError, match="connect"):
+        task(base=Base)(len)
 
 
 def test_a_base_that_refers_to_its_task_travels():

@@ -298,6 +298,17 @@ def test_json_carries_what_celery_s_json_carries():
     assert [type(value) for value in arrived] == [type(value) for value in values]
 
 
+def test_the_arguments_of_a_result_are_a_tuple_in_each_serializer():
+    @task
+    def f(x):
+        return x
+
+    result = f.apply_async((1,), serializer="json")
+    result.get(timeout=SOON)
+
+    assert (result.args, result.kwargs) == ((1,), {})
+
+
 def test_json_makes_lists_of_tuples_and_text_of_keys():
     result = echo.apply_async(({"t": (1, 2), 3: 4},), serializer="json")
 
@@ -478,6 +489,17 @@ def hard():
 
 def test_a_soft_limit_can_be_caught_in_the_body():
     assert soft.delay().get(timeout=SOON) == "cleaned up"
+
+
+def test_limits_may_be_timedeltas():
+    @task(bind=True, time_limit=timedelta(seconds=60), soft_time_limit=timedelta(seconds=0.2))
+    def f(self, wait):
+        time.sleep(wait)
+        return self.request.timelimit
+
+    assert f.delay(0).get(timeout=SOON) == [60.0, 0.2]
+    with pytest.raises(SoftTimeLimitExceeded):
+        f.delay(SOON).get(timeout=SOON)
 
 
 def test_a_soft_limit_that_nobody_catches_is_the_failure():
@@ -843,6 +865,34 @@ def test_handlers_may_send_tasks_and_print(log):
 
     (id,) = eventually(log.lines)
     assert nbtasks.AsyncResult(id).get(timeout=SOON) == 2
+
+
+def test_a_handler_that_init_has_set_runs_from_the_first_call_on(log):
+    class Base(Task):
+        def __init__(self):
+            self.before_start = lambda *_: write(log.path, "before_start")
+            self.on_success = lambda retval, *_: write(log.path, "on_success", retval)
+
+    @task(base=Base)
+    def f():
+        return 1
+
+    assert f.delay().get(timeout=SOON) == 1
+    assert log.becomes("before_start", "on_success 1")
+
+
+def test_a_handler_that_init_has_set_hears_of_a_hard_limit(log):
+    class Base(Task):
+        def __init__(self):
+            self.on_failure = lambda exc, *_: write(log.path, type(exc).__name__)
+
+    @task(base=Base, time_limit=0.5)
+    def f():
+        time.sleep(SOON)
+
+    f.delay()
+
+    assert log.becomes("TimeLimitExceeded")
 
 
 def test_an_overridden_call_is_what_workers_run():
@@ -1977,6 +2027,24 @@ def test_a_task_made_anew_holds_for_new_calls_and_queued_ones_keep_their_code():
     assert nbtasks.send_task("the.word").get(timeout=SOON) == "new"
     assert waiting.get(timeout=SOON) == "old"
     assert ready.get(timeout=SOON) == "old"
+
+
+def test_what_is_taken_from_a_class_is_gone_for_new_calls_too():
+    class Model:
+        rate = 1
+        decay = 2
+
+    @task
+    def look(kind=Model):
+        return sorted(name for name in ("rate", "decay") if hasattr(kind, name))
+
+    # Both workers have the class.
+    asked = [look.delay() for _ in range(8)]
+    assert all(one.get(timeout=SOON) == ["decay", "rate"] for one in asked)
+    del Model.decay
+
+    asked = [look.delay() for _ in range(8)]
+    assert all(one.get(timeout=SOON) == ["rate"] for one in asked)
 
 
 # ------------------------------------------------------------------------ what must not be lost
