@@ -292,12 +292,31 @@ class ResultSet(ResultBase):
             )
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
-        """Wait for all members without blocking the event loop."""
+        """Wait for all members without blocking the event loop; the first error met is raised."""
         return self._arrive().__await__()
 
     async def _arrive(self) -> list[Any]:
-        self._followed()
-        return [await member for member in self.results]
+        import asyncio
+
+        # Members that are over but not yet looked at; the I/O thread appends.
+        arrived: deque[AsyncResult] = deque()
+        for leaf in self._leaves():
+            if not leaf.ignored:
+                leaf._when_over(functools.partial(arrived.append, leaf))
+        values = []
+        for member in self.results:
+            _throw(arrived)
+            record = getattr(member, "_record", None)
+            wait = member
+            if record is None or not record.over:  # else a future would only cost time
+                wait = asyncio.ensure_future(member)
+                try:
+                    while not (await asyncio.wait([wait], timeout=waiting.SLICE))[0]:
+                        _throw(arrived)
+                finally:
+                    wait.cancel()
+            values.append(await wait)
+        return values
 
     def then(
         self,
@@ -339,6 +358,12 @@ class ResultSet(ResultBase):
     def on_ready(self) -> OnReady:
         """Celery's promise of this set: `on_ready.then(callback)`."""
         return OnReady(self)
+
+
+def _throw(arrived: deque[AsyncResult]) -> None:
+    """Raise the first error among members that are over."""
+    while arrived:
+        arrived.popleft().maybe_throw()
 
 
 class _Gathering:
