@@ -359,8 +359,11 @@ class _Chunks:
                 result = next(iter(self._flying), None)
             if result is None:
                 return
-            with suppress(OperationalError):  # there is no cluster any more
+            try:
                 result.get(propagate=False, disable_sync_subtasks=False)
+            except OperationalError:  # there is no cluster any more
+                self._stop()
+                return
             self._note(result)
 
     def cancel(self) -> None:

@@ -193,10 +193,9 @@ class ResultSet(ResultBase):
         connection: Any = None,
     ) -> None:
         """Revoke all members, with one message; the arguments are those of `AsyncResult.revoke`."""
-        leaves = list(self._leaves())
-        if leaves:
+        for client, leaves in waiting.by_client(self._leaves()).items():
             ids = tuple(leaf.id for leaf in leaves)
-            leaves[0]._client.tell(Revoke(ids, terminate, waiting.signal_name(signal)))
+            client.tell(Revoke(ids, terminate, waiting.signal_name(signal)))
         if wait:
             _Gathering(self, timeout).run()
 

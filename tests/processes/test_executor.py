@@ -415,6 +415,17 @@ def test_shutdown_waits_for_what_is_mapped(cluster, short_path):
     assert list(values) == list(range(200))
 
 
+def test_shutdown_waits_for_no_map_whose_cluster_is_gone(make_cluster, short_path):
+    cluster = make_cluster(workers=1)
+    executor = nbtasks.Executor()
+    executor.map(until, [short_path / "gate"] * 9)
+    cluster.shutdown()
+
+    executor.shutdown()
+
+    assert nbtasks.current_cluster() is None
+
+
 def test_shutdown_can_cancel_what_is_mapped(cluster, short_path):
     gate = short_path / "gate"
     executor = nbtasks.Executor()
