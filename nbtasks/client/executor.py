@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import Executor as BaseExecutor
 from concurrent.futures import wait as wait_for
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
@@ -58,19 +58,10 @@ class TaskFuture(Future[T]):
     def __init__(self, task: AsyncResult) -> None:
         super().__init__()
         self.task = task
-
-    def result(self, timeout: float | None = None) -> T:
-        """Return the value, as `concurrent.futures` does."""
-        with self._waiting():
-            return super().result(timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return the exception, or None, as `concurrent.futures` does."""
-        with self._waiting():
-            return super().exception(timeout)
-
-    def _waiting(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.done() else context.joining()
+        # A task may wait for it in ways that we do not see: `wait`, `as_completed`, an event loop.
+        joining = ExitStack()
+        joining.enter_context(context.joining())
+        self.add_done_callback(lambda _: joining.close())
 
     def running(self) -> bool:
         """Say whether the task is running, as far as it is known here."""
@@ -229,10 +220,9 @@ class Executor(BaseExecutor):
             for chunks in maps:
                 chunks.cancel()
         if wait:
-            with context.joining():
-                wait_for(pending)
-                for chunks in maps:
-                    chunks.wait()
+            wait_for(pending)
+            for chunks in maps:
+                chunks.wait()
 
     def _check_open(self) -> None:
         if self._shut:
