@@ -58,7 +58,7 @@ class Channel(Protocol):
         """Return whether somebody wants the run to end."""
         ...
 
-    def join(self, over: bool) -> None:
+    def join(self, who: object, over: bool) -> None:
         """Say that the run waits for other tasks, or does so no more."""
 
 
@@ -363,11 +363,12 @@ def joining() -> Iterator[None]:
     if channel is None:
         yield
         return
-    channel.join(over=False)
+    who = object()
+    channel.join(who, over=False)
     try:
         yield
     finally:
-        channel.join(over=True)
+        channel.join(who, over=True)
 
 
 def task_join_will_block() -> bool:

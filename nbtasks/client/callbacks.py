@@ -57,9 +57,12 @@ class Callbacks:
                 log.exception("A callback of a task's result failed; the result itself is fine.")
 
 
-#: The one of this process.
+#: Those of users, in this process.
 callbacks = Callbacks()
+#: Ours, of futures and maps: what users hang on results may wait for those.
+settling = Callbacks()
 
 if hasattr(os, "register_at_fork"):
     # The thread does not exist in the child, and its lock may be held for ever.
     os.register_at_fork(after_in_child=callbacks._reset)
+    os.register_at_fork(after_in_child=settling._reset)

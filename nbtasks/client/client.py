@@ -36,7 +36,7 @@ import zmq
 from nbtasks import exceptions
 from nbtasks.client import ids
 from nbtasks.client.batches import Batches, Entry
-from nbtasks.client.callbacks import callbacks
+from nbtasks.client.callbacks import settling
 from nbtasks.client.ids import new_id
 from nbtasks.client.record import (
     Bell,
@@ -919,7 +919,7 @@ class Client:
 
     def _bereave(self, error: Exception) -> None:
         for each in list(self.dependents):
-            callbacks.post(partial(each.lose, error))
+            settling.post(partial(each.lose, error))
 
     def _release_all(self) -> None:
         for waiter in list(self._waiting):

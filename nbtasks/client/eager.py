@@ -45,7 +45,7 @@ class _Here:
     def cancelled(self) -> bool:
         return False
 
-    def join(self, over: bool) -> None:
+    def join(self, who: object, over: bool) -> None:
         pass
 
 

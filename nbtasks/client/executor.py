@@ -16,18 +16,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import Executor as BaseExecutor
-from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import wait as wait_for
-from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, Final, TypeVar
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any, Final, TypeVar, cast
 
 from nbtasks import context
 from nbtasks.client import waiting
+from nbtasks.client.callbacks import settling
 from nbtasks.client.result import AsyncResult
 from nbtasks.client.shape import name_of
 from nbtasks.client.task import Task, make
-from nbtasks.exceptions import OperationalError
+from nbtasks.exceptions import OperationalError, TaskRevokedError
 
 T = TypeVar("T")
 
@@ -56,26 +58,23 @@ class TaskFuture(Future[T]):
     def __init__(self, task: AsyncResult) -> None:
         super().__init__()
         self.task = task
+        # A task may wait for it in ways that we do not see: `wait`, `as_completed`, an event loop.
+        joining = ExitStack()
+        joining.enter_context(context.joining())
+        self.add_done_callback(lambda _: joining.close())
 
-    def result(self, timeout: float | None = None) -> T:
-        """Return the value, as `concurrent.futures` does."""
-        with self._waiting():
-            return super().result(timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Return the exception, or None, as `concurrent.futures` does."""
-        with self._waiting():
-            return super().exception(timeout)
-
-    def _waiting(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.done() else context.joining()
+    def running(self) -> bool:
+        """Say whether the task is running, as far as it is known here."""
+        return not self.done() and self.task._follow().running
 
     def cancel(self) -> bool:
         """Revoke the task, and forget about it; return whether it was not too late.
 
         A task that has begun already, unnoticed here, runs to its end.
         """
-        if not super().cancel():
+        if self.cancelled():
+            return True
+        if self.running() or not super().cancel():
             return False
         # Those who wait for several futures are told by this word only.
         self.set_running_or_notify_cancel()
@@ -121,6 +120,7 @@ class Executor(BaseExecutor):
         self._lock = threading.Lock()
         self._shut = False
         self._pending: set[TaskFuture[Any]] = set()
+        self._maps: set[_Chunks] = set()
         #: Functions of late, with the tasks that run them, by `id`.
         self._tasks: dict[int, tuple[Callable[..., Any], Task]] = {}
 
@@ -152,7 +152,7 @@ class Executor(BaseExecutor):
         dependents = waiting.client_of(future.task._follow()).dependents
         dependents.add(future)
         future.add_done_callback(dependents.discard)
-        future.task.then(future._settle)
+        _when_over(future.task, future._settle)
         return future
 
     def map(
@@ -196,7 +196,8 @@ class Executor(BaseExecutor):
                 f"chunksize is {chunksize}; give 1 or more, or None to have it chosen."
             )
         end = None if timeout is None else time.monotonic() + timeout
-        chunks = _Chunks(fn, iterables, chunksize)
+        chunks = _Chunks(fn, iterables, chunksize, self._maps.discard)
+        self._maps.add(chunks)
         chunks.feed()
         return chunks.values(end)
 
@@ -206,19 +207,22 @@ class Executor(BaseExecutor):
         Parameters
         ----------
         wait
-            Whether to wait until what was submitted is over.
+            Whether to wait until what was submitted, or is mapped, is over.
         cancel_futures
-            Whether to cancel what is not over.
+            Whether to cancel what has not begun.
         """
         with self._lock:
             self._shut = True
-            pending = list(self._pending)
+            pending, maps = list(self._pending), list(self._maps)
         if cancel_futures:
             for future in pending:
                 future.cancel()
+            for chunks in maps:
+                chunks.cancel()
         if wait:
-            with context.joining():
-                wait_for(pending)
+            wait_for(pending)
+            for chunks in maps:
+                chunks.wait()
 
     def _check_open(self) -> None:
         if self._shut:
@@ -236,16 +240,23 @@ class Executor(BaseExecutor):
             return known[1]
 
 
+def _when_over(result: AsyncResult, function: Callable[[AsyncResult], object]) -> None:
+    result._when_over(lambda: settling.post(partial(function, result)))
+
+
 class _Chunks:
     """Items on their way through the workers."""
 
     def __init__(
-        self, fn: Callable[..., Any], iterables: Iterable[Iterable[Any]], size: int | None
+        self,
+        fn: Callable[..., Any],
+        iterables: Sequence[Iterable[Any]],
+        size: int | None,
+        over: Callable[[_Chunks], object],
     ) -> None:
         self._task = make(_each(fn), {"name": f"map {_name(fn)}"})
         self._name = _name(fn)
-        # A range is sent as one; all else is read now, and may change afterwards.
-        self._columns = [each if isinstance(each, range) else list(each) for each in iterables]
+        self._columns = _columns(iterables)
         self._place, self._end = 0, min(map(len, self._columns), default=0)
         #: Items of the next chunk, and whether that may change.
         self._size, self._adapts = size or 1, size is None
@@ -254,9 +265,12 @@ class _Chunks:
         self._workers = max(1, int(waiting.client().ask("status")["wanted"]))
         #: Chunks in order, as far as nobody has fetched their values.
         self._sent: deque[AsyncResult] = deque()
-        #: Id of each chunk that is not over → its items, and the seconds that it took to send it.
-        self._flying: dict[str, tuple[int, float]] = {}
+        #: Each chunk that is not over → its items, and the seconds that it took to send it.
+        self._flying: dict[AsyncResult, tuple[int, float]] = {}
         self._failed: Exception | None = None
+        self._cancelled = False
+        #: Called when nothing is on its way any more.
+        self._over = over
         # A callback may come while its own thread is in here, on a busy machine.
         self._lock = threading.RLock()
 
@@ -269,6 +283,8 @@ class _Chunks:
                 except Exception as error:
                     # It belongs where the values of this chunk would be.
                     self._failed, self._end = error, self._place
+            if not self._flying:
+                self._over(self)
 
     def _send(self) -> None:
         left = self._end - self._place
@@ -281,13 +297,13 @@ class _Chunks:
         result = self._task.apply_async(items, shadow=self._name, argsrepr=count)
         self._place += size
         self._sent.append(result)
-        self._flying[result.id] = (size, time.monotonic() - began)
-        result.then(self._note)
+        self._flying[result] = (size, time.monotonic() - began)
+        _when_over(result, self._note)
 
     def _note(self, result: AsyncResult) -> None:
         """Learn from a chunk that is over, and send the next."""
         with self._lock:
-            flown = self._flying.pop(result.id, None)
+            flown = self._flying.pop(result, None)
             if flown is not None and self._adapts:
                 self._judge(result, *flown)
             self.feed()
@@ -309,8 +325,14 @@ class _Chunks:
                 left = None if end is None else max(0.0, end - time.monotonic())
                 try:
                     values = result.get(timeout=left, disable_sync_subtasks=False)
+                except TaskRevokedError:
+                    if self._cancelled:
+                        raise CancelledError from None
+                    raise
                 except Exception as error:
-                    yield from vars(error).pop(_BEFORE, ())
+                    before = vars(error).pop(_BEFORE, None)
+                    if isinstance(before, list):  # it is a text where they cannot be pickled
+                        yield from before
                     raise
                 self._note(result)
                 self._sent.popleft()
@@ -320,14 +342,46 @@ class _Chunks:
         finally:
             self._stop()
 
+    def wait(self) -> None:
+        """Return when nothing is on its way any more."""
+        while True:
+            with self._lock:
+                result = next(iter(self._flying), None)
+            if result is None:
+                return
+            try:
+                result.get(propagate=False, disable_sync_subtasks=False)
+            except OperationalError:  # there is no cluster any more
+                self._stop()
+                return
+            self._note(result)
+
+    def cancel(self) -> None:
+        """Let nothing begin any more."""
+        with self._lock:
+            self._cancelled = True
+            if self._place < self._end:
+                self._failed = CancelledError()
+        self._stop()
+
     def _stop(self) -> None:
         with self._lock:
             self._end = self._place
-            flying = [result for result in self._sent if result.id in self._flying]
+            flying = list(self._flying)
         with suppress(OperationalError):  # there is no cluster any more
             for result in flying:
                 if not result.ready():
                     result.revoke()
+
+
+def _columns(iterables: Sequence[Iterable[Any]]) -> list[Sequence[Any]]:
+    """Return the items of each iterable, as many as the shortest has; another may have no end."""
+    # A range is sent as one; all else is read now, and may change afterwards.
+    if all(isinstance(each, range) for each in iterables):
+        return list(cast("Sequence[range]", iterables))
+    if len(iterables) == 1:
+        return [list(iterables[0])]
+    return list(zip(*zip(*iterables, strict=False), strict=True))
 
 
 def _each(fn: Callable[..., Any]) -> Callable[..., list[Any]]:
@@ -338,6 +392,8 @@ def _each(fn: Callable[..., Any]) -> Callable[..., list[Any]]:
         values: list[Any] = []
         try:
             values.extend(map(fn, *columns))
+            if len(values) < len(columns[0]):  # to `extend`, this is the end of the items
+                raise RuntimeError("The function raised StopIteration, which no call may.")
         except Exception as error:
             vars(error)[before] = values  # they were asked for, too
             raise

@@ -193,10 +193,9 @@ class ResultSet(ResultBase):
         connection: Any = None,
     ) -> None:
         """Revoke all members, with one message; the arguments are those of `AsyncResult.revoke`."""
-        leaves = list(self._leaves())
-        if leaves:
+        for client, leaves in waiting.by_client(self._leaves()).items():
             ids = tuple(leaf.id for leaf in leaves)
-            leaves[0]._client.tell(Revoke(ids, terminate, waiting.signal_name(signal)))
+            client.tell(Revoke(ids, terminate, waiting.signal_name(signal)))
         if wait:
             _Gathering(self, timeout).run()
 
@@ -292,12 +291,31 @@ class ResultSet(ResultBase):
             )
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
-        """Wait for all members without blocking the event loop."""
+        """Wait for all members without blocking the event loop; the first error met is raised."""
         return self._arrive().__await__()
 
     async def _arrive(self) -> list[Any]:
-        self._followed()
-        return [await member for member in self.results]
+        import asyncio
+
+        # Members that are over but not yet looked at; the I/O thread appends.
+        arrived: deque[AsyncResult] = deque()
+        for leaf in self._leaves():
+            if not leaf.ignored:
+                leaf._when_over(functools.partial(arrived.append, leaf))
+        values = []
+        for member in self.results:
+            _throw(arrived)
+            record = getattr(member, "_record", None)
+            wait = member
+            if record is None or not record.over:  # else a future would only cost time
+                wait = asyncio.ensure_future(member)
+                try:
+                    while not (await asyncio.wait([wait], timeout=waiting.SLICE))[0]:
+                        _throw(arrived)
+                finally:
+                    wait.cancel()
+            values.append(await wait)
+        return values
 
     def then(
         self,
@@ -339,6 +357,12 @@ class ResultSet(ResultBase):
     def on_ready(self) -> OnReady:
         """Celery's promise of this set: `on_ready.then(callback)`."""
         return OnReady(self)
+
+
+def _throw(arrived: deque[AsyncResult]) -> None:
+    """Raise the first error among members that are over."""
+    while arrived:
+        arrived.popleft().maybe_throw()
 
 
 class _Gathering:

@@ -195,14 +195,20 @@ class Beat:
 def forget(results: Iterable[AsyncResult]) -> None:
     """Have the broker delete these results, and forget here what is known of them."""
     over = [result for result in results if result._learned().final is not None]
-    if not over:
-        return
-    here = over[0]._client
-    here.tell(Forget(tuple(result.id for result in over)))
-    here.settle()
-    here.drop(result.id for result in over)
+    for client, members in by_client(over).items():
+        client.tell(Forget(tuple(result.id for result in members)))
+        client.settle()
+        client.drop(result.id for result in members)
     for result in over:
         result._record = result._value = None
+
+
+def by_client(results: Iterable[AsyncResult]) -> dict[Client, list[AsyncResult]]:
+    """Return the client of each cluster with those results whose tasks are there."""
+    found: dict[Client, list[AsyncResult]] = {}
+    for result in results:
+        found.setdefault(result._client, []).append(result)
+    return found
 
 
 class OnReady:

@@ -107,7 +107,7 @@ def _link(
     members: tuple[int, ...] | None,
 ) -> _Link:
     kind = type(exception)
-    notes = getattr(exception, "__notes__", ())
+    notes = vars(exception).get("__notes__", ())
     return _Link(
         _alone(exception, members is not None),
         kind.__module__,
@@ -153,7 +153,7 @@ def _survives(exception: BaseException, body: bytes, is_group: bool) -> bool:
     with pickling.trial():
         copy = pickle.loads(body)
     if is_group:
-        copy = copy([ValueError("stands for a member")])
+        copy = copy(list(cast("BaseExceptionGroup[Any]", exception).exceptions))
     if type(copy) is not type(exception) or is_group:
         return type(copy) is type(exception)
     # Without arguments of its own (pydantic's are made in Rust) it is its text that counts.
@@ -301,6 +301,8 @@ def _make_link(link: _Link, made: Mapping[int, BaseException]) -> BaseException:
         found = pickle.loads(link.body)
         if link.members is not None:
             found = found([made[member] for member in link.members])
+        if link.notes and "__notes__" not in vars(found):  # a `__reduce__` may forget them
+            BaseException.__setattr__(found, "__notes__", list(link.notes))
         return cast(BaseException, found)
     except Exception:
         wrapper = UnpickleableExceptionWrapper(link.module, link.name, link.args, message=link.text)

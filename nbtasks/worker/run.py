@@ -160,7 +160,8 @@ class Runner:
         self._function: Function
         self._soft = 0.0
         #: How often the running task waits for other tasks at the moment, in all its threads.
-        self._joins = 0
+        #: Who waits for other tasks in the running one.
+        self._joins: set[object] = set()
         self._joins_lock = threading.Lock()
         #: Ticket of an outcome that found no room in the cell.
         self._unkept = 0
@@ -186,7 +187,9 @@ class Runner:
             self._handover.wait_noted(self._unkept, KEEP_WAIT)
             self._unkept = 0
         if self._joins:  # in a thread that the last call has left
-            self._joins, self._handover.joining = 0, None
+            with self._joins_lock:
+                self._joins.clear()
+                self._handover.joining = None
         if call.expires is not None and time.time() >= call.expires and not run.verdict:
             self._post_refusal(states.REVOKED, TaskRevokedError("expired"))
             return
@@ -497,14 +500,14 @@ class Runner:
         """Return whether somebody wants the running task to end."""
         return self._handover.unwanted == self._ticket
 
-    def join(self, over: bool) -> None:
+    def join(self, who: object, over: bool) -> None:
         """Tell that the running task waits for other tasks, or does so no more."""
         if self.forked:
             return
         with self._joins_lock:
-            before = self._joins
-            self._joins = max(0, before - 1) if over else before + 1
-            if (before == 0) != (self._joins == 0):
+            before = bool(self._joins)
+            (self._joins.discard if over else self._joins.add)(who)
+            if before != bool(self._joins):
                 said = Joining(self._ticket, over)
                 self._handover.joining = None if over else said
                 self._handover.post(said)

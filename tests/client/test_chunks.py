@@ -11,23 +11,34 @@ from nbtasks.client import executor, waiting
 from nbtasks.client.executor import LEAST, WORTH, _Chunks
 
 
+class Sent:
+    """Stands for the result of a chunk."""
+
+    _record: Any = None
+
+    def _when_over(self, function: Any) -> None: ...
+
+
 class Chunks(_Chunks):
     """Items whose chunks end when the test says so."""
 
     def __init__(self, count: int) -> None:
-        super().__init__(abs, [range(count)], None)
+        super().__init__(abs, [range(count)], None, lambda _: None)
         self.sizes: list[int] = []
+        self.sent: list[Any] = []
         self._task = SimpleNamespace(apply_async=self._fly)  # type: ignore[assignment]
 
     def _fly(self, items: Any, **_: Any) -> Any:
         self.sizes.append(len(items[0]))
-        return SimpleNamespace(id=str(len(self.sizes)), then=lambda _: None, _record=None)
+        self.sent.append(Sent())
+        return self.sent[-1]
 
     def end(self, number: int, each: float) -> None:
         """Let the chunk of this number end, whose items took `each` seconds."""
         runtime = self.sizes[number - 1] * each
-        record = SimpleNamespace(final=SimpleNamespace(runtime=runtime))
-        self._note(SimpleNamespace(id=str(number), _record=record))  # type: ignore[arg-type]
+        sent = self.sent[number - 1]
+        sent._record = SimpleNamespace(final=SimpleNamespace(runtime=runtime))
+        self._note(sent)
 
 
 @pytest.fixture(autouse=True)

@@ -968,6 +968,14 @@ def test_set_of_results_can_be_awaited(client):
     assert asyncio.run(_await(ResultSet(map(AsyncResult._of, records)))) == [0, 1, 2]
 
 
+def test_awaited_set_raises_the_first_error_without_waiting_for_the_rest(client, records, members):
+    client.fail(records[2], KeyError("third"))
+
+    with pytest.raises(KeyError, match="third"):
+        asyncio.run(_await(members))
+    assert not members.ready()
+
+
 # --------------------------------------------------------------------------------------- control
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import math
 import os
 import threading
@@ -157,6 +158,40 @@ def test_cancelled_future_never_runs(executor, short_path):
     assert lines(short_path / "ledger") == []
 
 
+def test_future_can_be_cancelled_twice(executor, short_path):
+    blockers = [executor.submit(until, short_path / "gate") for _ in range(2)]
+    late = executor.submit(double, 1)
+
+    assert late.cancel()
+    assert late.cancel()
+
+    (short_path / "gate").touch()
+    wait(blockers, SOON)
+
+
+def test_future_that_is_running_says_so_and_cannot_be_cancelled(executor, short_path):
+    gate = short_path / "gate"
+    future = executor.submit(until, gate)
+
+    eventually(future.running)
+    assert not future.cancel()
+
+    gate.touch()
+    assert future.result(SOON) == str(gate)
+    assert not future.running()
+
+
+def test_callback_of_a_result_may_wait_for_a_future(executor):
+    heard = []
+
+    def call(result):
+        heard.append(executor.submit(double, result.get()).result(SOON))
+
+    nbtasks.task(double).delay(2).then(call)
+
+    eventually(lambda: heard == [8])
+
+
 def test_future_that_is_done_cannot_be_cancelled(executor):
     future = executor.submit(double, 1)
     future.result(SOON)
@@ -192,6 +227,7 @@ def test_values_come_in_order(executor):
 
 def test_several_iterables_end_with_the_shortest(executor):
     assert list(executor.map(pow, [2, 3, 4], (n for n in (1, 2)))) == [2, 9]
+    assert list(executor.map(pow, range(3), itertools.repeat(2))) == [0, 1, 4]
 
 
 @pytest.mark.parametrize("iterables", [(), ([],), ([1], [])])
@@ -246,6 +282,29 @@ def test_values_before_an_error_are_given(executor):
     assert got == list(range(700))
     assert "fail_at" in "".join(caught.value.__notes__)
     assert vars(caught.value).keys() <= {"__notes__", "_render_traceback_"}
+
+
+@pytest.mark.parametrize("chunksize", [1, 5])
+def test_function_that_raises_stop_iteration_ends_no_map(executor, chunksize):
+    def stop(number):
+        return next(iter([])) if number == 2 else number
+
+    values, got = executor.map(stop, range(5), chunksize=chunksize), []
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        got.extend(values)
+
+    assert got == [0, 1]
+
+
+def test_values_before_an_error_that_cannot_be_sent_are_left_out(executor):
+    def lock_or_fail(number):
+        return threading.Lock() if number == 0 else fail_at(1, number)
+
+    values, got = executor.map(lock_or_fail, range(2), chunksize=2), []
+    with pytest.raises(KeyError):
+        got.extend(values)
+
+    assert got == []
 
 
 def test_rest_is_not_begun_after_an_error(executor, short_path):
@@ -337,11 +396,48 @@ def test_shutdown_can_cancel(cluster, short_path):
     gate = short_path / "gate"
     executor = nbtasks.Executor()
     futures = [executor.submit(until, gate) for _ in range(10)]
+    eventually(lambda: futures[0].running() and futures[1].running())
 
     executor.shutdown(wait=False, cancel_futures=True)
     gate.touch()
 
-    assert all(future.cancelled() for future in futures)
+    assert [future.cancelled() for future in futures] == [False] * 2 + [True] * 8
+    assert [future.result(SOON) for future in futures[:2]] == [str(gate)] * 2
+
+
+def test_shutdown_waits_for_what_is_mapped(cluster, short_path):
+    ledger = short_path / "ledger"
+
+    with nbtasks.Executor() as executor:
+        values = executor.map(functools.partial(noted, ledger), range(200))
+
+    assert lines(ledger) == list(range(200))
+    assert list(values) == list(range(200))
+
+
+def test_shutdown_waits_for_no_map_whose_cluster_is_gone(make_cluster, short_path):
+    cluster = make_cluster(workers=1)
+    executor = nbtasks.Executor()
+    executor.map(until, [short_path / "gate"] * 9)
+    cluster.shutdown()
+
+    executor.shutdown()
+
+    assert nbtasks.current_cluster() is None
+
+
+def test_shutdown_can_cancel_what_is_mapped(cluster, short_path):
+    gate = short_path / "gate"
+    executor = nbtasks.Executor()
+    values = executor.map(until, [gate] * 20)
+    eventually(lambda: cluster.client.ask("status")["phases"].get("running") == 2)
+
+    executor.shutdown(wait=False, cancel_futures=True)
+    gate.touch()
+
+    assert [next(values), next(values)] == [str(gate)] * 2
+    with pytest.raises(CancelledError):
+        next(values)
 
 
 def test_it_has_the_words_of_the_standard_library():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import time
 from pathlib import Path
 
@@ -56,6 +57,19 @@ def by_future(n):
 
 
 @nbtasks.task
+def as_completed(n):
+    executor = nbtasks.Executor()
+    futures = [executor.submit(pow, k, 2) for k in range(n)]
+    return sorted(future.result() for future in concurrent.futures.as_completed(futures))
+
+
+@nbtasks.task
+async def in_a_loop(n):
+    loop, executor = asyncio.get_running_loop(), nbtasks.Executor()
+    return await asyncio.gather(*[loop.run_in_executor(executor, pow, k, 2) for k in range(n)])
+
+
+@nbtasks.task
 def eagerly(n):
     return depth.apply((n,)).get()
 
@@ -94,7 +108,10 @@ def test_tasks_wait_for_one_another_in_a_pool_of_one():
     assert depth.delay(3).get(timeout=SOON) == 3
 
 
-@pytest.mark.parametrize("waits", [by_set, one_by_one, by_await, by_map, by_future])
+WAITS = [by_set, one_by_one, by_await, by_map, by_future, as_completed, in_a_loop]
+
+
+@pytest.mark.parametrize("waits", WAITS)
 @pytest.mark.usefixtures("alone")
 def test_a_task_may_wait_in_every_way(waits):
     assert waits.delay(4).get(timeout=SOON) == [0, 1, 4, 9]

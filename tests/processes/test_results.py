@@ -252,6 +252,18 @@ def test_result_outlives_the_cluster_and_waits_in_the_next_one(make_cluster, sho
     assert late.get(timeout=SOON) == 3
 
 
+def test_set_with_members_in_two_clusters_is_revoked_and_forgotten_whole(make_cluster):
+    members = ResultSet([])
+    for _ in range(2):
+        make_cluster(workers=1)
+        members.add(add.apply_async((1, 2), countdown=60))
+
+    members.revoke(wait=True, timeout=SOON)
+    assert [member.state for member in members] == ["REVOKED"] * 2
+    members.forget()
+    assert [member.state for member in members] == ["PENDING"] * 2
+
+
 @pytest.mark.usefixtures("cluster")
 def test_callback_then_and_await_all_get_the_value():
     called, told = threading.Event(), []

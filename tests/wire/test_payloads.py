@@ -589,6 +589,20 @@ def test_cause_context_and_notes_arrive():
     assert not back.__cause__.__suppress_context__
 
 
+class Reduced(Exception):
+    """Pickles in its own way, without its notes."""
+
+    def __reduce__(self):
+        return Reduced, self.args
+
+
+def test_notes_arrive_though_the_class_pickles_without_them():
+    error = Reduced("v")
+    error.add_note("a note")
+
+    assert travel(error).__notes__ == ["a note"]
+
+
 def test_chain_that_bites_its_own_tail_arrives():
     first, second = ValueError(1), ValueError(2)
     first.__context__, second.__context__ = second, first
@@ -622,6 +636,13 @@ def test_group_arrives_with_its_members_and_their_causes():
     assert (back.message, back.__notes__) == ("all", ["noted"])
     assert isinstance(back.exceptions[0].__cause__, KeyError)
     assert type(back.exceptions[1].exceptions[0]) is TwoArguments
+
+
+def test_group_with_members_that_are_no_plain_exceptions_arrives():
+    back = travel(BaseExceptionGroup("all", [KeyboardInterrupt(), ValueError("v")]))
+
+    assert type(back) is BaseExceptionGroup
+    assert [type(member) for member in back.exceptions] == [KeyboardInterrupt, ValueError]
 
 
 def test_group_class_of_ones_own_arrives():
