@@ -113,10 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     listed.add_argument("--limit", type=_limit, default=20, metavar="N", help="at most (20)")
     _json(listed)
     show = command("show", _show, "Tell all that is known of one task.", "inspect")
-    show.add_argument("id", help="its id, or the beginning of it")
+    show.add_argument("id", help="its id, or the beginning or end of it")
     _json(show)
     logs = command("logs", _logs, "Print what a task printed and logged.")
-    logs.add_argument("id", help="its id, or the beginning of it")
+    logs.add_argument("id", help="its id, or the beginning or end of it")
     cancel = command("cancel", _cancel, "Do not run these tasks.")
     cancel.add_argument("ids", nargs="+", metavar="ID")
     cancel.add_argument("--terminate", action="store_true", help="also end those that run")
@@ -387,7 +387,7 @@ class _Connected:
 def _unknown(text: str) -> int:
     return _complain(
         f"There is no task {text!r}. Its result may have expired, or the id is of another cluster, "
-        f"or is the beginning of several. `nbtasks list` shows the ids."
+        f"or is a part of several. `nbtasks list` shows the ids."
     )
 
 

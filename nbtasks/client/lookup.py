@@ -1,4 +1,4 @@
-"""What people type to name tasks, looked up: the beginning of an id, a state, a phase."""
+"""What people type to name tasks, looked up: a part of an id, a state, a phase."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nbtasks.core.states import ALL_STATES, PHASES
 if TYPE_CHECKING:
     from nbtasks.client.client import Client
 
-#: Tasks among which the beginning of an id is looked up.
+#: Tasks among which a part of an id is looked up.
 RECENT: Final = 2_000
 #: More tasks than any store has.
 ALL: Final = 10_000_000
@@ -32,11 +32,15 @@ ALL_TASKS: Final = Wanted()
 
 
 def find(client: Client, text: str) -> dict[str, Any] | None:
-    """Return what the broker shows of the task of that id, or the only one whose id begins so."""
+    """Return what the broker shows of the task of that id, or the only one that it is a part of.
+
+    The beginning, or the end: those that one kernel has sent begin alike.
+    """
     task: dict[str, Any] | None = client.ask("show", id=text)
     if task is None and text:
         recent = client.ask("list", limit=RECENT)
-        ids = [each["id"] for each in recent if each["id"].startswith(text)]
+        known = [each["id"] for each in recent]
+        ids = [each for each in known if each.startswith(text) or each.endswith(text)]
         if len(ids) == 1:
             task = client.ask("show", id=ids[0])
     return task

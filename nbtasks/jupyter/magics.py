@@ -231,7 +231,7 @@ USES = {
     "stop": "no more words",
     "scale": "the number of workers",
     "list": "at most one state or phase, such as FAILURE or queued",
-    "show": "the id of one task, or its beginning",
+    "show": "the id of one task, or its beginning or end",
     "attach": "ids of tasks, or nothing for all that are open",
     "cancel": "ids of tasks, or the word all",
     "retry": "ids of tasks",
@@ -249,7 +249,7 @@ def unknown(word: str) -> str:
 
 def unknown_task(task_id: str) -> str:
     return (
-        f"The broker knows no task {task_id!r}, or several whose ids begin so. %nbtasks list shows "
+        f"The broker knows no task {task_id!r}, or several with this in their ids. %nbtasks list shows "
         f"those that it knows."
     )
 
@@ -374,7 +374,7 @@ class NbtasksMagics(Magics):
             %nbtasks run ID         start tasks now that wait for their time, or for a retry
             %nbtasks purge          cancel all tasks that have not begun
 
-        The beginning of an id will do. `%%task` runs a cell as a task.
+        The beginning or end of an id will do. `%%task` runs a cell as a task.
         """
         from nbtasks import cluster  # late: what only draws panels does not need it
 

@@ -159,8 +159,7 @@ class Runner:
         self._request: Request = Request()
         self._function: Function
         self._soft = 0.0
-        #: How often the running task waits for other tasks at the moment, in all its threads.
-        #: Who waits for other tasks in the running one.
+        #: Who waits for other tasks in the running one, in all its threads.
         self._joins: set[object] = set()
         self._joins_lock = threading.Lock()
         #: Ticket of an outcome that found no room in the cell.

@@ -34,7 +34,10 @@ def client() -> Any:
 
 @pytest.mark.parametrize(
     ("text", "task_id"),
-    [("ab-1", "ab-1"), ("bb", "bb-2"), ("aa", "aa-0"), ("a", None), ("x", None), ("", None)],
+    [
+        *(("ab-1", "ab-1"), ("bb", "bb-2"), ("aa", "aa-0"), ("-1", "ab-1"), ("0", "aa-0")),
+        *(("a", None), ("x", None), ("", None)),
+    ],
 )
 def test_task_is_found_by_as_much_of_its_id_as_only_it_has(
     client: Any, text: str, task_id: str | None
