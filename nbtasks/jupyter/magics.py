@@ -249,8 +249,8 @@ def unknown(word: str) -> str:
 
 def unknown_task(task_id: str) -> str:
     return (
-        f"The broker knows no task {task_id!r}, or several with this in their ids. %nbtasks list shows "
-        f"those that it knows."
+        f"The broker knows no task {task_id!r}, or several with this in their ids. "
+        f"%nbtasks list shows those that it knows."
     )
 
 
