@@ -235,8 +235,9 @@ class Scheduler:
         return dict(Counter(task.phase for task in self.tasks.values()))
 
     def _find(self, task_id: str) -> Row | None:
-        """Return what is known of a task that is not open."""
-        return self._just_ended.get(task_id) or self.archive.find(task_id)
+        """Return what is known of a task that is not open; of a forgotten one, nothing."""
+        row = self._just_ended.get(task_id) or self.archive.find(task_id)
+        return None if row is None or row.seq in self.turn.forgotten else row
 
     def role_of(self, peer: bytes) -> str:
         """Return as what a peer is known; nothing for a stranger and for a worker given up."""

@@ -15,6 +15,7 @@ from nbtasks.core.messages import (
     Done,
     Follow,
     Handling,
+    Forget,
     Hasten,
     Kill,
     Now,
@@ -505,6 +506,18 @@ def test_redo_runs_a_failed_task_once_more(world: Simulation) -> None:
     world.run()
 
     assert finals(world, task_id) == ["FAILURE", "SUCCESS"]
+
+
+def test_task_that_was_just_forgotten_does_not_run_again(world: Simulation) -> None:
+    task_id = world.submit(ends="fail ok")
+    world.run()
+
+    world._mail.append((CLIENT, Forget((task_id,))))
+    world.say(CLIENT, Redo((task_id,)))  # both in one turn
+    world.run()
+
+    assert world.runs[task_id] == 1
+    assert world.phase(task_id) == "unknown"
 
 
 def test_same_id_again_is_the_same_task(world: Simulation) -> None:
