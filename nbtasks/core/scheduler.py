@@ -567,7 +567,8 @@ class Scheduler:
         self._kill(worker, task.ticket, signal)
 
     def _kill(self, worker: Worker, ticket: int, signal: str) -> None:
-        self.turn.say(self.supervisor, Kill(worker.name, ticket, signal))
+        # Not even a full disk lets a run go on that must end: it may be what fills the disk.
+        self.turn.say(self.supervisor, Send(Kill(worker.name, ticket, signal), free=True))
 
     def purge(self, now: Now) -> int:
         """Revoke all that has not been given to a worker, for good; return how many that were."""
