@@ -1153,6 +1153,8 @@ class Scheduler:
         for ticket in sorted(worker.held, reverse=True):
             task = worker.held.pop(ticket)
             verdict = worker.verdicts.pop(ticket, None)
+            if verdict is not None and verdict[1] in LIMITS and not died.code:
+                verdict = None  # all were killed, and its time has passed since then
             if died.taken and ticket == died.started:
                 limit = self._limit_of(task, "memory_limit") or 0
                 verdict = (states.FAILURE, "MemoryLimitExceeded", [limit, died.taken])
