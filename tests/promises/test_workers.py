@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import statistics
 import subprocess
@@ -258,6 +259,20 @@ def test_workers_that_die_at_start_are_told_of_and_tried_again(make_cluster, sho
     eventually(lambda: not trouble.exists())
     assert cluster.broker_pid == broker
     measure("P2", "work goes on once workers can start again", took, most=10, unit="s")
+
+
+def test_folders_that_somebody_has_removed_are_made_again(make_cluster):
+    cluster = make_cluster(workers=1)
+    first = instant.delay().get(timeout=SOON)
+    for folder in ("logs", "cells"):
+        shutil.rmtree(cluster.dir / folder)
+
+    kill(first)
+
+    assert instant.delay().get(timeout=SOON) != first
+    kill(cluster.broker_pid)
+    assert instant.delay().get(timeout=SOON) != first
+    assert (cluster.dir / "logs" / "broker.log").exists()
 
 
 def test_supervisor_without_descriptors_waits_until_there_are_some(make_cluster):
