@@ -347,7 +347,7 @@ class Server:
         """Say what there was to say to the supervisor before it was known."""
         if self._for_supervisor and (peer := self.scheduler.supervisor):
             waiting, self._for_supervisor = self._for_supervisor, []
-            self._send(peer, waiting, [])
+            self._post({peer: waiting})
 
     def _keep(
         self,

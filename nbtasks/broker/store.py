@@ -291,7 +291,8 @@ class Store:
         for seq, new in turn.calls.items():
             call, task = new.call, new.task
             if not is_as_new(task):
-                tasks[seq] = task
+                # Who ended in this turn and shall run again is another object by now.
+                tasks.setdefault(seq, task)
             function = functions.get((task.definition, task.name))
             if function is None:
                 function = self._new_function(task.definition, task.name, now)

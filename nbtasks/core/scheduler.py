@@ -222,8 +222,9 @@ class Scheduler:
         return dict(Counter(task.phase for task in self.tasks.values()))
 
     def _find(self, task_id: str) -> Row | None:
-        """Return what is known of a task that is not open."""
-        return self._just_ended.get(task_id) or self.archive.find(task_id)
+        """Return what is known of a task that is not open; of a forgotten one, nothing."""
+        row = self._just_ended.get(task_id) or self.archive.find(task_id)
+        return None if row is None or row.seq in self.turn.forgotten else row
 
     def role_of(self, peer: bytes) -> str:
         """Return as what a peer is known; nothing for a stranger and for a worker given up."""
@@ -553,7 +554,8 @@ class Scheduler:
         self._kill(worker, task.ticket, signal)
 
     def _kill(self, worker: Worker, ticket: int, signal: str) -> None:
-        self.turn.say(self.supervisor, Kill(worker.name, ticket, signal))
+        # Not even a full disk lets a run go on that must end: it may be what fills the disk.
+        self.turn.say(self.supervisor, Send(Kill(worker.name, ticket, signal), free=True))
 
     def purge(self, now: Now) -> int:
         """Revoke all that has not been given to a worker, for good; return how many that were."""
@@ -1129,6 +1131,8 @@ class Scheduler:
         for ticket in sorted(worker.held, reverse=True):
             task = worker.held.pop(ticket)
             verdict = worker.verdicts.pop(ticket, None)
+            if verdict is not None and verdict[1] in LIMITS and not died.code:
+                verdict = None  # all were killed, and its time has passed since then
             if died.taken and ticket == died.started:
                 limit = self._limit_of(task, "memory_limit") or 0
                 verdict = (states.FAILURE, "MemoryLimitExceeded", [limit, died.taken])

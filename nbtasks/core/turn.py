@@ -37,7 +37,7 @@ class Send(msgspec.Struct, frozen=True, gc=False):
     fetch: bytes = b""
     #: May wait a little for other news to the same peer.
     lazy: bool = False
-    #: Tells nothing that is yet to be saved: goes even while the store cannot write.
+    #: Tells nobody what is yet to be saved: goes even while the store cannot write.
     free: bool = False
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 
 from nbtasks.supervisor import sweep
 from nbtasks.supervisor.children import Child, Children, module_command
@@ -42,8 +43,12 @@ class Crew:
         self._own: dict[str, int] = {}
         # Children that find another parent than this one go (`wire.parent`).
         self._env = {**os.environ, "NBTASKS_PARENT": str(os.getpid())}
+        self._make_folders()
+
+    def _make_folders(self) -> None:
         for folder in ("logs", "cells"):
-            os.makedirs(os.path.join(runtime, folder), mode=0o700, exist_ok=True)
+            with suppress(FileExistsError):
+                os.mkdir(os.path.join(self.runtime, folder), 0o700)
 
     def broker_command(self) -> list[str]:
         return module_command("nbtasks.broker", self.runtime)
@@ -82,12 +87,14 @@ class Crew:
 
     def start_broker(self) -> Child:
         """Start the broker; its log is logs/broker.log."""
+        self._make_folders()
         log = self.log("broker")
         self.broker = self.children.spawn("broker", self.broker_command(), self._env, log, Child)
         return self.broker
 
     def start_worker(self) -> Worker:
         """Start one more worker, for the queue that lacks one most."""
+        self._make_folders()  # somebody may have tidied up
         queues = self._next_queues()
         name = f"worker-{os.urandom(4).hex()}@{os.uname().nodename}"
         command = self.worker_command(name, queues)

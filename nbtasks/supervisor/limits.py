@@ -75,14 +75,15 @@ def end_descendants(pid: int, spare: frozenset[int] = frozenset()) -> None:
     spare
         Its children that are left alone too, with all that they started.
     """
-    import psutil
+    with suppress(OSError):  # without a free descriptor; a sweep comes after each death
+        import psutil
 
-    with suppress(psutil.Error):
-        for child in psutil.Process(pid).children():
-            if child.pid not in spare:
-                end_descendants(child.pid)
-                with suppress(psutil.Error):
-                    child.kill()
+        with suppress(psutil.Error):
+            for child in psutil.Process(pid).children():
+                if child.pid not in spare:
+                    end_descendants(child.pid)
+                    with suppress(psutil.Error):
+                        child.kill()
 
 
 def end_leftover(pid: int, runtime: str, name: str) -> bool:

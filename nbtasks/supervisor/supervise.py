@@ -402,8 +402,18 @@ class Supervisor:
                 self._after(wait, self._start_pending_worker)
         else:
             self._fill()
-        if exit_.code and self._stop is None:
+        if exit_.code:
+            self._end_left_by(name)
+
+    def _end_left_by(self, name: str) -> None:
+        """Kill what a dead worker has started and left behind."""
+        if self._stop is not None:
+            return
+        try:
             sweep.end_all(sweep.WORKER, name)
+        except OSError as error:
+            note(f"What {name} has left cannot be ended: {error}. Trying again in {RETRY:g} s.")
+            self._after(RETRY, lambda: self._end_left_by(name))
 
     def _restart_undertaker(self) -> None:
         if self._stop is not None:

@@ -234,6 +234,17 @@ def test_run_again_by_hand_is_open_once_more(store):
     assert [says(row) for row in store.open_tasks(NOW)] == [columns(task)]
 
 
+def test_run_again_by_hand_in_the_turn_that_it_came_and_ended_in_is_open(store):
+    call = call_for(1)
+    ended, again = task_for(1, call), task_for(1, call)
+    ended.phase, ended.state, ended.n, ended.ended_at = "done", "REVOKED", 1, NOW.wall
+    again.n = 2
+
+    commit(store, [SaveCall(1, call, CLIENT, NOW.wall, (), ended), SaveTask(again)], NOW)
+
+    assert [says(row) for row in store.open_tasks(NOW)] == [columns(again)]
+
+
 def test_ended_task_without_a_time_ended_when_it_was_saved(store):
     task = accept(store, 1)
     task.phase = "done"

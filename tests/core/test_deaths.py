@@ -19,6 +19,7 @@ from nbtasks.core.messages import (
     Run,
 )
 from nbtasks.core.scheduler import MOURNING, Scheduler
+from nbtasks.core.turn import Send
 from nbtasks.simulation import SUPERVISOR, Simulation
 
 
@@ -163,7 +164,7 @@ def test_time_limit_holds_for_a_run_of_which_the_broker_has_not_heard(world: Sim
         instant = Now(world.now.wall + seconds, world.now.boot + seconds)
         scheduler.tick(instant)
         mail = scheduler.committed().mail.get(SUPERVISOR, [])
-        return [message for message in mail if isinstance(message, Kill)]
+        return [said.message for said in mail if isinstance(said, Send)]
 
     assert kills_after(4.9) == []
     assert kills_after(5.1) == [Kill(name, ticket)]

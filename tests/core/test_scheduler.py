@@ -14,6 +14,7 @@ from nbtasks.core.messages import (
     Died,
     Done,
     Follow,
+    Forget,
     Handling,
     Hasten,
     Kill,
@@ -497,6 +498,28 @@ def test_hasten_skips_the_wait(world: Simulation) -> None:
     assert world.state(task_id) == "SUCCESS"
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_time_that_passes_while_all_is_down_does_not_count_for_limits(
+    world: Simulation, told: bool
+) -> None:
+    policy = Policy(acks_late=True, time_limit=3.0)
+    task_id = world.submit(seconds=2, policy=policy)
+    world.advance(1)
+    [(name, worker)] = [item for item in world.workers.items() if item[1].running]
+    world.losses[task_id] = 1
+    world.workers.clear()
+
+    world._move_to(world.now.boot + 60)
+    world.restart_broker()
+    if told:  # by the next supervisor, from its cell
+        world.say(SUPERVISOR, Died(name, 1, 0, worker.started))
+    world.add_worker()
+    world.run()
+
+    assert world.state(task_id) == "SUCCESS"
+    assert world.runs[task_id] == 2
+
+
 def test_redo_runs_a_failed_task_once_more(world: Simulation) -> None:
     task_id = world.submit(ends="fail ok")
     world.run()
@@ -505,6 +528,18 @@ def test_redo_runs_a_failed_task_once_more(world: Simulation) -> None:
     world.run()
 
     assert finals(world, task_id) == ["FAILURE", "SUCCESS"]
+
+
+def test_task_that_was_just_forgotten_does_not_run_again(world: Simulation) -> None:
+    task_id = world.submit(ends="fail ok")
+    world.run()
+
+    world._mail.append((CLIENT, Forget((task_id,))))
+    world.say(CLIENT, Redo((task_id,)))  # both in one turn
+    world.run()
+
+    assert world.runs[task_id] == 1
+    assert world.phase(task_id) == "unknown"
 
 
 def test_same_id_again_is_the_same_task(world: Simulation) -> None:

@@ -25,9 +25,10 @@ from nbtasks.broker import database as database_module
 from nbtasks.broker.store import Store
 from nbtasks.client.client import Client, new_id
 from nbtasks.core.messages import Call, Event, Hasten
-from nbtasks.exceptions import ClusterError, StoreError
+from nbtasks.exceptions import ClusterError, StoreError, TaskRevokedError, TimeLimitExceeded
 from nbtasks.wire import segments
 from nbtasks.wire.connection import STORE_FILE
+from nbtasks.wire.parent import alive
 from tests.broker.saves import SaveCall, SaveDefinition, SaveEvent, SaveTask, commit
 from tests.broker.test_store import CLIENT, NOW, call_for, copy_of, define, task_for
 from tests.core.test_crashes import Dying, check, story
@@ -340,6 +341,26 @@ def test_full_disk_is_waited_for(disk: Disk, make_cluster: MakeCluster, measure:
     restarted = (cluster.supervisor_pid, pids[1] and cluster.broker_pid) != pids
     measure("P15", "restarts that this took", restarted, most=0)
     assert values == [len(BLOB)] * 60
+
+
+def test_runs_end_that_must_though_the_disk_is_full(disk: Disk, make_cluster: MakeCluster):
+    cluster = make_cluster(dir=disk.place / "c")
+    limited = wait_for.apply_async((disk.place / "never",), time_limit=2.0)
+    revoked = wait_for.delay(disk.place / "never")
+    eventually(lambda: cluster.status()["phases"].get("running") == 2)
+    pids = set(cluster.worker_pids())
+
+    disk.fill(cluster)
+    late_length.delay(BLOB)
+    eventually(lambda: cluster.status()["store_failing"])
+    revoked.revoke(terminate=True)
+    eventually(lambda: not any(map(alive, pids)))
+
+    disk.free(cluster)
+    with pytest.raises(TimeLimitExceeded):
+        limited.get(timeout=SOON)
+    with pytest.raises(TaskRevokedError, match="terminated"):
+        revoked.get(timeout=SOON)
 
 
 READ = """

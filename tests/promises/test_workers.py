@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import shutil
 import signal
 import statistics
 import subprocess
@@ -257,6 +259,38 @@ def test_workers_that_die_at_start_are_told_of_and_tried_again(make_cluster, sho
     eventually(lambda: not trouble.exists())
     assert cluster.broker_pid == broker
     measure("P2", "work goes on once workers can start again", took, most=10, unit="s")
+
+
+def test_folders_that_somebody_has_removed_are_made_again(make_cluster):
+    cluster = make_cluster(workers=1)
+    first = instant.delay().get(timeout=SOON)
+    for folder in ("logs", "cells"):
+        shutil.rmtree(cluster.dir / folder)
+
+    kill(first)
+
+    assert instant.delay().get(timeout=SOON) != first
+    kill(cluster.broker_pid)
+    assert instant.delay().get(timeout=SOON) != first
+    assert (cluster.dir / "logs" / "broker.log").exists()
+
+
+def test_supervisor_without_descriptors_waits_until_there_are_some(make_cluster):
+    cluster = make_cluster()
+    sleep.apply_async((LONG,), time_limit=1.0)
+    supervisor, log = cluster.supervisor_pid, cluster.dir / "logs" / "supervisor.log"
+    eventually(lambda: cluster.status()["phases"].get("running"))
+    few = len(os.listdir(f"/proc/{supervisor}/fd"))
+    before = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (few, before[1]))
+    try:
+        eventually(lambda: "has left cannot be ended" in log.read_text())
+    finally:
+        resource.prlimit(supervisor, resource.RLIMIT_NOFILE, before)
+
+    eventually(lambda: len(cluster.worker_pids()) == 2)
+    assert cluster.supervisor_pid == supervisor
 
 
 def test_broker_that_dies_at_start_again_and_again_ends_with_a_word(short_path, measure):
