@@ -34,7 +34,7 @@ from nbtasks.exceptions import StoreError
 from nbtasks.wire.connection import sync
 
 #: SQL files, in order; the first makes version 1 of an empty file, each later one the next version.
-MIGRATIONS: Final = ("schema.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql")
+MIGRATIONS: Final = ("schema.sql", *(f"schema_{number}.sql" for number in range(2, 6)))
 VERSION: Final = len(MIGRATIONS)
 
 #: "none" is a store in memory.

@@ -1,0 +1,2 @@
+-- Version 5: a new call may stand in the journal without a state, if there is nothing special about
+-- it. The tables are as they were; earlier versions of nbtasks would pass such a call over.
