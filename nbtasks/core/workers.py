@@ -5,8 +5,8 @@ be so short that the wire would otherwise keep the worker waiting; where one of 
 the others are called back as soon as another worker has nothing to do. A worker that runs the
 handlers of a call is as busy as with its body.
 
-A new worker in the place of one that is gone loads ahead what that one ran last, so that the next
-call need not wait for imports.
+A new worker in the place of one that is gone loads ahead what that one ran last, and a second one
+what the first has run, so that the next call, or one beside it, need not wait for imports.
 """
 
 from __future__ import annotations
@@ -249,14 +249,28 @@ class Workers:
 
         Not before a call of it has ended: to load it is then known to do no harm.
         """
-        fresh = [w for w in self.idle() if w.last is None] if self._vacant else []
-        for worker in fresh:
-            for queues, function in self._vacant:
-                if queues == worker.queues and function.estimate is not None:
-                    self._vacant.remove((queues, function))
+        for worker in self.workers.values():
+            if worker.last is None and worker.serving and not worker.busy:
+                function = self._left_to(worker) or self._known_to_one(worker.queues)
+                if function is not None:
                     worker.last = function
                     yield worker, function
-                    break
+
+    def _left_to(self, worker: Worker) -> Definition | None:
+        """Return what a worker ran last that is gone, and in whose place this one may be."""
+        for queues, function in self._vacant:
+            if queues == worker.queues and function.estimate is not None:
+                self._vacant.remove((queues, function))
+                return function
+        return None
+
+    def _known_to_one(self, queues: tuple[str, ...]) -> Definition | None:
+        """Return what was run last, if by the only worker that has done anything yet.
+
+        A second one is made ready, not all: what functions import may take much memory.
+        """
+        known = [w.last for w in self.serving() if w.queues == queues and w.last is not None]
+        return known[0] if len(known) == 1 and known[0].estimate is not None else None
 
     # ---------------------------------------------------------------------------------- looking
 

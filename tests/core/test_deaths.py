@@ -270,6 +270,30 @@ def test_function_is_loaded_ahead_only_once_a_call_of_it_has_ended() -> None:
     assert prepared(world) == [[], list(world.store.definitions)]
 
 
+def test_second_worker_loads_ahead_what_the_first_has_run_and_no_third() -> None:
+    world = Simulation(workers=3)
+    world.submit(seconds=1)
+    world.advance(0.5)
+    assert prepared(world) == [[], [], []]
+
+    world.advance(1)
+    world.submit(seconds=1)
+    world.advance(2)
+
+    assert prepared(world) == [[], list(world.store.definitions), []]
+
+
+def test_worker_of_other_queues_does_not_load_it_ahead() -> None:
+    world = Simulation(workers=0)
+    for queue in ("quick", "slow"):
+        world.add_worker((queue,))
+    world.submit(seconds=1, queue="quick")
+
+    world.advance(2)
+
+    assert prepared(world) == [[], []]
+
+
 def test_worker_that_gets_a_call_at_once_loads_nothing_ahead(world: Simulation) -> None:
     world.submit(seconds=1)
     world.advance(2)
