@@ -760,10 +760,12 @@ class Scheduler:
             self._noted.append(worker)
         worker.noted = max(worker.noted, ticket)
         worker.progress_at = now.boot
+        worker.preparing = False
         worker.joining = False  # a thread that it has left may still think so
 
     def _begin(self, worker: Worker, ticket: int, task: Task, now: Now, at: float) -> None:
         self._step(task, "start")
+        worker.preparing = False
         self._limit(worker, ticket, task, now)
         self._save(task)
         event = self._event(

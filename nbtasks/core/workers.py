@@ -15,6 +15,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 from itertools import count, islice
+from operator import attrgetter
 from typing import Any
 
 from nbtasks.core.agenda import Agenda, Ready
@@ -109,8 +110,8 @@ class Worker:
 
     __slots__ = (
         "ahead", "bereft", "dead", "handling", "heard", "held", "joining", "last", "leaving",
-        "name", "noted", "peer", "pid", "progress_at", "queues", "recalled_at", "verdicts",
-        "waits_for_it", "wishes",
+        "name", "noted", "peer", "pid", "preparing", "progress_at", "queues", "recalled_at",
+        "verdicts", "waits_for_it", "wishes",
     )  # fmt: skip
 
     def __init__(self, name: str, peer: bytes = b"", pid: int = 0, queues: tuple[str, ...] = ()):
@@ -123,6 +124,8 @@ class Worker:
         self.held: dict[int, Task] = {}
         #: The function of the call that it was given last, or that it was to load ahead.
         self.last: Definition | None = None
+        #: Whether it may still be loading that ahead: it has begun nothing since.
+        self.preparing = False
         #: Ticket of the call whose handlers it runs, or 0. It does not hold that any more: the
         #: outcome is saved.
         self.handling = 0
@@ -161,7 +164,7 @@ class Worker:
 
     def sits_on_calls(self) -> bool:
         """Whether it holds calls that wait for something else that it does."""
-        return len(self.held) > (0 if self.handling else 1)
+        return len(self.held) > (0 if self.handling or self.preparing else 1)
 
     def has_room(self) -> bool:
         """Whether it may be given something ahead."""
@@ -253,7 +256,7 @@ class Workers:
             if worker.last is None and worker.serving and not worker.busy:
                 function = self._left_to(worker) or self._known_to_one(worker.queues)
                 if function is not None:
-                    worker.last = function
+                    worker.last, worker.preparing = function, True
                     yield worker, function
 
     def _left_to(self, worker: Worker) -> Definition | None:
@@ -340,7 +343,7 @@ class Workers:
         """
         if not self.ready:
             return
-        for worker in self.idle():
+        for worker in sorted(self.idle(), key=attrgetter("preparing")):
             task = self._next(worker, now, ahead=False) if most != 0 else None
             if task is not None:
                 most = None if most is None else most - 1
@@ -351,7 +354,7 @@ class Workers:
             # One that has not got on for a while is running something longer than thought.
             if worker.busy
             and worker.serving
-            and not worker.joining
+            and not (worker.joining or worker.preparing)
             and now.boot - worker.progress_at < STRANDED
         ]
         while busy and self.ready:
