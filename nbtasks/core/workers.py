@@ -31,8 +31,10 @@ SHORT = WINDOW
 CREDIT = 512
 #: Seconds that the wire and the worker add to each call, about.
 OVERHEAD = 0.000_015
-#: Seconds after which calls held by a busy worker are called back for an idle one.
+#: Seconds after which calls held by a busy worker are called back for an idle one; and by one that
+#: may still be loading something ahead: most functions take less, and the order of calls is kept.
 STRANDED = 0.010
+LOADING = 0.25
 #: Seconds that a worker is given to answer before it is asked again.
 PATIENCE = 0.2
 #: Workers that are gone of which is remembered what they ran last.
@@ -373,7 +375,7 @@ class Workers:
             return
         for worker in self.workers.values():
             asked = worker.recalled_at is not None and now.boot - worker.recalled_at < PATIENCE
-            waits = now.boot - worker.progress_at >= STRANDED
+            waits = now.boot - worker.progress_at >= (LOADING if worker.preparing else STRANDED)
             if worker.sits_on_calls() and worker.serving and waits and not asked:
                 yield worker
 
