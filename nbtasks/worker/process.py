@@ -524,7 +524,7 @@ class Link:
     def _terminate(self) -> None:
         """Obey SIGTERM: leave when idle, else end at once, the running task with us."""
         self._terminated = False
-        if self.handover.resting and not self._is_busy():
+        if self.handover.handling is None and not self._is_busy():
             self._start_leaving(Leave(orderly=True))
             self._leave_by = min(self._leave_by or float("inf"), time.monotonic() + LEAVE_WAIT / 10)
             return

@@ -43,7 +43,7 @@ def heavy(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[nbtasks
 
     (place / "importers").write_text("")  # this process does not count
     yield nbtasks.task(heavy.who)
-    del sys.modules["heavy"]
+    sys.modules.pop("heavy", None)
 
 
 def importers(short_path: Path) -> list[int]:
