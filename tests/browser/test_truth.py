@@ -164,6 +164,7 @@ def test_reopened_when_its_kernel_is_gone_it_shows_how_things_stood(
     notebook.run(0)
     notebook.run(1)
     expect(row(notebook.cell(1), "done")).to_be_visible()
+    expect(row(notebook.cell(1), "running")).to_be_visible()
     notebook.save()
     notebook.leave()
     server.end_kernels()
