@@ -728,8 +728,7 @@ class Scheduler:
             call = call_now(call, task)
         run = Run(self._ticket, call, task.deaths, sender.name if sender else "")
         if call is None:
-            self.turn.absent.append(task.seq)
-            self.turn.say(worker.peer, Send(run, task=task))
+            self.turn.say_absent(worker.peer, run, task)
         else:
             self.turn.say(worker.peer, Send(run, buffers) if buffers else run)
         self._release(task)
@@ -746,8 +745,7 @@ class Scheduler:
                 worker.handling, worker.bereft = self._ticket, bereft
                 worker.progress_at = now.boot
                 run = Run(self._ticket, None, task.deaths, verdict=verdict)
-                self.turn.absent.append(task.seq)
-                self.turn.say(worker.peer, Send(run, task=task))
+                self.turn.say_absent(worker.peer, run, task)
 
     # ------------------------------------------------------------------------ what workers report
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from nbtasks.core.messages import Call, Define, Event
+from nbtasks.core.messages import Call, Define, Event, Run
 from nbtasks.core.tasks import Task
 
 #: Payload frames.
@@ -90,6 +90,11 @@ class Turn:
     def say(self, peer: bytes, message: Any) -> None:
         """Say something to a peer, after all that is to be saved."""
         self.mail[peer].append(message)
+
+    def say_absent(self, peer: bytes, run: Run, task: Task) -> None:
+        """Give a call to a worker that must be read from the store first."""
+        self.absent.append(task.seq)
+        self.say(peer, Send(run, task=task))
 
     def take_free(self) -> dict[bytes, list[Any]]:
         """Take out what may be said although the turn is not saved."""

@@ -254,12 +254,14 @@ class Workers:
 
         Not before a call of it has ended: to load it is then known to do no harm.
         """
-        for worker in self.workers.values():
-            if worker.last is None and worker.serving and not worker.busy:
-                function = self._left_to(worker) or self._known_to_one(worker.queues)
-                if function is not None:
-                    worker.last, worker.preparing = function, True
-                    yield worker, function
+        fresh = [worker for worker in self.idle() if worker.last is None]
+        alone = self._known_to_one() if fresh else {}
+        for worker in fresh:
+            function = self._left_to(worker) or alone.get(worker.queues)
+            if function is not None:
+                alone.pop(worker.queues, None)
+                worker.last, worker.preparing = function, True
+                yield worker, function
 
     def _left_to(self, worker: Worker) -> Definition | None:
         """Return what a worker ran last that is gone, and in whose place this one may be."""
@@ -269,13 +271,20 @@ class Workers:
                 return function
         return None
 
-    def _known_to_one(self, queues: tuple[str, ...]) -> Definition | None:
-        """Return what was run last, if by the only worker that has done anything yet.
+    def _known_to_one(self) -> dict[tuple[str, ...], Definition]:
+        """Return queues → what was run last, where only one worker of them has done anything yet.
 
         A second one is made ready, not all: what functions import may take much memory.
         """
-        known = [w.last for w in self.serving() if w.queues == queues and w.last is not None]
-        return known[0] if len(known) == 1 and known[0].estimate is not None else None
+        known: dict[tuple[str, ...], list[Definition]] = {}
+        for worker in self.serving():
+            if worker.last is not None:
+                known.setdefault(worker.queues, []).append(worker.last)
+        return {
+            queues: functions[0]
+            for queues, functions in known.items()
+            if len(functions) == 1 and functions[0].estimate is not None
+        }
 
     # ---------------------------------------------------------------------------------- looking
 
