@@ -76,8 +76,7 @@ class Prepared:
         self.time_limit = options.limit_of("time_limit", task.time_limit)
         self.soft_time_limit = options.limit_of("soft_time_limit", task.soft_time_limit)
         options.check_limits(self.soft_time_limit, self.time_limit)
-        # Pickle carries models as they are; other serializers need plain data.
-        self.dump_models = bool(task.pydantic) and self.serializer != "pickle"
+        self.dump_models = models.must_be_dumped(task, self.serializer)
         self.shadowed = not hasattr(task.shadow_name, "does_nothing")
 
     def holds(self) -> bool:
@@ -189,7 +188,7 @@ def _send_with_options(
         rare = options.rare_options(given, prepared.time_limit, prepared.soft_time_limit)
     serializer = get("serializer") or prepared.serializer
     plain = (args, kwargs)
-    if task.pydantic and serializer != "pickle":
+    if models.must_be_dumped(task, serializer):
         plain = models.dumped(args, kwargs)
     retries = options.retries_of("retries", get("retries") or 0) or 0
     queue = options.queue_of(get("queue") or get("routing_key") or prepared.queue)

@@ -103,7 +103,7 @@ def apply_instead(
 ) -> EagerResult:
     """Run a task that was to be sent; its arguments are encoded and decoded all the same."""
     serializer = given.get("serializer") or task.serializer
-    if task.pydantic and serializer != "pickle":
+    if models.must_be_dumped(task, serializer):
         args, kwargs = models.dumped(args, kwargs)
     body, buffers = payloads.dumps_arguments(
         args, kwargs, serializer, given.get("compression", task.compression), task

@@ -12,6 +12,8 @@ from typing import Any
 if typing.TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from nbtasks.client.base import Task
+
 
 class Validated:
     """A function whose arguments become models before it runs, and whose model becomes plain data.
@@ -134,6 +136,11 @@ def check_installed() -> None:
             "@task(pydantic=True) needs pydantic, which is not installed. Install it with "
             "%pip install 'nbtasks[pydantic]', or leave pydantic=True out."
         )
+
+
+def must_be_dumped(task: Task, serializer: str) -> bool:
+    """Whether a task takes models that a serializer cannot carry: only pickle can."""
+    return bool(task.pydantic) and serializer != "pickle"
 
 
 def dumped(

@@ -78,7 +78,7 @@ def _new_arguments(
     old = tuple(request.args or ()), dict(request.kwargs or {})
     merged = arguments.merge_for_retry(task._signature(), old, args, kwargs)
     serializer = changes.get("serializer") or task.serializer
-    if task.pydantic and serializer != "pickle":
+    if models.must_be_dumped(task, serializer):
         merged = models.dumped(*merged)
     try:
         if task.typing and task._check is not None:
