@@ -38,6 +38,7 @@ from nbtasks.core.messages import (
     Now,
     Options,
     Policy,
+    Prepared,
     Recall,
     Returned,
     Revoke,
@@ -173,6 +174,8 @@ class Simulation:
         self.workers: dict[str, InventedWorker] = {}
         self.told: dict[str, list[Event]] = {}
         self.order: list[str] = []
+        #: Whether workers get done with what they load ahead.
+        self.loads = True
         self._born = 0
         self._batches = 0
         self._brokers = 0
@@ -445,6 +448,8 @@ class Simulation:
             self._give_back(worker, message)
         elif isinstance(message, Define):
             worker.prepared.append(send.fetch)
+            if self.loads:
+                self._mail.append((worker.peer, Prepared(send.fetch)))
 
     def _obey(self, kill: Kill) -> None:
         worker = self.workers.get(kill.name)

@@ -8,7 +8,7 @@ slow. Who says what to whom:
                            Forget Ask Scale Stop Bye
     broker     → client    Welcome Accepted Refused Lacking Event Replayed Answer
     worker     → broker    Hello Started Report Output Joining Handling Done Again Returned Fetch
-                           Bye
+                           Prepared Bye
     broker     → worker    Welcome Run Recall Define Lacking Noted
     supervisor → broker    Hello Died Pool Bye
     broker     → supervisor  Welcome Kill Scale Stop
@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 #: Goes up whenever a message changes shape; processes of unlike versions refuse each other.
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 #: The largest body, in bytes, that travels inside a message rather than as a frame of its own.
 INLINE_LIMIT = 32 * 1024
@@ -530,6 +530,12 @@ class Fetch(Message, frozen=True):
     digest: Digest
 
 
+class Prepared(Message, frozen=True):
+    """A definition that came unasked is loaded, or cannot be."""
+
+    digest: Digest
+
+
 class Noted(Message, frozen=True):
     """Done and Again of all tickets up to this one are in the store."""
 
@@ -586,7 +592,7 @@ class Kill(Message, frozen=True):
 ToBroker = (
     Hello | Bye | Define | Submit | Follow | Unfollow | Revoke | Hasten | Redo | Forget | Update
     | Ask | Scale | Stop | Started | Report | Output | Joining | Handling | Done | Again | Returned
-    | Fetch | Pool | Died
+    | Fetch | Prepared | Pool | Died
 )  # fmt: skip
 FromBroker = (
     Welcome | Refused | Lacking | Accepted | Event | Replayed | Answer | Define | Run | Recall
@@ -601,6 +607,7 @@ WORDS: dict[str, frozenset[type]] = {
     }),
     "worker": frozenset({
         Bye, Started, Report, Update, Output, Joining, Handling, Done, Again, Returned, Fetch,
+        Prepared,
     }),
     "supervisor": frozenset({Bye, Pool, Died, Stop}),
 }  # fmt: skip

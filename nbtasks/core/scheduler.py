@@ -60,6 +60,7 @@ from nbtasks.core.messages import (
     Output,
     Policy,
     Pool,
+    Prepared,
     Recall,
     Redo,
     Refused,
@@ -152,8 +153,8 @@ class Scheduler:
             Hasten: self._hasten, Redo: self._redo, Forget: self._forget, Update: self._update,
             Scale: self._scale, Stop: self._stop, Started: self._started, Report: self._report,
             Output: self._output, Joining: self._join, Handling: self._handling, Done: self._done,
-            Again: self._again, Returned: self._returned, Fetch: self._fetch, Pool: self._pool,
-            Died: self._died,
+            Again: self._again, Returned: self._returned, Fetch: self._fetch,
+            Prepared: self._prepared, Pool: self._pool, Died: self._died,
         }  # fmt: skip
 
     # ------------------------------------------------------------------------------- the doors
@@ -335,6 +336,7 @@ class Scheduler:
         worker.peer, worker.pid, worker.queues = peer, hello.pid, hello.queues
         worker.progress_at = now.boot
         worker.recalled_at = None
+        worker.prepares = b""  # it may not have heard of it
         worker.joining = False  # it will say so if it still does
         self._end_handling(worker)  # and so here
         self._worker_of[peer] = worker
@@ -758,12 +760,10 @@ class Scheduler:
             self._noted.append(worker)
         worker.noted = max(worker.noted, ticket)
         worker.progress_at = now.boot
-        worker.preparing = False
         worker.joining = False  # a thread that it has left may still think so
 
     def _begin(self, worker: Worker, ticket: int, task: Task, now: Now, at: float) -> None:
         self._step(task, "start")
-        worker.preparing = False
         self._limit(worker, ticket, task, now)
         self._save(task)
         event = self._event(
@@ -1097,6 +1097,11 @@ class Scheduler:
             self.turn.say(peer, Lacking((fetch.digest,)))
         else:
             self._send_definition(peer, fetch.digest)
+
+    def _prepared(self, peer: bytes, prepared: Prepared, now: Now, _: Iterator[Any]) -> None:
+        worker = self._worker_of.get(peer)
+        if worker is not None and worker.prepares == prepared.digest:
+            worker.prepares = b""
 
     def _send_definition(self, peer: bytes, digest: bytes) -> None:
         placeholder = Define(digest, "", Policy(), b"")

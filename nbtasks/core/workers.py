@@ -15,7 +15,6 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 from itertools import count, islice
-from operator import attrgetter
 from typing import Any
 
 from nbtasks.core.agenda import Agenda, Ready
@@ -31,10 +30,8 @@ SHORT = WINDOW
 CREDIT = 512
 #: Seconds that the wire and the worker add to each call, about.
 OVERHEAD = 0.000_015
-#: Seconds after which calls held by a busy worker are called back for an idle one; and by one that
-#: may still be loading something ahead: most functions take less, and the order of calls is kept.
+#: Seconds after which calls held by a busy worker are called back for an idle one.
 STRANDED = 0.010
-LOADING = 0.25
 #: Seconds that a worker is given to answer before it is asked again.
 PATIENCE = 0.2
 #: Workers that are gone of which is remembered what they ran last.
@@ -112,7 +109,7 @@ class Worker:
 
     __slots__ = (
         "ahead", "bereft", "dead", "handling", "heard", "held", "joining", "last", "leaving",
-        "name", "noted", "peer", "pid", "preparing", "progress_at", "queues", "recalled_at",
+        "name", "noted", "peer", "pid", "prepares", "progress_at", "queues", "recalled_at",
         "verdicts", "waits_for_it", "wishes",
     )  # fmt: skip
 
@@ -126,8 +123,8 @@ class Worker:
         self.held: dict[int, Task] = {}
         #: The function of the call that it was given last, or that it was to load ahead.
         self.last: Definition | None = None
-        #: Whether it may still be loading that ahead: it has begun nothing since.
-        self.preparing = False
+        #: The function that it is loading ahead: meanwhile it gets no call, which would only wait.
+        self.prepares = b""
         #: Ticket of the call whose handlers it runs, or 0. It does not hold that any more: the
         #: outcome is saved.
         self.handling = 0
@@ -161,12 +158,17 @@ class Worker:
 
     @property
     def busy(self) -> bool:
-        """Whether it has something to do."""
+        """Whether it has a call to run."""
         return bool(self.held) or self.handling > 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether it can be given something that it begins at once."""
+        return self.serving and not self.busy and not self.prepares
 
     def sits_on_calls(self) -> bool:
         """Whether it holds calls that wait for something else that it does."""
-        return len(self.held) > (0 if self.handling or self.preparing else 1)
+        return len(self.held) > (0 if self.handling else 1)
 
     def has_room(self) -> bool:
         """Whether it may be given something ahead."""
@@ -260,7 +262,7 @@ class Workers:
             function = self._left_to(worker) or alone.get(worker.queues)
             if function is not None:
                 alone.pop(worker.queues, None)
-                worker.last, worker.preparing = function, True
+                worker.last, worker.prepares = function, function.digest
                 yield worker, function
 
     def _left_to(self, worker: Worker) -> Definition | None:
@@ -320,7 +322,7 @@ class Workers:
 
     def idle(self) -> list[Worker]:
         """Return the workers that have nothing to do."""
-        return [worker for worker in self.workers.values() if not worker.busy and worker.serving]
+        return [worker for worker in self.workers.values() if worker.idle]
 
     def joining(self) -> list[Worker]:
         """Return the workers whose runs wait for other tasks."""
@@ -354,7 +356,7 @@ class Workers:
         """
         if not self.ready:
             return
-        for worker in sorted(self.idle(), key=attrgetter("preparing")):
+        for worker in self.idle():
             task = self._next(worker, now, ahead=False) if most != 0 else None
             if task is not None:
                 most = None if most is None else most - 1
@@ -365,7 +367,7 @@ class Workers:
             # One that has not got on for a while is running something longer than thought.
             if worker.busy
             and worker.serving
-            and not (worker.joining or worker.preparing)
+            and not worker.joining
             and now.boot - worker.progress_at < STRANDED
         ]
         while busy and self.ready:
@@ -384,7 +386,7 @@ class Workers:
             return
         for worker in self.workers.values():
             asked = worker.recalled_at is not None and now.boot - worker.recalled_at < PATIENCE
-            waits = now.boot - worker.progress_at >= (LOADING if worker.preparing else STRANDED)
+            waits = now.boot - worker.progress_at >= STRANDED
             if worker.sits_on_calls() and worker.serving and waits and not asked:
                 yield worker
 

@@ -47,6 +47,7 @@ from nbtasks.core.messages import (
     Hello,
     Lacking,
     Noted,
+    Prepared,
     Recall,
     Refused,
     Returned,
@@ -472,6 +473,9 @@ class Link:
             # It comes unasked: for a call that is to be expected.
             handover.asked.add(digest)
             handover.inbox.put(Preparation(digest))
+        else:
+            # For a call that waits for it; or a new broker does not know that it is here already.
+            handover.outbox.append(Prepared(digest))
 
     def _on_lacking(self, lacking: Lacking, _: Iterator[Buffer]) -> None:
         for digest in lacking.digests:

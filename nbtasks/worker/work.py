@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+from nbtasks.core.messages import Prepared
 from nbtasks.wire.cell import Cell
 from nbtasks.wire.connection import SEGMENTS, Settings
 from nbtasks.wire.memory import resident
@@ -63,6 +64,7 @@ class Work:
             while (assignment := handover.take()) is not None:
                 if isinstance(assignment, Preparation):
                     self._runner.prepare(assignment.digest)
+                    handover.post(Prepared(assignment.digest))
                     continue
                 run(assignment)
                 count += 1

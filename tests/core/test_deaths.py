@@ -15,6 +15,7 @@ from nbtasks.core.messages import (
     Kill,
     Now,
     Policy,
+    Prepared,
     Returned,
     Run,
 )
@@ -281,6 +282,49 @@ def test_second_worker_loads_ahead_what_the_first_has_run_and_no_third() -> None
     world.advance(2)
 
     assert prepared(world) == [[], list(world.store.definitions), []]
+
+
+def second_worker_that_loads(first_takes: float) -> tuple[Simulation, str]:
+    """Let a worker load ahead and not get done; return its name."""
+    world = Simulation(workers=2)
+    world.loads = False
+    world.submit(seconds=first_takes)
+    world.advance(2)
+    (name,) = (name for name, worker in world.workers.items() if worker.prepared)
+    return world, name
+
+
+def test_worker_that_loads_ahead_gets_no_call_before_it_is_done() -> None:
+    world, loading = second_worker_that_loads(first_takes=1)
+    first = world.submit(seconds=1)
+    second = world.submit(seconds=1)
+    world.advance(0.5)
+    assert [world.phase(first), world.phase(second)] == ["running", "queued"]
+
+    world.say(loading.encode(), Prepared(*world.store.definitions))
+    world.advance(0.1)
+
+    assert world.phase(second) == "running"
+
+
+def test_calls_keep_their_order_while_another_worker_loads_ahead() -> None:
+    world, _ = second_worker_that_loads(first_takes=0.0001)
+
+    calls = [world.submit(seconds=0.0001) for _ in range(50)]
+    world.run()
+
+    assert world.order[-50:] == calls
+
+
+def test_worker_whose_link_broke_while_it_loaded_ahead_gets_calls_again() -> None:
+    world, loading = second_worker_that_loads(first_takes=1)
+    world.submit(seconds=9)
+
+    world.say(loading.encode(), Hello("worker", loading, 2, "3.11"))
+    task_id = world.submit(seconds=9)
+    world.advance(0.1)
+
+    assert world.phase(task_id) == "running"
 
 
 def test_worker_of_other_queues_does_not_load_it_ahead() -> None:

@@ -26,6 +26,7 @@ from nbtasks.core.messages import (
     Lacking,
     Noted,
     Output,
+    Prepared,
     Recall,
     Refused,
     Report,
@@ -135,11 +136,14 @@ def test_function_that_comes_unasked_is_loaded_ahead_and_once(
     ahead = acting(os.mkdir, str(tmp_path / "made"))
 
     hand_over(broker, ahead)
-    broker.appear(tmp_path / "made")
+    digest = broker.next(Prepared).digest
+    assert (tmp_path / "made").exists()
     broker.submit(ahead)  # a second time it could not be made
 
     assert broker.value(broker.done()) == "ran with None"
     assert broker.heard(Fetch) == []
+    hand_over(broker, ahead)  # as a new broker does
+    assert broker.next(Prepared).digest == digest == broker.know(ahead)
 
 
 @pytest.mark.parametrize("act", [(int, "no number"), (sys.exit, 3)])
@@ -149,6 +153,7 @@ def test_function_that_cannot_be_loaded_ahead_says_so_when_it_is_called(
     ahead = acting(*act)
 
     hand_over(broker, ahead)
+    broker.next(Prepared)
     broker.submit(add, 1, 2)
     assert broker.value(broker.done()) == 3
     broker.submit(ahead)
@@ -163,6 +168,7 @@ def test_function_that_takes_long_to_load_ahead_is_left_for_its_call(
     broker.welcome()
 
     hand_over(broker, acting(time.sleep, 10 * SOON))
+    broker.next(Prepared)
     broker.submit(add, 1, 2)
 
     assert broker.value(broker.done()) == 3
