@@ -39,9 +39,11 @@ from typing import Final, NamedTuple
 SETTLED: Final = 2_000_000_000
 #: Local modules that are followed at most.
 MOST_MODULES: Final = 5_000
-#: Nanoseconds for which one look at the files holds, and the part of a loop of calls (one in
-#: `SHARE`) that looking at many files may take.
+#: Nanoseconds for which one look at the files holds: less than an edit takes. In a row of calls with
+#: less than that between any two, nobody has edited between them, and it holds for a `ROW`.
 GLANCE: Final = 50_000
+ROW: Final = 500_000
+#: The part of a loop of calls (one in so many) that looking at many files may take.
 SHARE: Final = 4
 #: Nanoseconds that pass at least between a call and its run, in another process.
 ON_THE_WAY: Final = 200_000
@@ -165,6 +167,8 @@ class Files:
         #: While these hold, nothing needs to be read; None: not all files are settled.
         self._signatures: list[tuple[int, int, int]] | None = None
         self._not_before = 0
+        self._in_row_not_before = 0
+        self._asked_at = 0
 
     def unchanged(self) -> bool:
         """Return whether all texts are the same.
@@ -175,14 +179,21 @@ class Files:
         long, and an edit right after it must be seen all the same. Files that have just been edited
         are read, which takes longer, and may be edited again: they are looked at each time.
         """
-        if not self._paths or time.perf_counter_ns() < self._not_before:
+        if not self._paths:
+            return True
+        instant = time.perf_counter_ns()
+        in_row = instant - self._asked_at < GLANCE
+        self._asked_at = instant
+        if instant < (self._in_row_not_before if in_row else self._not_before):
             return True
         began = time.thread_time_ns()
         same = self._all_same()
         # Whoever asks again after a change is not told otherwise.
         if same and self._signatures is not None:
             taken = time.thread_time_ns() - began
-            self._not_before = time.perf_counter_ns() + max(taken * (SHARE - 1), GLANCE)
+            looked_at = self._asked_at = time.perf_counter_ns()
+            self._not_before = looked_at + max(taken * (SHARE - 1), GLANCE)
+            self._in_row_not_before = max(self._not_before, looked_at + ROW)
         return same
 
     def _all_same(self) -> bool:

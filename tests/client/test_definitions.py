@@ -629,6 +629,49 @@ def test_edit_of_an_old_file_shows_at_the_next_call(folder, notebook):
     assert len(set(digests)) == 4
 
 
+@pytest.fixture
+def looked(folder, monkeypatch):
+    """Return files, and a function that asks about them so many microseconds after the last time.
+
+    It tells whether that took a look.
+    """
+    path = folder / "helper_g.py"
+    path.write_text("VALUE = 1\n")
+    os.utime(path, (time.time() - 100,) * 2)
+    clock, looks, stat = [0], [], os.stat
+
+    def look(path, **how):
+        looks.append(path)
+        return stat(path, **how)
+
+    monkeypatch.setattr("nbtasks.wire.modules.time.perf_counter_ns", lambda: clock[0])
+    monkeypatch.setattr("nbtasks.wire.modules.os.stat", look)
+    files = modules.Files(modules.stamps(["helper_g"]))
+
+    def asked_after(microseconds):
+        clock[0] += microseconds * 1000
+        before = len(looks)
+        assert files.unchanged()
+        return len(looks) > before
+
+    asked_after(1_000_000)
+    asked_after(1_000_000)
+    return asked_after
+
+
+def test_row_of_quick_calls_looks_at_files_now_and_then(looked):
+    looks = [looked(20) for _ in range(1000)]
+
+    assert 30 <= sum(looks) <= 50  # in 20 ms
+
+
+def test_call_after_a_pause_in_which_a_file_could_be_edited_looks_at_it(looked):
+    assert not looked(20)
+    assert looked(60)
+    assert not looked(20)
+    assert looked(60)
+
+
 @pytest.mark.parametrize("change", ["importlib.reload(helper_f)", "del sys.modules['helper_f']"])
 def test_function_that_its_module_does_not_have_any_more_is_pickled_again(
     folder, notebook, count_pickles, change
