@@ -470,6 +470,7 @@ class Ghost:
             for message in messages:
                 if isinstance(message, Define):  # unasked, to be loaded ahead
                     self.say(Prepared(message.digest))
+            for message in messages:
                 if isinstance(message, kind):
                     return message
 
