@@ -645,6 +645,7 @@ def looked(folder, monkeypatch):
         return stat(path, **how)
 
     monkeypatch.setattr("nbtasks.wire.modules.time.perf_counter_ns", lambda: clock[0])
+    monkeypatch.setattr("nbtasks.wire.modules.time.thread_time_ns", lambda: clock[0])
     monkeypatch.setattr("nbtasks.wire.modules.os.stat", look)
     files = modules.Files(modules.stamps(["helper_g"]))
 
