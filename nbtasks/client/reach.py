@@ -174,7 +174,7 @@ class Reach:
             self.volatile = True
 
     def _visit_function(self, function: types.FunctionType) -> None:
-        if self._is_by_reference(function) or pickling.is_behind(function):
+        if self._is_by_reference(function) or pickling.steps_behind(function):
             return
         parts = _function_parts(function)
         self._note(partial(_function_parts, function), parts)

@@ -916,6 +916,44 @@ def test_task_of_a_local_module_runs_as_it_is_on_disk(pair, beside):
     assert answers == ["2", "3"]
 
 
+def test_task_of_a_local_module_keeps_the_decorators_below_it(pair, beside):
+    (beside / "doubling.py").write_text(
+        textwrap.dedent(
+            """
+            import functools
+            from nbtasks import task
+
+            def twice(function):
+                @functools.wraps(function)
+                def doubled(*args):
+                    return 2 * function(*args)
+                return doubled
+
+            @task
+            @twice
+            @twice
+            def four_times(x): return x
+
+            class Doubling:
+                @staticmethod
+                @task
+                @twice
+                def double(x): return x
+
+            @task
+            @functools.cache
+            @twice
+            def double_once(x): return x
+            """
+        )
+    )
+    pair.cell("from doubling import Doubling, double_once, four_times; double = Doubling.double")
+
+    assert pair.call("four_times", "(1,)") == "4"
+    assert pair.call("double", "(1,)") == "2"
+    assert pair.call("double_once", "(1,)") == "2"
+
+
 def test_queued_call_keeps_the_code_that_it_was_sent_with(pair):
     pair.cell("@task\ndef f(): return 1")
     queued = pair.send("f")
