@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import types
 from collections.abc import Callable, Mapping
 from inspect import Parameter
 from typing import Any, Final
@@ -42,7 +43,10 @@ def make_check(function: Callable[..., Any], name: str, bound: bool) -> Callable
     callable or None
         None when nobody can say what the function takes (some written in C).
     """
-    signature = signature_of(function, bound)
+    # What a decorator written in Python takes may differ from what it wraps: it may give arguments
+    # of its own. Caches written in C take what they wrap.
+    own = isinstance(function, (types.FunctionType, types.MethodType))
+    signature = signature_of(function, bound, follow_wrapped=not own)
     if signature is None:
         return None
     parameters = list(signature.parameters.values())
@@ -56,10 +60,12 @@ def make_check(function: Callable[..., Any], name: str, bound: bool) -> Callable
     return checked
 
 
-def signature_of(function: Callable[..., Any], bound: bool) -> inspect.Signature | None:
+def signature_of(
+    function: Callable[..., Any], bound: bool, *, follow_wrapped: bool = True
+) -> inspect.Signature | None:
     """Return what callers give to `function`, or None when nobody can say."""
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(function, follow_wrapped=follow_wrapped)
     except (TypeError, ValueError):
         return None
     parameters = list(signature.parameters.values())
