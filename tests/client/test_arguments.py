@@ -72,6 +72,14 @@ def test_a_bound_functions_first_parameter_is_not_the_callers():
         check()
 
 
+@pytest.mark.parametrize("function", [nothing, lambda *, x=0: None, lambda **more: None])
+def test_a_bound_function_that_cannot_take_the_task_cannot_be_called(function):
+    check = make_check(function, "f", bound=True)
+
+    with pytest.raises(TypeError, match=r"f\(\) has no parameter for the task itself"):
+        check()
+
+
 def test_a_bound_function_that_takes_all_in_one_takes_all():
     make_check(lambda *args: None, "f", bound=True)(1, 2, 3)
 
