@@ -1023,6 +1023,20 @@ def test_apply_ends_when_the_retries_do():
     assert (result.state, result.result.args) == ("FAILURE", (3,))
 
 
+def test_apply_retries_what_is_no_plain_exception_inside_of_ones_own_call_too():
+    class Calling(Task):
+        def __call__(self, *args):
+            return super().__call__(*args)
+
+    @task(base=Calling, bind=True, autoretry_for=(asyncio.CancelledError,))
+    async def f(self):
+        if not self.request.retries:
+            raise asyncio.CancelledError
+        return self.request.retries
+
+    assert f.apply().get() == 1
+
+
 def test_apply_retries_with_new_arguments():
     @task(bind=True)
     def f(self, url, mirror=None):
