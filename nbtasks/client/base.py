@@ -543,7 +543,7 @@ class Task:
             None if kwargs is None else as_kwargs(kwargs),
         )
         limit = retrying.limit_of(self, max_retries)
-        if limit is not None and request.retries >= limit:
+        if limit is not None and request.retries + 1 > limit:
             retrying.raise_here(retrying.exceeded(self, request, *new) if exc is None else exc)
         plan = retrying.plan(self, request, *new, eta, countdown, options)
         wait = self.default_retry_delay if countdown is None else countdown

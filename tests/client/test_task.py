@@ -1263,6 +1263,7 @@ def test_the_limit_of_the_call_wins_for_that_call(add):
     assert Attempt(add, retries=3).plan(max_retries=4).retries == 4
     assert isinstance(Attempt(add, retries=1).error(max_retries=1), MaxRetriesExceededError)
     assert isinstance(Attempt(add).error(max_retries=0), MaxRetriesExceededError)
+    assert isinstance(Attempt(add, retries=1).error(max_retries=1.5), MaxRetriesExceededError)
     assert add.max_retries == 3
 
 
