@@ -731,8 +731,18 @@ class Task:
         return self
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # In two steps, so that a function may refer to its own task: first an empty task, which
-        # the function then finds, then what it is made of.
+        # The standard library's pickle, of a pool for instance, looks for a function under its
+        # name, and finds the task there.
+        from nbtasks.wire import pickling
+
+        return pickling.enclosed(self)
+
+    def _by_value(self) -> tuple[Any, ...]:
+        """Return how our own pickles hold a task.
+
+        In two steps, so that a function may refer to its own task: first an empty task, which the
+        function then finds, then what it is made of.
+        """
         changes = self._changes()
         if self._made is None:
             anew = bool(self.__dict__.get("_anew"))

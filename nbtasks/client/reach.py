@@ -245,11 +245,9 @@ class Reach:
             self._note(attributes.values, attributes.values())
             self._visit_class(made)
         try:
-            reduced = task.__reduce_ex__(5)
+            reduced = task._by_value()
         except Exception:  # whoever pickles it will say why
             self.volatile = True
-            return
-        if isinstance(reduced, str):
             return
         # What it pickles to may lie in containers that were made just now; their members count.
         for part in reduced[1:3]:

@@ -77,6 +77,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._reduce_behind(obj, steps)
         elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
             return _NAMED[kind](obj)
+        elif hasattr(kind, "_by_value"):  # a task
+            return obj._by_value()
         return super().reducer_override(obj)
 
     def _reduce_code(self, code: types.CodeType) -> Any:
@@ -264,3 +266,8 @@ def dump(value: Any, keep: Keep | None = None) -> Pickled:
     # Only now: when the rest cannot be pickled, nothing has been put anywhere.
     buffers = [keep(view) for view in views] if keep else []
     return Pickled(file.getvalue(), buffers, frozenset(pickler.modules), tuple(pickler.codes))
+
+
+def enclosed(value: Any) -> tuple[Callable[..., Any], tuple[bytes]]:
+    """Return how any pickle holds what only ours can: as a pickle inside of it."""
+    return pickle.loads, (dump(value).body,)

@@ -1566,6 +1566,14 @@ def test_a_function_may_refer_to_its_own_task():
     assert there.run.__globals__["fact"] is there
 
 
+def test_pickles_of_the_standard_library_hold_a_task_too():
+    cell = notebook("@task(max_retries=7)\ndef f(n):\n    return n and n + f(n - 1)\n")
+
+    there = pickle.loads(pickle.dumps(cell["f"]))
+
+    assert (there(3), there.name, there.max_retries) == (6, "f", 7)
+
+
 def test_what_a_notebooks_settings_say_holds_in_the_worker_too(add):
     config.configure(task_soft_time_limit=9, task_serializer="json")
 
