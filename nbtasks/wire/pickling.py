@@ -8,6 +8,7 @@ made is left as it is there.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -19,7 +20,6 @@ import types
 import typing
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 import cloudpickle
@@ -73,6 +73,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif kind is functools.cached_property:
             # Up to Python 3.11 it holds a lock. The name is told to it when its class is made only.
             return kind, (obj.func,), {"attrname": obj.attrname}
+        elif kind in _MANAGERS and hasattr(obj, "func"):
+            # One that decorates makes another for each call. Entered ones have no `func` any more.
+            return kind, (obj.func, obj.args, obj.kwds)
         elif kind is functools._lru_cache_wrapper and (steps := steps_behind(obj)):
             return self._reduce_behind(obj, steps)
         elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
@@ -126,6 +129,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 #: Arrays of which numpy itself makes bytes inside the pickle: these kinds, and all of times.
 _ARRAYS: Final = frozenset({"ndarray", "memmap", "recarray", "matrix", "chararray"})
+
+
+#: What `contextlib.contextmanager` and its sibling make: they hold a generator.
+_MANAGERS: Final = frozenset(
+    {contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager}
+)
 
 
 def _reduce_array(array: Any) -> Any:
@@ -197,7 +206,7 @@ _trial = threading.local()
 _MOST_STEPS: Final = 100
 
 
-@contextmanager
+@contextlib.contextmanager
 def trial() -> Iterator[None]:
     """Load in this block what is then thrown away: classes stay as they are."""
     _trial.on = True
@@ -214,7 +223,7 @@ def set_class_state(cls: type, state: tuple[Callable[[type, Any], Any], Any]) ->
     set_state, inner = state
     names = frozenset(inner[0])
     for name in _from_elsewhere.get(cls, names) - names:  # taken away there
-        with suppress(AttributeError):
+        with contextlib.suppress(AttributeError):
             delattr(cls, name)
     _from_elsewhere[cls] = names
     set_state(cls, inner)

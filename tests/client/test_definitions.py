@@ -139,6 +139,40 @@ def test_recursive_cached_function_travels(notebook):
     assert notebook.load()(60) == 1548008755920
 
 
+def test_context_manager_that_decorates_travels(notebook):
+    notebook.run(
+        """
+        import contextlib
+        entered = []
+        @contextlib.contextmanager
+        def noting(word):
+            entered.append(word)
+            yield
+        @task
+        @noting("hello")
+        def f(): return entered
+        """
+    )
+    there = notebook.load()
+
+    assert [list(there()), list(there())] == [["hello"], ["hello"] * 2]
+
+
+def test_context_manager_that_is_entered_is_named(notebook):
+    notebook.run(
+        """
+        import contextlib
+        manager = contextlib.contextmanager(lambda: (_ for _ in "a"))()
+        manager.__enter__()
+        @task
+        def f(): return manager
+        """
+    )
+
+    with pytest.raises(EncodeError, match="'manager'"):
+        notebook.define()
+
+
 def test_large_array_among_the_globals_travels_beside_the_body(notebook):
     notebook.run(
         """
