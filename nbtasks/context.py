@@ -61,6 +61,9 @@ class Channel(Protocol):
     def join(self, who: object, over: bool) -> None:
         """Say that the run waits for other tasks, or does so no more."""
 
+    def flush(self) -> None:
+        """Wait until the broker has heard what the run has told."""
+
 
 class Request:
     """What a run knows of itself: `self.request` in a task that is bound.

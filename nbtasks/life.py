@@ -349,14 +349,14 @@ class _Watched:
             return self._run(*args, **kwargs)
         try:
             value = self._run(*args, **kwargs)
-        except Exception as error:
+        except BaseException as error:
             raise _consider_autoretry(self._task, frame.request, error)  # noqa: B904 (or the same)
         return self._watch(frame.request, value) if isinstance(value, CoroutineType) else value
 
     async def _watch(self, request: Request, value: Coroutine[Any, Any, Any]) -> Any:
         try:
             return await value
-        except Exception as error:
+        except BaseException as error:
             raise _consider_autoretry(self._task, request, error)  # noqa: B904 (or the same)
 
 
@@ -395,7 +395,8 @@ def _when(when: Any) -> dict[str, Any]:
 
 def _consider_autoretry(task: Any, request: Request, error: BaseException) -> BaseException:
     """Return how the run really ends: with `error`, or with what `retry` makes of it."""
-    if isinstance(error, TaskPredicate):  # Ignore, Reject and Retry are said on purpose
+    # Ignore, Reject and Retry are said on purpose; SystemExit means the process.
+    if isinstance(error, (TaskPredicate, SystemExit)):
         return error
     try:
         if not isinstance(error, exception_classes("autoretry_for", task.autoretry_for)):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import keyword
+import types
 from collections.abc import Callable, Mapping
 from inspect import Parameter
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 #: Letters that a call's arguments may take in lists and panels.
 SUMMARY: Final = 80
@@ -42,9 +44,16 @@ def make_check(function: Callable[..., Any], name: str, bound: bool) -> Callable
     callable or None
         None when nobody can say what the function takes (some written in C).
     """
-    signature = signature_of(function, bound)
+    # What a decorator written in Python takes may differ from what it wraps: it may give arguments
+    # of its own. Caches written in C take what they wrap.
+    own = isinstance(function, (types.FunctionType, types.MethodType))
+    signature = signature_of(function, bound=False, follow_wrapped=not own)
     if signature is None:
         return None
+    if bound:
+        if _PLACED.isdisjoint(parameter.kind for parameter in signature.parameters.values()):
+            return functools.partial(_refuse, name)
+        signature = _without_task(signature)
     parameters = list(signature.parameters.values())
     if not all(_is_plain(parameter.name) for parameter in parameters):
         return signature.bind
@@ -56,16 +65,36 @@ def make_check(function: Callable[..., Any], name: str, bound: bool) -> Callable
     return checked
 
 
-def signature_of(function: Callable[..., Any], bound: bool) -> inspect.Signature | None:
+def signature_of(
+    function: Callable[..., Any], bound: bool, *, follow_wrapped: bool = True
+) -> inspect.Signature | None:
     """Return what callers give to `function`, or None when nobody can say."""
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(function, follow_wrapped=follow_wrapped)
     except (TypeError, ValueError):
         return None
+    return _without_task(signature) if bound else signature
+
+
+def _without_task(signature: inspect.Signature) -> inspect.Signature:
+    """Return what is left for callers when the task itself is the first argument."""
     parameters = list(signature.parameters.values())
-    if bound and parameters and parameters[0].kind is not Parameter.VAR_POSITIONAL:
+    if parameters and parameters[0].kind is not Parameter.VAR_POSITIONAL:
         parameters = parameters[1:]
     return signature.replace(parameters=parameters)
+
+
+#: Kinds of parameters that the task itself can be given to.
+_PLACED: Final = frozenset(
+    {Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL}
+)
+
+
+def _refuse(name: str, /, *args: Any, **kwargs: Any) -> NoReturn:
+    raise TypeError(
+        f"{name}() has no parameter for the task itself, which bind=True gives it as its first "
+        f"argument. Write def {name}(self, ...), or leave bind=True out."
+    )
 
 
 def _is_plain(name: str) -> bool:

@@ -543,7 +543,7 @@ class Task:
             None if kwargs is None else as_kwargs(kwargs),
         )
         limit = retrying.limit_of(self, max_retries)
-        if limit is not None and request.retries >= limit:
+        if limit is not None and request.retries + 1 > limit:
             retrying.raise_here(retrying.exceeded(self, request, *new) if exc is None else exc)
         plan = retrying.plan(self, request, *new, eta, countdown, options)
         wait = self.default_retry_delay if countdown is None else countdown
@@ -731,8 +731,18 @@ class Task:
         return self
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # In two steps, so that a function may refer to its own task: first an empty task, which
-        # the function then finds, then what it is made of.
+        # The standard library's pickle, of a pool for instance, looks for a function under its
+        # name, and finds the task there.
+        from nbtasks.wire import pickling
+
+        return pickling.enclosed(self)
+
+    def _by_value(self) -> tuple[Any, ...]:
+        """Return how our own pickles hold a task.
+
+        In two steps, so that a function may refer to its own task: first an empty task, which the
+        function then finds, then what it is made of.
+        """
         changes = self._changes()
         if self._made is None:
             anew = bool(self.__dict__.get("_anew"))

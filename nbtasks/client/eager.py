@@ -48,6 +48,9 @@ class _Here:
     def join(self, who: object, over: bool) -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
 
 def apply(
     task: Task,

@@ -174,7 +174,7 @@ class Reach:
             self.volatile = True
 
     def _visit_function(self, function: types.FunctionType) -> None:
-        if self._is_by_reference(function) or pickling.is_behind(function):
+        if self._is_by_reference(function) or pickling.steps_behind(function):
             return
         parts = _function_parts(function)
         self._note(partial(_function_parts, function), parts)
@@ -245,11 +245,9 @@ class Reach:
             self._note(attributes.values, attributes.values())
             self._visit_class(made)
         try:
-            reduced = task.__reduce_ex__(5)
+            reduced = task._by_value()
         except Exception:  # whoever pickles it will say why
             self.volatile = True
-            return
-        if isinstance(reduced, str):
             return
         # What it pickles to may lie in containers that were made just now; their members count.
         for part in reduced[1:3]:

@@ -139,6 +139,11 @@ class AsyncResult(Family):
 
     def _learned(self) -> Record:
         """Return the record once it says what the broker knew when it was asked."""
+        run = context.current_run()
+        if run is not None and run.id == self.id and not run.is_eager and run._channel is not None:
+            # A run tells of itself by another way than we hear of it.
+            run._channel.flush()
+            self._client.settle(waiting.PATIENCE)
         record = self._follow()
         if record.known is None and record.call is None and not record.over:
             self._client.learn(record, waiting.PATIENCE)

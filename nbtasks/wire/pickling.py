@@ -8,6 +8,7 @@ made is left as it is there.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -19,7 +20,6 @@ import types
 import typing
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 import cloudpickle
@@ -73,8 +73,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif kind is functools.cached_property:
             # Up to Python 3.11 it holds a lock. The name is told to it when its class is made only.
             return kind, (obj.func,), {"attrname": obj.attrname}
+        elif kind in _MANAGERS and hasattr(obj, "func"):
+            # One that decorates makes another for each call. Entered ones have no `func` any more.
+            return kind, (obj.func, obj.args, obj.kwds)
+        elif kind is functools._lru_cache_wrapper and (steps := steps_behind(obj)):
+            return self._reduce_behind(obj, steps)
         elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
             return _NAMED[kind](obj)
+        elif hasattr(kind, "_by_value"):  # a task
+            return obj._by_value()
         return super().reducer_override(obj)
 
     def _reduce_code(self, code: types.CodeType) -> Any:
@@ -93,12 +100,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         that cloudpickle would copy it, with all that it refers to, as it was when imported.
         """
         reduced = super().reducer_override(function)
-        if reduced is not NotImplemented and not is_behind(function):
-            return reduced
-        self.modules.add(function.__module__)
         if reduced is NotImplemented:
+            self.modules.add(function.__module__)
             return reduced
-        return take_behind, (function.__module__, function.__qualname__)
+        steps = steps_behind(function)
+        return self._reduce_behind(function, steps) if steps else reduced
+
+    def _reduce_behind(self, function: Any, steps: int) -> Any:
+        self.modules.add(function.__module__)
+        return take_behind, (function.__module__, function.__qualname__, steps)
 
     def _reduce_class(self, cls: type) -> Any:
         """Remember which classes were made here.
@@ -119,6 +129,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 #: Arrays of which numpy itself makes bytes inside the pickle: these kinds, and all of times.
 _ARRAYS: Final = frozenset({"ndarray", "memmap", "recarray", "matrix", "chararray"})
+
+
+#: What `contextlib.contextmanager` and its sibling make: they hold a generator.
+_MANAGERS: Final = frozenset(
+    {contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager}
+)
 
 
 def _reduce_array(array: Any) -> Any:
@@ -186,8 +202,11 @@ _from_elsewhere: Final[weakref.WeakKeyDictionary[type, frozenset[str]]] = (
 )
 _trial = threading.local()
 
+#: Decorators, one above the other, that are looked behind.
+_MOST_STEPS: Final = 100
 
-@contextmanager
+
+@contextlib.contextmanager
 def trial() -> Iterator[None]:
     """Load in this block what is then thrown away: classes stay as they are."""
     _trial.on = True
@@ -204,40 +223,35 @@ def set_class_state(cls: type, state: tuple[Callable[[type, Any], Any], Any]) ->
     set_state, inner = state
     names = frozenset(inner[0])
     for name in _from_elsewhere.get(cls, names) - names:  # taken away there
-        with suppress(AttributeError):
+        with contextlib.suppress(AttributeError):
             delattr(cls, name)
     _from_elsewhere[cls] = names
     set_state(cls, inner)
     return cls
 
 
-def is_behind(function: types.FunctionType) -> bool:
-    """Whether an importable module has a decorated `function` under the name of it."""
+def steps_behind(function: Any) -> int:
+    """Return how many decorators hide `function` in the importable module that has it; 0: none."""
     if function.__module__ in (None, "__main__") or "<" in function.__qualname__:
-        return False
+        return 0
     found: Any = sys.modules.get(function.__module__)
     for name in function.__qualname__.split("."):
         found = inspect.getattr_static(found, name, None)
-    return found is not function and _unwrap(found, function) is function
+    for steps in range(_MOST_STEPS):
+        if found is function:
+            return steps
+        found = getattr(found, "__wrapped__", None)
+    return 0
 
 
-def _unwrap(found: Any, wanted: Any = None) -> Any:
-    """Follow `__wrapped__` to the function `wanted`, or to the end."""
-    for _ in range(100):
-        if found is wanted and found is not None:
-            return found
-        inner = getattr(found, "__wrapped__", None)
-        if inner is None:
-            break
-        found = inner
-    return found
-
-
-def take_behind(module: str, qualname: str) -> Any:
+def take_behind(module: str, qualname: str, steps: int = _MOST_STEPS) -> Any:
+    # Former versions gave no steps, and meant what is behind all decorators.
     found: Any = importlib.import_module(module)
     for name in qualname.split("."):
-        found = getattr(found, name)
-    return _unwrap(found)
+        found = inspect.getattr_static(found, name)
+    for _ in range(steps):
+        found = getattr(found, "__wrapped__", found)
+    return found
 
 
 def dump(value: Any, keep: Keep | None = None) -> Pickled:
@@ -261,3 +275,8 @@ def dump(value: Any, keep: Keep | None = None) -> Pickled:
     # Only now: when the rest cannot be pickled, nothing has been put anywhere.
     buffers = [keep(view) for view in views] if keep else []
     return Pickled(file.getvalue(), buffers, frozenset(pickler.modules), tuple(pickler.codes))
+
+
+def enclosed(value: Any) -> tuple[Callable[..., Any], tuple[bytes]]:
+    """Return how any pickle holds what only ours can: as a pickle inside of it."""
+    return pickle.loads, (dump(value).body,)

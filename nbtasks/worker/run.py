@@ -511,6 +511,11 @@ class Runner:
                 self._handover.joining = None if over else said
                 self._handover.post(said)
 
+    def flush(self) -> None:
+        """Wait until the broker has heard what the running task has told."""
+        if not self.forked:
+            self._functions.wait_heard()
+
 
 def end_child(outcome: life.Outcome) -> NoReturn:
     """End a process that a task has forked, like a program at the end of its text."""

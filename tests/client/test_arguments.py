@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import time
 from decimal import Decimal
@@ -71,8 +72,34 @@ def test_a_bound_functions_first_parameter_is_not_the_callers():
         check()
 
 
+@pytest.mark.parametrize("function", [nothing, lambda *, x=0: None, lambda **more: None])
+def test_a_bound_function_that_cannot_take_the_task_cannot_be_called(function):
+    check = make_check(function, "f", bound=True)
+
+    with pytest.raises(TypeError, match=r"f\(\) has no parameter for the task itself"):
+        check()
+
+
 def test_a_bound_function_that_takes_all_in_one_takes_all():
     make_check(lambda *args: None, "f", bound=True)(1, 2, 3)
+
+
+def gives_one(function):
+    @functools.wraps(function)
+    def with_one(*args, **kwargs):
+        return function(1, *args, **kwargs)
+
+    return with_one
+
+
+def test_callers_need_not_give_what_a_decorator_gives():
+    make_check(gives_one(plain), "plain", bound=False)(2)
+    make_check(gives_one(plain), "plain", bound=True)(2)
+
+
+def test_a_cache_takes_what_it_wraps():
+    with pytest.raises(TypeError, match="missing 2 required positional arguments"):
+        make_check(functools.lru_cache(plain), "plain", bound=False)()
 
 
 def test_what_cannot_be_inspected_is_not_checked():

@@ -139,6 +139,40 @@ def test_recursive_cached_function_travels(notebook):
     assert notebook.load()(60) == 1548008755920
 
 
+def test_context_manager_that_decorates_travels(notebook):
+    notebook.run(
+        """
+        import contextlib
+        entered = []
+        @contextlib.contextmanager
+        def noting(word):
+            entered.append(word)
+            yield
+        @task
+        @noting("hello")
+        def f(): return entered
+        """
+    )
+    there = notebook.load()
+
+    assert [list(there()), list(there())] == [["hello"], ["hello"] * 2]
+
+
+def test_context_manager_that_is_entered_is_named(notebook):
+    notebook.run(
+        """
+        import contextlib
+        manager = contextlib.contextmanager(lambda: (_ for _ in "a"))()
+        manager.__enter__()
+        @task
+        def f(): return manager
+        """
+    )
+
+    with pytest.raises(EncodeError, match="'manager'"):
+        notebook.define()
+
+
 def test_large_array_among_the_globals_travels_beside_the_body(notebook):
     notebook.run(
         """
@@ -915,6 +949,44 @@ def test_task_of_a_local_module_runs_as_it_is_on_disk(pair, beside):
     answers.append(pair.call("work", "(1,)"))
 
     assert answers == ["2", "3"]
+
+
+def test_task_of_a_local_module_keeps_the_decorators_below_it(pair, beside):
+    (beside / "doubling.py").write_text(
+        textwrap.dedent(
+            """
+            import functools
+            from nbtasks import task
+
+            def twice(function):
+                @functools.wraps(function)
+                def doubled(*args):
+                    return 2 * function(*args)
+                return doubled
+
+            @task
+            @twice
+            @twice
+            def four_times(x): return x
+
+            class Doubling:
+                @staticmethod
+                @task
+                @twice
+                def double(x): return x
+
+            @task
+            @functools.cache
+            @twice
+            def double_once(x): return x
+            """
+        )
+    )
+    pair.cell("from doubling import Doubling, double_once, four_times; double = Doubling.double")
+
+    assert pair.call("four_times", "(1,)") == "4"
+    assert pair.call("double", "(1,)") == "2"
+    assert pair.call("double_once", "(1,)") == "2"
 
 
 def test_queued_call_keeps_the_code_that_it_was_sent_with(pair):

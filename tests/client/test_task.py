@@ -1023,6 +1023,20 @@ def test_apply_ends_when_the_retries_do():
     assert (result.state, result.result.args) == ("FAILURE", (3,))
 
 
+def test_apply_retries_what_is_no_plain_exception_inside_of_ones_own_call_too():
+    class Calling(Task):
+        def __call__(self, *args):
+            return super().__call__(*args)
+
+    @task(base=Calling, bind=True, autoretry_for=(asyncio.CancelledError,))
+    async def f(self):
+        if not self.request.retries:
+            raise asyncio.CancelledError
+        return self.request.retries
+
+    assert f.apply().get() == 1
+
+
 def test_apply_retries_with_new_arguments():
     @task(bind=True)
     def f(self, url, mirror=None):
@@ -1249,6 +1263,7 @@ def test_the_limit_of_the_call_wins_for_that_call(add):
     assert Attempt(add, retries=3).plan(max_retries=4).retries == 4
     assert isinstance(Attempt(add, retries=1).error(max_retries=1), MaxRetriesExceededError)
     assert isinstance(Attempt(add).error(max_retries=0), MaxRetriesExceededError)
+    assert isinstance(Attempt(add, retries=1).error(max_retries=1.5), MaxRetriesExceededError)
     assert add.max_retries == 3
 
 
@@ -1549,6 +1564,14 @@ def test_a_function_may_refer_to_its_own_task():
 
     assert there(5) == 120
     assert there.run.__globals__["fact"] is there
+
+
+def test_pickles_of_the_standard_library_hold_a_task_too():
+    cell = notebook("@task(max_retries=7)\ndef f(n):\n    return n and n + f(n - 1)\n")
+
+    there = pickle.loads(pickle.dumps(cell["f"]))
+
+    assert (there(3), there.name, there.max_retries) == (6, "f", 7)
 
 
 def test_what_a_notebooks_settings_say_holds_in_the_worker_too(add):

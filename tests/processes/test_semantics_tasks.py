@@ -852,6 +852,24 @@ def test_a_failing_handler_does_not_change_the_outcome():
     assert [result.state for result in results] == ["SUCCESS"] * 4
 
 
+def test_handlers_see_the_state_that_is_stored(log):
+    class Looking(Task):
+        def on_retry(self, exc, task_id, args, kwargs, einfo):
+            write(log.path, "on_retry", self.AsyncResult(task_id).state)
+
+        def after_return(self, status, retval, task_id, args, kwargs, einfo):
+            write(log.path, "after_return", self.AsyncResult(task_id).state)
+
+    @task(base=Looking, bind=True)
+    def twice(self):
+        if not self.request.retries:
+            raise self.retry(countdown=0.5)  # so long that the first handler is over
+
+    twice.delay()
+
+    assert log.becomes("on_retry RETRY", "after_return SUCCESS")
+
+
 def test_handlers_may_send_tasks_and_print(log):
     class Sending(Task):
         def on_success(self, retval, task_id, args, kwargs):
@@ -1104,6 +1122,19 @@ def test_a_state_that_was_set_for_another_task_is_seen_at_once():
         assert (result.state, result.info) == ("MARKED", 1)
 
     waiting.revoke()
+
+
+def test_a_task_sees_at_once_what_it_has_said_of_itself():
+    @task(bind=True)
+    def tell(self, n):
+        seen = []
+        for said in range(n):
+            self.update_state(state="SAID", meta=said)
+            result = self.AsyncResult(self.request.id)
+            seen.append((result.state, result.info))
+        return seen
+
+    assert tell.delay(20).get(timeout=SOON) == [("SAID", n) for n in range(20)]
 
 
 def test_states_that_a_thread_of_the_task_sets_come_before_its_end():
