@@ -1333,6 +1333,20 @@ def test_timeout_of_a_set_is_for_all_together_and_exact(client, records, members
     assert 0.2 <= time.monotonic() - began < 0.3
 
 
+def test_waits_that_are_given_up_leave_nothing_behind(client, records, members):
+    async def wait_briefly(awaitable):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(awaitable, 0.01)
+
+    for _ in range(3):
+        with pytest.raises(exceptions.TimeoutError):
+            members.get(timeout=0.01)
+        asyncio.run(wait_briefly(members))
+        asyncio.run(wait_briefly(members[0]))
+
+    assert [record.waiters for record in records] == [[], [], []]
+
+
 def test_on_interval_of_a_set_is_called(client, records, members, monkeypatch):
     monkeypatch.setattr(waiting, "BEAT", 0.02)
     called = []
