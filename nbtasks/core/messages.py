@@ -444,6 +444,8 @@ class Started(Message, frozen=True):
 
     ticket: Count
     at: Seconds
+    #: Of a function that no client has defined: the worker has found it by its name.
+    policy: Policy | None = None
 
 
 class Report(Message, frozen=True):

@@ -799,9 +799,11 @@ class Scheduler:
         if worker is None or task is None:
             return
         worker.progress_at = now.boot
+        if started.policy is not None and not task.definition:
+            self.pool.found(task.name, started.policy)
         if task.phase == ASSIGNED:
             self._begin(worker, started.ticket, task, now, started.at)
-        elif task.limit_at is not None:
+        elif self._limit_of(task) is not None:
             # Said again once function and arguments are loaded: now the body begins.
             self._limit(worker, started.ticket, task, now)
             self._save(task)

@@ -1586,6 +1586,29 @@ def test_a_name_that_only_the_worker_can_import_is_imported(cluster):
     assert script(code) == "7"
 
 
+@task(time_limit=0.5)
+def takes_too_long():
+    time.sleep(60)
+
+
+@task(acks_late=True)
+def dies_at_first(path):
+    if tries(path) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "lives"
+
+
+def test_the_options_hold_of_a_task_that_only_the_worker_finds(cluster, log):
+    code = f"""
+        import nbtasks
+        nbtasks.connect({str(cluster.dir)!r})
+        long = nbtasks.send_task({takes_too_long.name!r})
+        late = nbtasks.send_task({dies_at_first.name!r}, [{log.path!r}])
+        print(type(long.get(timeout=30, propagate=False)).__name__, late.get(timeout=30))
+    """
+    assert script(code) == "TimeLimitExceeded lives"
+
+
 def test_an_unknown_name_ends_with_not_registered():
     result = nbtasks.send_task("no.such.task", (1,))
 
