@@ -397,6 +397,8 @@ class _Gathering:
         self._callback = callback
         self._beat = waiting.Beat(on_interval)
         leaves = [leaf for leaf in results._leaves() if not leaf.ignored]
+        self._on_message = on_message
+        self._eager = [one for one in results._everyone() if isinstance(one, EagerResult)]
         self._messages = (
             [(leaf._follow(), Messages(leaf, on_message)) for leaf in leaves]
             if on_message is not None
@@ -422,6 +424,9 @@ class _Gathering:
     def completed(self) -> Iterator[Any]:
         """Yield the members as they complete."""
         __tracebackhide__ = True
+        if self._on_message is not None:
+            for eager in self._eager:
+                eager.listen(self._on_message)
         yield from (member for member in self._members if self._is_over_by_nature(member))
         try:
             self._watch()

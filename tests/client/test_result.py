@@ -1450,6 +1450,16 @@ def test_set_of_what_is_over_by_nature_gives_its_values(client, records):
     assert called == [("e", 5), ("m0", None)]
 
 
+def test_set_tells_the_messages_of_members_that_have_run_here(client, records):
+    client.succeed(records[0], 0)
+    eager, sent = EagerResult("e", 5, "SUCCESS"), AsyncResult._of(records[0])
+    heard = []
+
+    ResultSet([sent, ResultSet([eager])]).get(on_message=heard.append)
+
+    assert [body["task_id"] for body in heard] == ["e", "m0"]
+
+
 def test_set_within_a_set_gives_a_list_within_the_list(client, records):
     for number, record in enumerate(records):
         client.succeed(record, number)
@@ -1614,7 +1624,8 @@ def test_eager_result_needs_no_cluster(monkeypatch):
     assert (eager.progress, eager.retries, eager.worker, eager.queue) == (1.0, None, None, None)
     assert len(eager.history) == 1
     assert ResultSet([eager]).get() == [4]
-    assert copy.copy(eager).get() == pickle.loads(pickle.dumps(eager)).get() == 4
+    for twin in (copy.copy(eager), pickle.loads(pickle.dumps(eager))):
+        assert (twin.get(), twin.date_done) == (4, eager.date_done)
     with pytest.raises(ValueError, match="cannot be run again"):
         eager.retry()
 
