@@ -18,6 +18,7 @@ from nbtasks.client.callbacks import callbacks
 from nbtasks.client.eager_result import EagerResult
 from nbtasks.client.family import Callback, Listener, ResultBase
 from nbtasks.client.listening import Messages
+from nbtasks.client.options import text_of
 from nbtasks.client.record import take_away
 from nbtasks.client.result import AsyncResult
 from nbtasks.client.waiting import OnReady
@@ -86,10 +87,10 @@ class ResultSet(ResultBase):
 
     def update(self, results: Iterable[ResultBase]) -> None:
         """Add several members."""
-        known = set(self.results)
+        known = set(map(_id_of, self.results))  # sets among them cannot be hashed
         for result in results:
-            if result not in known:
-                known.add(result)
+            if _id_of(result) not in known:
+                known.add(_id_of(result))
                 self.results.append(result)
 
     def clear(self) -> None:
@@ -559,7 +560,7 @@ class GroupResult(ResultSet):
     ) -> None:
         super().__init__(results or ())
         #: Id of the group.
-        self.id = id
+        self.id = None if id is None else text_of("id", str(id))
         self.parent = parent
 
     def save(self, backend: Any = None) -> None:

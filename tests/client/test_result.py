@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 import weakref
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -1406,6 +1407,15 @@ def test_set_is_a_list_of_distinct_results():
     assert results.get() == []
 
 
+def test_set_may_hold_sets_when_others_are_added():
+    inner = ResultSet([AsyncResult("a")])
+    results = ResultSet([inner])
+
+    results.update([AsyncResult("b"), ResultSet([AsyncResult("a")])])
+
+    assert list(results) == [inner, "b"]
+
+
 def test_set_is_revoked_with_one_message(client, members):
     members.revoke(terminate=True, signal="SIGKILL")
     members.cancel()
@@ -1538,6 +1548,17 @@ def test_saved_group_is_restored_until_it_is_deleted(client):
     assert GroupResult.restore("g").parent == "p"
     group.delete()
     assert GroupResult.restore("g") is None
+
+
+def test_group_may_have_a_uuid_for_an_id(client):
+    kept = {}
+    client.answers["put"] = lambda key, value: kept.__setitem__(key, value)
+    client.answers["peek"] = lambda key: kept.get(key)
+    own = uuid.uuid4()
+
+    GroupResult(own, [AsyncResult("a")]).save()
+
+    assert GroupResult.restore(own).id == str(own)
 
 
 def test_group_without_an_id_cannot_be_saved(client):
