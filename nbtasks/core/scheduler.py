@@ -587,6 +587,8 @@ class Scheduler:
             task.state, task.ended_at, task.client = states.PENDING, None, peer
             task.due = task.eta = task.expires = None
             task.deaths, task.wish = 0, ""
+            # Whoever has seen it end counts on that: nobody follows what is over.
+            self._followers.setdefault(task_id, set()).update(self.clients)
             self._tell_again(task, "run again by hand", now)
             self._make_ready(task)
             self._save(task)
