@@ -439,9 +439,9 @@ class _Gathering:
                 with context.joining():
                     self._pause()
         finally:
-            # Whoever gives up now may ask again, many times.
-            for record, waiter in self._waiters:
-                take_away(record, waiter)
+            if self._open:  # whoever gives up now may ask again, many times
+                for record, waiter in self._waiters:
+                    take_away(record, waiter)
         for member in self._members:
             if isinstance(member, ResultSet):
                 yield _Nested(member)
