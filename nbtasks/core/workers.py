@@ -269,7 +269,8 @@ class Workers:
         alone = self._known_to_one() if fresh else {}
         for worker in fresh:
             function = self._left_to(worker) or alone.get(worker.queues)
-            if function is not None:
+            # What is known by its name only, no message can carry.
+            if function is not None and function.digest:
                 alone.pop(worker.queues, None)
                 worker.last, worker.prepares = function, function.digest
                 yield worker, function
