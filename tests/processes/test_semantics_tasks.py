@@ -2131,11 +2131,24 @@ def asks_in_vain(self, what):
         ({"exc": "text"}, TypeError, "exc='text', which is no exception"),
         ({"max_retries": "3"}, ValueError, "max_retries='3' is no number of retries"),
         ({"serializer": "nope"}, exceptions.SerializerNotInstalled, "no serializer 'nope'"),
+        ({"group_index": 2**70}, ValueError, "is no place in a group"),
     ],
 )
 def test_a_retry_that_cannot_be_meant_fails_at_once(what, kind, said):
     with pytest.raises(kind, match=said):
         asks_in_vain.delay(what).get(timeout=SOON)
+
+
+@task(bind=True, max_retries=10**30, memory_limit=10**30)
+def has_no_bounds(self):
+    if not self.request.retries:
+        self.retry(countdown=0, memory_limit=10**30)
+    return self.request.retries
+
+
+def test_limits_that_no_message_can_carry_are_as_high_as_can_be():
+    assert has_no_bounds.delay().get(timeout=SOON) == 1
+    assert has_no_bounds.apply_async(retries=10**30).get(timeout=SOON) > 10**9
 
 
 @task(bind=True)
