@@ -2151,6 +2151,19 @@ def test_limits_that_no_message_can_carry_are_as_high_as_can_be():
     assert has_no_bounds.apply_async(retries=10**30).get(timeout=SOON) > 10**9
 
 
+@task(bind=True, max_retries=None)
+def miscounts(self, retries):
+    if retries is not None:
+        self.request.retries = retries
+        self.retry((None,), countdown=0)
+    return self.request.retries
+
+
+@pytest.mark.parametrize(("set_to", "then"), [(-5, 0), (6, 7), (2**40, 2**31)])
+def test_a_body_may_set_how_often_it_was_retried(set_to, then):
+    assert miscounts.delay(set_to).get(timeout=SOON) == then
+
+
 @task(bind=True)
 def parent_of_two(self):
     first, second = answer.delay(1), answer.delay(2)
