@@ -172,6 +172,8 @@ class Frame(NamedTuple):
 _new: Final = tuple.__new__
 _stack: ContextVar[Frame | None] = ContextVar("nbtasks_stack", default=None)
 _joining: ContextVar[bool] = ContextVar("nbtasks_joining", default=False)
+#: In a worker, the channel of its runs, for threads that a run has begun: these have no frame.
+of_process: Channel | None = None
 
 
 def push(task: Any, request: Request) -> None:
@@ -362,7 +364,7 @@ def joining() -> Iterator[None]:
     frame = _stack.get()
     while frame is not None and (frame.request.called_directly or frame.request.is_eager):
         frame = frame.outer
-    channel = None if frame is None else frame.request._channel
+    channel = of_process if frame is None else frame.request._channel
     if channel is None:
         yield
         return

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from nbtasks.client.calls import Prepared
     from nbtasks.client.eager_result import EagerResult
     from nbtasks.client.result import AsyncResult
+    from nbtasks.core.messages import Policy
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -658,6 +659,12 @@ class Task:
         prepared = Prepared(self, settings)
         self.__dict__["_prepared"] = prepared
         return prepared
+
+    def _policy(self) -> Policy:
+        """Return what the broker must know; workers ask it of tasks that they find by name."""
+        from nbtasks.client.definitions import policy_of
+
+        return policy_of(self)
 
     def _ensure_name(self) -> None:
         if self.name is None:

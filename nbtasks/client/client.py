@@ -47,6 +47,7 @@ from nbtasks.client.record import (
     one_over,
     release,
     ring,
+    take_away,
 )
 from nbtasks.client.records import Records
 from nbtasks.client.waiting import pause
@@ -373,12 +374,17 @@ class Client:
         """Wait until there is an event after number `after`, or the task is over."""
         return self._wait_until(record, lambda: record.n > after or record.over, timeout, each=True)
 
-    def add_waiter(self, record: Record, callback: Callable[[], Any]) -> None:
-        """Call `callback` once when the task is over: at once if it is, else in the I/O thread."""
+    def add_waiter(self, record: Record, callback: Callable[[], Any]) -> Callback:
+        """Call `callback` once when the task is over: at once if it is, else in the I/O thread.
+
+        Whoever gives up before that gives what is returned to `take_away`.
+        """
         waiter = Callback(callback)
         record.waiters.append(waiter)
         if record.over:
+            take_away(record, waiter)
             waiter.release()
+        return waiter
 
     def tell(self, *messages: Any, buffers: Sequence[Buffer] = ()) -> None:
         """Send messages that need no answer.

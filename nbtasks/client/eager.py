@@ -170,7 +170,10 @@ def _result(
     assert request.id is not None
     text = outcome.einfo.traceback if outcome.einfo is not None else None
     queue = request.delivery_info["routing_key"]
-    ran = Ran(request.args, request.kwargs, request.retries, queue, tuple(children))
+    ran = Ran(
+        request.args, request.kwargs, request.retries, queue, tuple(children), request.group,
+        request.parent_id,
+    )  # fmt: skip
     return EagerResult(request.id, outcome.value, outcome.state, text, task.name, ran)
 
 

@@ -25,6 +25,9 @@ class Ran(NamedTuple):
     queue: str | None = None
     #: Results of the tasks that it has sent.
     children: tuple[AsyncResult, ...] = ()
+    #: Ids of its group and of the task that has run it.
+    group: str | None = None
+    parent: str | None = None
 
 
 class EagerResult(AsyncResult):
@@ -149,6 +152,7 @@ class EagerResult(AsyncResult):
 
     def _message(self) -> dict[str, Any]:
         ran = self._ran
+        ids = {"group_id": ran.group, "parent_id": ran.parent}
         return {
             "task_id": self.id,
             "status": self._state,
@@ -162,6 +166,7 @@ class EagerResult(AsyncResult):
             "worker": None,
             "retries": ran.retries or 0,
             "queue": ran.queue,
+            **{name: id for name, id in ids.items() if id},
         }
 
     def _when_over(self, function: Callable[[], object]) -> None:
@@ -278,9 +283,13 @@ class EagerResult(AsyncResult):
         return list(self._ran.children)
 
     def __copy__(self) -> Self:
-        made, parts = self.__reduce__()
-        return made(*parts)
+        made, parts, (_, more) = self.__reduce__()
+        twin: Self = made(*parts)
+        for name, value in more.items():
+            setattr(twin, name, value)
+        return twin
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         told = self._result, self._state, self._traceback, self._name, self._ran
-        return type(self), (self.id, *told)
+        more = {"_at": self._at, "_ignored": self._ignored, "parent": self.parent}
+        return type(self), (self.id, *told), (None, more)

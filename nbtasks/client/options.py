@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from nbtasks.config import parse_size
-from nbtasks.core.messages import INLINE_LIMIT, Now, Options
+from nbtasks.core.messages import INLINE_LIMIT, MOST, MOST_RETRIES, Now, Options
 from nbtasks.exceptions import NaiveTimeWarning
 from nbtasks.wire.codecs import find_compression, find_serializer
 
@@ -306,7 +306,7 @@ def memory_of(value: Any) -> int | None:
         When it is no size.
     """
     try:
-        return None if value is None else parse_size(value)
+        return None if value is None else min(parse_size(value), MOST)
     except ValueError as error:
         raise ValueError(f"memory_limit: {error}") from None
 
@@ -322,7 +322,7 @@ def retries_of(option: str, value: Any) -> int | None:
     if value is None or value == math.inf:
         return None
     if isinstance(value, _REAL) and value >= 0 and value == int(value):
-        return int(value)
+        return min(int(value), MOST_RETRIES)
     raise ValueError(
         f"{option}={value!r} is no number of retries. Give a whole number, 0 for none, or None "
         f"for retries without end."
@@ -369,7 +369,7 @@ def _shown_text(value: Any) -> str:
 
 def _place(value: Any) -> int:
     """Return a place in a group."""
-    if isinstance(value, _WHOLE) and value >= 0:
+    if isinstance(value, _WHOLE) and 0 <= value <= MOST:
         return int(value)
     raise ValueError(f"group_index={value!r} is no place in a group. Give a whole number from 0.")
 

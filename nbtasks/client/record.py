@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -120,13 +121,19 @@ def release(waiter: Any) -> None:
         log.exception("a callback at the end of a task failed")
 
 
+def take_away(record: Record, waiter: Any) -> None:
+    """Let a waiter wait no more for a record; two threads may do so at once."""
+    with suppress(ValueError):
+        record.waiters.remove(waiter)
+
+
 def ring(record: Record) -> None:
     """Let everybody look again who waits for a record; callbacks only when it is over."""
     for waiter in list(record.waiters):
         if type(waiter) is not Callback:
             release(waiter)
         elif record.over:
-            record.waiters.remove(waiter)
+            take_away(record, waiter)
             release(waiter)
 
 

@@ -32,7 +32,7 @@ from nbtasks.client.family import Callback, Family, Listener, ResultBase
 from nbtasks.client.listening import Facts, Messages
 from nbtasks.client.options import text_of
 from nbtasks.client.outcome import Moment
-from nbtasks.client.record import locked, release
+from nbtasks.client.record import locked, release, take_away
 from nbtasks.core import states
 from nbtasks.core.messages import Call, Event, Hasten, Redo, Revoke
 
@@ -463,14 +463,17 @@ class AsyncResult(Family):
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(arrived.set)
 
-        client.add_waiter(record, wake)
-        while not record.over:
-            with waiting.awaiting(), contextlib.suppress(builtins.TimeoutError):
-                await asyncio.wait_for(arrived.wait(), beat.next(waiting.BEAT, record))
-            client.wait([record], 0.0)  # raises when there is no cluster any more
-            if arrived.is_set() and not record.over:  # it was over, and runs again
-                arrived.clear()
-                client.add_waiter(record, wake)
+        waiter = client.add_waiter(record, wake)
+        try:
+            while not record.over:
+                with waiting.awaiting(), contextlib.suppress(builtins.TimeoutError):
+                    await asyncio.wait_for(arrived.wait(), beat.next(waiting.BEAT, record))
+                client.wait([record], 0.0)  # raises when there is no cluster any more
+                if arrived.is_set() and not record.over:  # it was over, and runs again
+                    arrived.clear()
+                    waiter = client.add_waiter(record, wake)
+        finally:
+            take_away(record, waiter)
         return self._settle(record, propagate=True)
 
     def then(
@@ -514,9 +517,12 @@ class AsyncResult(Family):
         """Celery's promise of this result: `on_ready.then(callback)`."""
         return waiting.OnReady(self)
 
-    def _when_over(self, function: Callable[[], object]) -> None:
-        """Call `function` once when the task is over, from whichever thread learns of it."""
-        self._client.add_waiter(self._follow(), function)
+    def _when_over(self, function: Callable[[], object]) -> Any:
+        """Call `function` once when the task is over, from whichever thread learns of it.
+
+        What is returned is the waiter that `take_away` wants.
+        """
+        return self._client.add_waiter(self._follow(), function)
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call a function with each state message of this task, from the first on, without `get`.

@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from nbtasks import context, exceptions
 from nbtasks.client import waiting
@@ -18,10 +18,15 @@ from nbtasks.client.callbacks import callbacks
 from nbtasks.client.eager_result import EagerResult
 from nbtasks.client.family import Callback, Listener, ResultBase
 from nbtasks.client.listening import Messages
+from nbtasks.client.options import text_of
+from nbtasks.client.record import take_away
 from nbtasks.client.result import AsyncResult
 from nbtasks.client.waiting import OnReady
 from nbtasks.core import states
 from nbtasks.core.messages import Revoke
+
+if TYPE_CHECKING:
+    from nbtasks.client.client import Record
 
 
 class ResultSet(ResultBase):
@@ -82,10 +87,10 @@ class ResultSet(ResultBase):
 
     def update(self, results: Iterable[ResultBase]) -> None:
         """Add several members."""
-        known = set(self.results)
+        known = set(map(_id_of, self.results))  # sets among them cannot be hashed
         for result in results:
-            if result not in known:
-                known.add(result)
+            if _id_of(result) not in known:
+                known.add(_id_of(result))
                 self.results.append(result)
 
     def clear(self) -> None:
@@ -295,27 +300,34 @@ class ResultSet(ResultBase):
         return self._arrive().__await__()
 
     async def _arrive(self) -> list[Any]:
-        import asyncio
-
         # Members that are over but not yet looked at; the I/O thread appends.
         arrived: deque[AsyncResult] = deque()
-        for leaf in self._leaves():
-            if not leaf.ignored:
-                leaf._when_over(functools.partial(arrived.append, leaf))
-        values = []
-        for member in self.results:
-            _throw(arrived)
-            record = getattr(member, "_record", None)
-            wait = member
-            if record is None or not record.over:  # else a future would only cost time
-                wait = asyncio.ensure_future(member)
-                try:
-                    while not (await asyncio.wait([wait], timeout=waiting.SLICE))[0]:
-                        _throw(arrived)
-                finally:
-                    wait.cancel()
-            values.append(await wait)
-        return values
+        waiters = [
+            (leaf._follow(), leaf._when_over(functools.partial(arrived.append, leaf)))
+            for leaf in self._leaves()
+            if not leaf.ignored
+        ]
+        try:
+            return [await self._arrived(member, arrived) for member in self.results]
+        finally:
+            for record, waiter in waiters:
+                take_away(record, waiter)
+
+    async def _arrived(self, member: Any, arrived: deque[AsyncResult]) -> Any:
+        """Return the value of a member, or raise the first error met meanwhile."""
+        import asyncio
+
+        _throw(arrived)
+        record = getattr(member, "_record", None)
+        wait = member
+        if record is None or not record.over:  # else a future would only cost time
+            wait = asyncio.ensure_future(member)
+            try:
+                while not (await asyncio.wait([wait], timeout=waiting.SLICE))[0]:
+                    _throw(arrived)
+            finally:
+                wait.cancel()
+        return await wait
 
     def then(
         self,
@@ -386,6 +398,8 @@ class _Gathering:
         self._callback = callback
         self._beat = waiting.Beat(on_interval)
         leaves = [leaf for leaf in results._leaves() if not leaf.ignored]
+        self._on_message = on_message
+        self._eager = [one for one in results._everyone() if isinstance(one, EagerResult)]
         self._messages = (
             [(leaf._follow(), Messages(leaf, on_message)) for leaf in leaves]
             if on_message is not None
@@ -394,6 +408,8 @@ class _Gathering:
         #: Members that are over but not yet looked at; the I/O thread appends.
         self._arrived: deque[AsyncResult] = deque()
         self._open = {id(leaf): leaf for leaf in leaves}
+        #: What says so of each.
+        self._waiters: list[tuple[Record, Any]] = []
         #: The same in order. The last one that is open is waited for: it is likely to end late.
         self._order = list(self._open.values())
         self._direct = {id(member) for member in self._members}
@@ -409,15 +425,23 @@ class _Gathering:
     def completed(self) -> Iterator[Any]:
         """Yield the members as they complete."""
         __tracebackhide__ = True
+        if self._on_message is not None:
+            for eager in self._eager:
+                eager.listen(self._on_message)
         yield from (member for member in self._members if self._is_over_by_nature(member))
-        self._watch()
-        while True:
-            self._tell()
-            yield from self._newly_over()
-            if not self._open:
-                break
-            with context.joining():
-                self._pause()
+        try:
+            self._watch()
+            while True:
+                self._tell()
+                yield from self._newly_over()
+                if not self._open:
+                    break
+                with context.joining():
+                    self._pause()
+        finally:
+            if self._open:  # whoever gives up now may ask again, many times
+                for record, waiter in self._waiters:
+                    take_away(record, waiter)
         for member in self._members:
             if isinstance(member, ResultSet):
                 yield _Nested(member)
@@ -436,7 +460,8 @@ class _Gathering:
             if record.over:
                 self._arrived.append(leaf)
             else:
-                leaf._when_over(functools.partial(self._arrived.append, leaf))
+                waiter = leaf._when_over(functools.partial(self._arrived.append, leaf))
+                self._waiters.append((record, waiter))
 
     def _newly_over(self) -> Iterator[AsyncResult]:
         """Return those that are over since the last look, in the order in which they ended."""
@@ -535,7 +560,7 @@ class GroupResult(ResultSet):
     ) -> None:
         super().__init__(results or ())
         #: Id of the group.
-        self.id = id
+        self.id = None if id is None else text_of("id", str(id))
         self.parent = parent
 
     def save(self, backend: Any = None) -> None:

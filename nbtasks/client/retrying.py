@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from nbtasks.client import arguments, models, options
 from nbtasks.context import Request, RetryPlan
+from nbtasks.core.messages import MOST_RETRIES
 from nbtasks.exceptions import EncodeError, Reject, SerializerNotInstalled
 from nbtasks.wire.connection import now
 
@@ -63,7 +64,9 @@ def plan(
         start = options.moment("eta", eta)
     if args is not None or kwargs is not None:
         args, kwargs = _new_arguments(task, request, args, kwargs, changes)
-    return RetryPlan(args, kwargs, wait, start, request.retries + 1, changes)
+    # The body may have set any number.
+    retries = min(max(0, request.retries + 1), MOST_RETRIES)
+    return RetryPlan(args, kwargs, wait, start, retries, changes)
 
 
 def _new_arguments(

@@ -46,7 +46,8 @@ DEFAULT_QUEUE = "default"
 
 
 #: What may come from outside in a field that counts: anything else would not fit the store.
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+MOST = 2**53
+Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 #: Retries of one call; whoever counts stops here, so that what is passed on can be read.
 MOST_RETRIES = 2**31
 #: A time or a duration, seconds; not NaN, not infinite.
@@ -444,6 +445,8 @@ class Started(Message, frozen=True):
 
     ticket: Count
     at: Seconds
+    #: Of a function that no client has defined: the worker has found it by its name.
+    policy: Policy | None = None
 
 
 class Report(Message, frozen=True):

@@ -19,6 +19,9 @@ PUBLISH_POLICY: Final[Mapping[str, Any]] = {
     "retry_errors": None,
 }
 
+#: Starts per second; the least that a message can carry.
+SLOWEST: Final = 1e-12
+
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -153,7 +156,7 @@ def parse_rate(rate: str | float | None) -> float:
         per_second = float(count) / _UNITS[unit.strip() or "s"]
     except (ValueError, KeyError):
         per_second = -1.0
-    if not 0.0 <= per_second < math.inf:
+    if not (per_second == 0.0 or SLOWEST <= per_second < math.inf):
         raise ValueError(
             f"rate_limit={rate!r} is no rate. Give starts per second as a number, or text with a "
             f"unit: '10/s', '10/m' (minute) or '10/h' (hour); None for no limit."

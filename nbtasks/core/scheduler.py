@@ -587,6 +587,8 @@ class Scheduler:
             task.state, task.ended_at, task.client = states.PENDING, None, peer
             task.due = task.eta = task.expires = None
             task.deaths, task.wish = 0, ""
+            # Whoever has seen it end counts on that: nobody follows what is over.
+            self._followers.setdefault(task_id, set()).update(self.clients)
             self._tell_again(task, "run again by hand", now)
             self._make_ready(task)
             self._save(task)
@@ -799,9 +801,11 @@ class Scheduler:
         if worker is None or task is None:
             return
         worker.progress_at = now.boot
+        if started.policy is not None and not task.definition:
+            self.pool.found(task.name, started.policy)
         if task.phase == ASSIGNED:
             self._begin(worker, started.ticket, task, now, started.at)
-        elif task.limit_at is not None:
+        elif self._limit_of(task) is not None:
             # Said again once function and arguments are loaded: now the body begins.
             self._limit(worker, started.ticket, task, now)
             self._save(task)

@@ -209,7 +209,8 @@ class Workers:
         self.ready = Ready()
         self._archive = archive
         self._agenda = agenda
-        self._definitions: dict[bytes, Definition] = {}
+        #: By digest; those that nobody has defined by their names.
+        self._definitions: dict[bytes | str, Definition] = {}
         #: By task name.
         self._rates: dict[str, Rate] = {}
         #: Queues of workers that are gone, and what they ran last: for who takes their places.
@@ -219,24 +220,32 @@ class Workers:
 
     def define(self, digest: bytes, name: str, policy: Policy) -> None:
         """Note a function; one that is known stays as it is."""
-        if digest not in self._definitions:
+        key = digest or name
+        if key not in self._definitions:
             rate = self._rates.setdefault(name, Rate()) if policy.interval else None
-            self._definitions[digest] = Definition(digest, name, policy, rate)
+            self._definitions[key] = Definition(digest, name, policy, rate)
+
+    def found(self, name: str, policy: Policy) -> None:
+        """Note what a worker says of a function that it has found by its name."""
+        known = self._definitions.get(name)
+        if known is None or known.policy != policy:
+            self._definitions.pop(name, None)
+            self.define(b"", name, policy)
 
     def definition(self, digest: bytes, name: str = "") -> Definition | None:
         """Return what is known of a function (by name only, when the digest is empty), or None."""
-        known = self._definitions.get(digest)
+        known = self._definitions.get(digest or name)
         if known is None:
             saved = self._archive.policy_of(digest) if digest else (name, Policy())
             if saved is None:
                 return None
             self.define(digest, *saved)
-            known = self._definitions[digest]
+            known = self._definitions[digest or name]
         return known
 
     def of(self, task: Row) -> Definition:
         """Return the function of an accepted task."""
-        known = self._definitions.get(task.definition)
+        known = self._definitions.get(task.definition or task.name)
         if known is None:
             known = self.definition(task.definition, task.name)
             assert known is not None  # it was there when the task was accepted
@@ -260,7 +269,8 @@ class Workers:
         alone = self._known_to_one() if fresh else {}
         for worker in fresh:
             function = self._left_to(worker) or alone.get(worker.queues)
-            if function is not None:
+            # What is known by its name only, no message can carry.
+            if function is not None and function.digest:
                 alone.pop(worker.queues, None)
                 worker.last, worker.prepares = function, function.digest
                 yield worker, function

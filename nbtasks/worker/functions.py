@@ -119,7 +119,8 @@ class Functions:
         """Return the function of a call whose policy is known; this runs code of the user."""
         digest = call.definition
         if not digest:
-            return Function(find_by_name(call.name), Policy())
+            task = find_by_name(call.name)
+            return Function(task, task._policy())
         return self._load_fetched(digest)
 
     def prepare(self, digest: bytes) -> None:

@@ -202,7 +202,8 @@ class Runner:
         else:
             policy = function.policy
         limited = _is_limited(policy, call) and not run.verdict
-        loading = limited and function is None
+        # What a function wants that is found by its name is known once it is loaded.
+        loading = function is None and (limited or not (call.definition or run.verdict))
         self._handover.loading = ticket if loading else 0
         self._cell.start(ticket)
         self._handover.begin(ticket)
@@ -220,9 +221,10 @@ class Runner:
 
     def _tell_started(self, policy: Policy, call: Call) -> None:
         self._handover.told = self._ticket
-        self._handover.post(Started(self._ticket, time.time()))
-        if _is_limited(policy, call):
-            # The broker keeps the time, and only from when it knows.
+        found = None if call.definition else policy
+        self._handover.post(Started(self._ticket, time.time(), found))
+        if found is not None or _is_limited(policy, call):
+            # The broker keeps the time and judges of deaths, and only from when it knows.
             self._handover.wait_sent(STARTED_WAIT)
         else:
             self._handover.settle()
@@ -233,8 +235,9 @@ class Runner:
         try:
             if function is None:
                 function = self._load_function(call)
-                if limited:
+                if self._handover.loading:
                     # The clock starts here: imports of the function are not on it.
+                    limited = _is_limited(function.policy, call)
                     self._handover.loading = 0
                     self._handover.began_at = time.monotonic()
                     self._tell_started(function.policy, call)

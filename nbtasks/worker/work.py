@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+from nbtasks import context
 from nbtasks.core.messages import Prepared
 from nbtasks.wire.cell import Cell
 from nbtasks.wire.connection import SEGMENTS, Settings
@@ -53,6 +54,7 @@ class Work:
         link.attend(cell, capture, limit)
         keep = Segments(Path(settings.data) / SEGMENTS).keep
         self._runner = Runner(name, handover, cell, Functions(handover), capture, limit, keep)
+        context.of_process = self._runner
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._let_child_be)
 

@@ -143,11 +143,12 @@ class FakeClient:
                     return condition()
         return True
 
-    def add_waiter(self, record: Record, callback: Callable[[], Any]) -> None:
+    def add_waiter(self, record: Record, callback: Callable[[], Any]) -> Any:
         if record.over:
             callback()
         else:
             record.waiters.append(callback)
+        return callback
 
     def tell(self, *messages: Any) -> None:
         self.told.extend(messages)

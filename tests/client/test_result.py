@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 import weakref
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -1333,6 +1334,20 @@ def test_timeout_of_a_set_is_for_all_together_and_exact(client, records, members
     assert 0.2 <= time.monotonic() - began < 0.3
 
 
+def test_waits_that_are_given_up_leave_nothing_behind(client, records, members):
+    async def wait_briefly(awaitable):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(awaitable, 0.01)
+
+    for _ in range(3):
+        with pytest.raises(exceptions.TimeoutError):
+            members.get(timeout=0.01)
+        asyncio.run(wait_briefly(members))
+        asyncio.run(wait_briefly(members[0]))
+
+    assert [record.waiters for record in records] == [[], [], []]
+
+
 def test_on_interval_of_a_set_is_called(client, records, members, monkeypatch):
     monkeypatch.setattr(waiting, "BEAT", 0.02)
     called = []
@@ -1392,6 +1407,15 @@ def test_set_is_a_list_of_distinct_results():
     assert results.get() == []
 
 
+def test_set_may_hold_sets_when_others_are_added():
+    inner = ResultSet([AsyncResult("a")])
+    results = ResultSet([inner])
+
+    results.update([AsyncResult("b"), ResultSet([AsyncResult("a")])])
+
+    assert list(results) == [inner, "b"]
+
+
 def test_set_is_revoked_with_one_message(client, members):
     members.revoke(terminate=True, signal="SIGKILL")
     members.cancel()
@@ -1434,6 +1458,16 @@ def test_set_of_what_is_over_by_nature_gives_its_values(client, records):
     assert ResultSet([eager, ignored]).get() == [5, None]
     ResultSet([eager, ignored]).get(callback=lambda *told: called.append(told))
     assert called == [("e", 5), ("m0", None)]
+
+
+def test_set_tells_the_messages_of_members_that_have_run_here(client, records):
+    client.succeed(records[0], 0)
+    eager, sent = EagerResult("e", 5, "SUCCESS"), AsyncResult._of(records[0])
+    heard = []
+
+    ResultSet([sent, ResultSet([eager])]).get(on_message=heard.append)
+
+    assert [body["task_id"] for body in heard] == ["e", "m0"]
 
 
 def test_set_within_a_set_gives_a_list_within_the_list(client, records):
@@ -1514,6 +1548,17 @@ def test_saved_group_is_restored_until_it_is_deleted(client):
     assert GroupResult.restore("g").parent == "p"
     group.delete()
     assert GroupResult.restore("g") is None
+
+
+def test_group_may_have_a_uuid_for_an_id(client):
+    kept = {}
+    client.answers["put"] = lambda key, value: kept.__setitem__(key, value)
+    client.answers["peek"] = lambda key: kept.get(key)
+    own = uuid.uuid4()
+
+    GroupResult(own, [AsyncResult("a")]).save()
+
+    assert GroupResult.restore(own).id == str(own)
 
 
 def test_group_without_an_id_cannot_be_saved(client):
@@ -1600,7 +1645,8 @@ def test_eager_result_needs_no_cluster(monkeypatch):
     assert (eager.progress, eager.retries, eager.worker, eager.queue) == (1.0, None, None, None)
     assert len(eager.history) == 1
     assert ResultSet([eager]).get() == [4]
-    assert copy.copy(eager).get() == pickle.loads(pickle.dumps(eager)).get() == 4
+    for twin in (copy.copy(eager), pickle.loads(pickle.dumps(eager))):
+        assert (twin.get(), twin.date_done) == (4, eager.date_done)
     with pytest.raises(ValueError, match="cannot be run again"):
         eager.retry()
 

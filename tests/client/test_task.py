@@ -1144,6 +1144,16 @@ def test_result_of_apply_knows_the_run(add):
     assert (heard[0]["args"], heard[0]["retries"], len(heard[0]["children"])) == ((3,), 2, 3)
 
 
+def test_message_of_apply_tells_group_and_parent(add):
+    heard = []
+
+    add.apply((1, 2), group_id="g", parent_id="p").get(on_message=heard.append)
+    add.apply((1, 2)).get(on_message=heard.append)
+
+    assert (heard[0]["group_id"], heard[0]["parent_id"]) == ("g", "p")
+    assert not {"group_id", "parent_id"} & heard[1].keys()
+
+
 def test_apply_inside_a_run_belongs_to_it(add):
     with Steady(root_id="r") as outer:
         result = task(bind=True)(

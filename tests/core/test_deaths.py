@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nbtasks.core.messages import (
+    Call,
     Died,
     Done,
     Handling,
@@ -18,10 +19,11 @@ from nbtasks.core.messages import (
     Prepared,
     Returned,
     Run,
+    Submit,
 )
 from nbtasks.core.scheduler import MOURNING, Scheduler
 from nbtasks.core.turn import Send
-from nbtasks.simulation import SUPERVISOR, Simulation
+from nbtasks.simulation import CLIENT, SUPERVISOR, Plan, Simulation
 
 
 @pytest.fixture
@@ -282,6 +284,17 @@ def test_second_worker_loads_ahead_what_the_first_has_run_and_no_third() -> None
     world.advance(2)
 
     assert prepared(world) == [[], list(world.store.definitions), []]
+
+
+def test_function_that_a_worker_has_found_by_name_is_loaded_ahead_by_none() -> None:
+    world = Simulation(workers=2)
+    world.plans["named"] = Plan(1.0, ("ok",))
+
+    world.say(CLIENT, Submit(1, (Call("named", b"", "module.function", b"x"),)))
+    world.advance(2)
+
+    assert world.phase("named") == "done"
+    assert prepared(world) == [[], []]
 
 
 def second_worker_that_loads(first_takes: float) -> tuple[Simulation, str]:

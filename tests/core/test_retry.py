@@ -129,7 +129,7 @@ def test_a_rate_becomes_seconds_between_starts(rate, interval):
     assert parse_rate(rate) == pytest.approx(interval)
 
 
-@pytest.mark.parametrize("rate", ["fast", "10/day", -1, "/m", float("inf"), "1/m/s"])
+@pytest.mark.parametrize("rate", ["fast", "10/day", -1, "/m", float("inf"), "1/m/s", 1e-300])
 def test_a_rate_that_is_none_is_refused(rate):
     with pytest.raises(ValueError, match="rate_limit="):
         parse_rate(rate)

@@ -122,6 +122,7 @@ def test_arguments_that_do_not_fit_are_a_type_error_that_says_how(call, text):
         ({"time_limit": -1}, "time_limit"),
         ({"soft_time_limit": 5, "time_limit": 1}, "soft_time_limit"),
         ({"memory_limit": "lots"}, "memory"),
+        ({"group_index": 2**70}, "group_index"),
         ({"task_id": ""}, "task_id"),
         ({"task_id": "x", "idempotency_key": "y"}, "idempotency_key"),
         ({"headers": {"h": b"x" * 100_000}}, "headers"),

@@ -70,6 +70,15 @@ async def in_a_loop(n):
 
 
 @nbtasks.task
+def in_threads(n):
+    def wait(k):
+        return square.delay(k).get(disable_sync_subtasks=False)
+
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        return list(threads.map(wait, range(n)))
+
+
+@nbtasks.task
 def eagerly(n):
     return depth.apply((n,)).get()
 
@@ -108,7 +117,7 @@ def test_tasks_wait_for_one_another_in_a_pool_of_one():
     assert depth.delay(3).get(timeout=SOON) == 3
 
 
-WAITS = [by_set, one_by_one, by_await, by_map, by_future, as_completed, in_a_loop]
+WAITS = [by_set, one_by_one, by_await, by_map, by_future, as_completed, in_a_loop, in_threads]
 
 
 @pytest.mark.parametrize("waits", WAITS)

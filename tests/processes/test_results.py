@@ -392,6 +392,28 @@ def test_failed_task_is_run_again_when_asked(gate):
         result.retry()
 
 
+def test_who_has_seen_a_task_fail_hears_that_another_process_runs_it_again(cluster, gate):
+    result = fail_until.delay(str(gate))
+    with pytest.raises(ConnectionError):
+        result.get(timeout=SOON)
+    program = (
+        "import nbtasks, sys\n"
+        "with nbtasks.connect(dir=sys.argv[1]):\n"
+        "    nbtasks.AsyncResult(sys.argv[2]).retry()\n"
+    )
+
+    gate.touch()
+    subprocess.run(
+        [sys.executable, "-c", program, str(cluster.dir), result.id],
+        check=True,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
+    )
+
+    eventually(result.successful)
+    assert result.get(timeout=SOON) == AsyncResult(result.id).get(timeout=SOON) == "connected"
+
+
 @pytest.mark.usefixtures("cluster")
 def test_expired_task_runs_when_asked_once_more():
     result = add.apply_async((1, 2), countdown=3600, expires=0.1)

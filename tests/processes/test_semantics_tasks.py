@@ -1617,6 +1617,29 @@ def test_a_name_that_only_the_worker_can_import_is_imported(cluster):
     assert script(code) == "7"
 
 
+@task(time_limit=0.5)
+def takes_too_long():
+    time.sleep(60)
+
+
+@task(acks_late=True)
+def dies_at_first(path):
+    if tries(path) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "lives"
+
+
+def test_the_options_hold_of_a_task_that_only_the_worker_finds(cluster, log):
+    code = f"""
+        import nbtasks
+        nbtasks.connect({str(cluster.dir)!r})
+        long = nbtasks.send_task({takes_too_long.name!r})
+        late = nbtasks.send_task({dies_at_first.name!r}, [{log.path!r}])
+        print(type(long.get(timeout=30, propagate=False)).__name__, late.get(timeout=30))
+    """
+    assert script(code) == "TimeLimitExceeded lives"
+
+
 def test_an_unknown_name_ends_with_not_registered():
     result = nbtasks.send_task("no.such.task", (1,))
 
@@ -2139,11 +2162,37 @@ def asks_in_vain(self, what):
         ({"exc": "text"}, TypeError, "exc='text', which is no exception"),
         ({"max_retries": "3"}, ValueError, "max_retries='3' is no number of retries"),
         ({"serializer": "nope"}, exceptions.SerializerNotInstalled, "no serializer 'nope'"),
+        ({"group_index": 2**70}, ValueError, "is no place in a group"),
     ],
 )
 def test_a_retry_that_cannot_be_meant_fails_at_once(what, kind, said):
     with pytest.raises(kind, match=said):
         asks_in_vain.delay(what).get(timeout=SOON)
+
+
+@task(bind=True, max_retries=10**30, memory_limit=10**30)
+def has_no_bounds(self):
+    if not self.request.retries:
+        self.retry(countdown=0, memory_limit=10**30)
+    return self.request.retries
+
+
+def test_limits_that_no_message_can_carry_are_as_high_as_can_be():
+    assert has_no_bounds.delay().get(timeout=SOON) == 1
+    assert has_no_bounds.apply_async(retries=10**30).get(timeout=SOON) > 10**9
+
+
+@task(bind=True, max_retries=None)
+def miscounts(self, retries):
+    if retries is not None:
+        self.request.retries = retries
+        self.retry((None,), countdown=0)
+    return self.request.retries
+
+
+@pytest.mark.parametrize(("set_to", "then"), [(-5, 0), (6, 7), (2**40, 2**31)])
+def test_a_body_may_set_how_often_it_was_retried(set_to, then):
+    assert miscounts.delay(set_to).get(timeout=SOON) == then
 
 
 @task(bind=True)
