@@ -13,6 +13,7 @@ are kept for pages that come back, until there are too many or their cell runs a
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
@@ -83,6 +84,8 @@ class Cells:
         #: Cells whose panels are not final yet, and those whose panels are, oldest first.
         self._open: dict[int, Cell] = {}
         self._kept: dict[int, Cell] = {}
+        #: Held while a cell gets its panel: threads may send its first tasks at the same moment.
+        self._lock = threading.Lock()
 
     @property
     def _in_kernel(self) -> bool:
@@ -151,8 +154,9 @@ class Cells:
         if cell is None:
             return
         try:
-            if cell.panel is None:
-                cell.panel = self._new_panel(cell)
+            with self._lock:
+                if cell.panel is None:
+                    cell.panel = self._new_panel(cell)
             cell.panel.add(record, called)
         except Exception:  # the task was sent; that it cannot be drawn is no reason to fail
             log.exception("The panel of this cell cannot be shown.")
