@@ -99,6 +99,10 @@ class Cells:
         self._shell.events.register("post_run_cell", self.end)
         client.submitted_hooks.append(self.submitted)
         self.begin()  # the cell that loads the extension may send tasks, too
+        if self._latest is not None:
+            # A terminal does not say whether there is one: IPython may only be starting. Were it
+            # taken for one, it would have no end, and all others would be inside it.
+            self._latest.running = self._in_kernel
 
     def uninstall(self) -> None:
         client.submitted_hooks.remove(self.submitted)

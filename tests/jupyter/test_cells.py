@@ -193,6 +193,23 @@ def test_a_terminal_gets_text(submit, capsys):
     assert capsys.readouterr().out == "  ✓ load('a.csv')  done\n"
 
 
+def test_ipython_that_loads_the_extension_as_it_starts_is_no_cell(submit, capsys):
+    shell = Shell(None)
+    cells.install(shell)
+    try:
+
+        def cell():
+            for told in (submit().succeeds(), submit().succeeds()):
+                for hook in client.submitted_hooks:
+                    hook(told.record)
+
+        shell.run(cell)
+    finally:
+        cells.uninstall()
+
+    assert capsys.readouterr().out.splitlines()[-1] == "  2 tasks: 2 done"
+
+
 def test_uninstalling_leaves_nothing_behind(submit):
     shell, hooks = Shell(Kernel()), list(client.submitted_hooks)
     cells.install(shell)

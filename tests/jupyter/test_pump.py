@@ -379,9 +379,27 @@ def test_waits_are_at_a_stretch_where_there_is_nothing_to_do_between():
     assert waiting.pause(9.0) == 9.0
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_kernel_whose_configuration_loads_us_lets_clicks_through(
+    name: str, short_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    skip_unless_installed(name)
+    write_kernelspecs(Path(os.environ["JUPYTER_DATA_DIR"]))
+    monkeypatch.setenv("IPYTHONDIR", str(short_path))
+    profile = short_path / "profile_default"
+    profile.mkdir()
+    config = "get_config().InteractiveShellApp.extensions = ['nbtasks']"
+    (profile / "ipython_config.py").write_text(config)
+
+    with Kernel(name, short_path) as kernel:
+        reason = kernel.run("from nbtasks.jupyter import pump; print([pump.reason()])")
+
+    assert reason == "['']\n"
+
+
 def test_unknown_kernel_is_left_alone_and_the_reason_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pump, "_reason", "")
-    pump.install(SimpleNamespace(kernel=SimpleNamespace(), events=None))
+    pump.install(SimpleNamespace(kernel=SimpleNamespace(io_loop=None), events=None))
 
     assert "not built like" in pump.reason()
     assert waiting.between_waits is None
