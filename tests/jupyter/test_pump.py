@@ -330,12 +330,18 @@ def test_interrupt_ends_a_handler_that_hangs(notebook: Notebook):
 
 # --------------------------------------------------------------------------- kinds of waits
 
+FUTURE = (
+    "result.cancel(); executor = nbtasks.Executor(); future = executor.submit(time.sleep, 30); "
+    "result = future.task"
+)
 WAITS = {
     "wait": "result.wait(propagate=False)",
     "join": "nbtasks.ResultSet([result]).join(propagate=False)",
     "get of a set": "nbtasks.ResultSet([result]).get(propagate=False)",
     "iterate": "list(nbtasks.ResultSet([result]).iter_native())",
     "callbacks": "result.get(propagate=False, on_message=print)",
+    "a future": f"{FUTURE}; future.exception()",
+    "the end of an executor": f"{FUTURE}; executor.shutdown()",
     "a broker that is slow to answer": "halt(); current().ask('status')",
     "a broker that is slow to accept": "halt(); nap.apply_async((0,), confirm=True)",
 }
