@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TextIO
 
 from nbtasks.jupyter import watch
 from nbtasks.jupyter.rows import (
@@ -278,45 +278,33 @@ class RichLines:
     all = True
 
     def __init__(self, stream: TextIO | None) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
         self._rows: list[dict[str, Any]] = []
         self._queue: Mapping[str, Any] | None = None
         self._below = ""
-        self._console = Console(file=stream, highlight=False)
-        self._live = Live(
-            get_renderable=self._draw,
-            console=self._console,
-            transient=True,
-            refresh_per_second=4,
-            # What the cell prints goes above; bars of the user's own are on stderr.
-            redirect_stdout=stream is None,
-            redirect_stderr=False,
-        )
-        self._live.start()
+        self._screen = Screen.add(self, stream)
 
     def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None, below: str) -> None:
         self._rows, self._queue, self._below = rows, queue, below
-        self._live.refresh()
+        self._screen.live.refresh()
 
     def write(self, line: str) -> None:
         from rich.text import Text
 
-        self._console.print(Text.from_ansi(line), soft_wrap=True)
+        self._screen.console.print(Text.from_ansi(line), soft_wrap=True)
 
     def stop(self) -> None:
-        self._rows, self._below = [], ""
-        self._live.stop()
+        self._screen.remove(self)
 
-    def _draw(self) -> Group:
+    def draw(self) -> Group:
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         now = time.time()
         table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(no_wrap=True, overflow="ellipsis", max_width=self._console.width // 2)
+        table.add_column(
+            no_wrap=True, overflow="ellipsis", max_width=self._screen.console.width // 2
+        )
         table.add_column()
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         table.add_column(justify="right", no_wrap=True)
@@ -330,6 +318,57 @@ class RichLines:
 
     def _explain(self, row: Mapping[str, Any], now: float) -> str:
         return "  ".join(filter(None, (explain(row, now, self._queue), *_speed(row, now))))
+
+
+class Screen:
+    """The part of a terminal that rich draws over: the panels of all cells, below one another.
+
+    Two that draw by themselves would draw over each other.
+    """
+
+    _all: ClassVar[dict[TextIO | None, Screen]] = {}
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, stream: TextIO | None) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._stream = stream
+        self._parts: list[RichLines] = []
+        self.console = Console(file=stream, highlight=False)
+        self.live = Live(
+            get_renderable=self._draw,
+            console=self.console,
+            transient=True,
+            refresh_per_second=4,
+            # What the cell prints goes above; bars of the user's own are on stderr.
+            redirect_stdout=stream is None,
+            redirect_stderr=False,
+        )
+
+    @classmethod
+    def add(cls, part: RichLines, stream: TextIO | None) -> Screen:
+        """Draw this part, too, from now on."""
+        with cls._lock:
+            if stream not in cls._all:
+                cls._all[stream] = cls(stream)
+            screen = cls._all[stream]
+            screen._parts.append(part)
+            screen.live.start()
+            return screen
+
+    def remove(self, part: RichLines) -> None:
+        """Draw this part no more; with the last one all is as if nothing had been drawn."""
+        with self._lock:
+            self._parts.remove(part)
+            if not self._parts:
+                del self._all[self._stream]
+                self.live.stop()
+
+    def _draw(self) -> Group:
+        from rich.console import Group
+
+        return Group(*(part.draw() for part in list(self._parts)))
 
 
 def _speed(row: Mapping[str, Any], now: float) -> list[str]:

@@ -147,7 +147,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch):
         out = panel._out
         assert isinstance(out, Terminal)
         before = len(out.getvalue())
-        moving._live.refresh()
+        moving._screen.live.refresh()
         return [line for line in words(out.getvalue()[before:]) if line]
 
     yield draw
@@ -310,6 +310,21 @@ def test_rich_says_how_many_tasks_there_are_besides_those_that_it_draws(submit, 
 
     assert len(lines) == text.MOVING + 1
     assert lines[-1] == "  … and 4 more  14 tasks: 2 running · 12 waiting"
+
+
+def test_panels_of_several_cells_stand_below_one_another(submit, drawn):
+    out = Terminal()
+    first, second = TextPanel(out), TextPanel(out)
+    first.add(submit().begins().record)
+    second.add(submit(summary="('b.csv')").begins().record)
+
+    drawn(first)
+    both = drawn(second)
+    first.pause()
+    one = drawn(second)
+
+    assert [line.split()[1] for line in both] == ["load('a.csv')", "load('b.csv')"]
+    assert [line.split()[1] for line in one] == ["load('b.csv')"]
 
 
 # ------------------------------------------------------------- what another process has sent
