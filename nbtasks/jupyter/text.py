@@ -6,21 +6,21 @@
     ↻ fetch('c')     attempt 2 of 6 in 0:07  ConnectionError
 
 Where rich is installed it draws the part that moves, and what the cell prints stands above it.
-Elsewhere in a terminal one line moves. Written to a file or a pipe there is none, and progress is
-told in quarters. In a script nobody asked for a panel, so nothing is written: `%load_ext nbtasks`
-is what brings it, in IPython.
+Elsewhere, also in a file or a pipe, nothing moves, and progress is told in quarters: what the cell
+prints would be written over a line that moves. In a script nobody asked for a panel, so nothing is
+written: `%load_ext nbtasks` is what brings it, in IPython.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import shutil
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 from nbtasks.jupyter import watch
 from nbtasks.jupyter.rows import (
@@ -71,7 +71,7 @@ class TextPanel:
         self._quarter = 0
         #: Index → row of those that are not over.
         self._open: dict[int, dict[str, Any]] = {}
-        self._moving: Moving | None = None
+        self._moving: RichLines | None = None
         self._paused = False
         #: Ids of tasks that another process has sent, of which nothing was told yet.
         self._attached: set[str] = set()
@@ -140,9 +140,9 @@ class TextPanel:
     def _tell(self, row: Mapping[str, Any]) -> None:
         state, quarter = row["state"], int((row.get("fraction") or 0) * 4)
         before = self._told.get(row["i"], ("waiting", 0))
-        step = (state, 0 if self._is_terminal() or state != "running" else quarter)
-        drawn = self._moving is not None and self._moving.all
-        if step == before or (drawn and not row["final"] and state not in _NEWS):
+        step = (state, 0 if self._can_move() or state != "running" else quarter)
+        drawn = self._moving is not None and not row["final"] and state not in _NEWS
+        if step == before or drawn:
             return
         self._told[row["i"]] = step
         if len(self._watch.rows) <= FEW or state in _NEWS:
@@ -185,8 +185,8 @@ class TextPanel:
 
     def _move(self, counts: Mapping[str, Any]) -> None:
         """Draw those that are not over, if that can be drawn over again."""
-        if self._moving is None and self._open and self._is_terminal():
-            self._moving = moving(self._stream)
+        if self._moving is None and self._open and self._can_move():
+            self._moving = RichLines(self._stream)
         if self._moving is not None:
             self._moving.show(self._first_open(), self._watch.queue, self._below(counts))
 
@@ -206,6 +206,10 @@ class TextPanel:
     def _out(self) -> TextIO:
         return self._stream or sys.stdout
 
+    def _can_move(self) -> bool:
+        """Whether something can be drawn over and over, and what the cell prints stands above."""
+        return self._is_terminal() and importlib.util.find_spec("rich") is not None
+
     def _is_terminal(self) -> bool:
         return self._out.isatty() and os.environ.get("TERM") != "dumb"
 
@@ -213,69 +217,11 @@ class TextPanel:
 # ---------------------------------------------------------------------------------- what moves
 
 
-class Moving(Protocol):
-    """What is drawn below the lines that stay, over and over."""
-
-    #: Whether it has all that is open, so that only what is over needs a line that stays.
-    all: bool
-
-    def show(
-        self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None, below: str
-    ) -> None: ...
-
-    def write(self, line: str) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-def moving(stream: TextIO | None) -> Moving:
-    """Return the best of those that can be had."""
-    try:
-        return RichLines(stream)
-    except ImportError:
-        return OneLine(stream)
-
-
-class OneLine:
-    """The task that began last, on one line."""
-
-    all = False
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
-        self._text = ""
-
-    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None, below: str) -> None:
-        before, self._text = self._text, ""
-        running = [row for row in rows if row["state"] == "running"]
-        if running:
-            row = max(running, key=lambda row: (row.get("began") or 0.0, row["i"]))
-            parts = (title(row), explain(row, time.time()))
-            text = printable(f"  {WORDS['running'][0]} {'  '.join(filter(None, parts))}")
-            self._text = f"{text[: shutil.get_terminal_size().columns - 1]}\r"
-        if before or self._text:
-            self._put(f"\r\033[K{self._text}")
-
-    def write(self, line: str) -> None:
-        clear = "\r\033[K" if self._text else ""
-        self._put(f"{clear}{line}\n{self._text}")
-
-    def stop(self) -> None:
-        self.show([], None, "")
-
-    def _put(self, text: str) -> None:
-        out = self._stream or sys.stdout
-        out.write(text)
-        out.flush()
-
-
 class RichLines:
     """Open tasks with bars and countdowns, which rich lets tick in a thread of its own.
 
     That thread never waits for the panel: it draws the rows that it was given last.
     """
-
-    all = True
 
     def __init__(self, stream: TextIO | None) -> None:
         self._rows: list[dict[str, Any]] = []
