@@ -25,6 +25,8 @@ class Ran(NamedTuple):
     queue: str | None = None
     #: Results of the tasks that it has sent.
     children: tuple[AsyncResult, ...] = ()
+    #: What it is called in panels, and its arguments as text.
+    called: tuple[str, str] | None = None
 
 
 class EagerResult(AsyncResult):
