@@ -13,7 +13,6 @@ written: `%load_ext nbtasks` is what brings it, in IPython.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import threading
@@ -208,7 +207,13 @@ class TextPanel:
 
     def _can_move(self) -> bool:
         """Whether something can be drawn over and over, and what the cell prints stands above."""
-        return self._is_terminal() and importlib.util.find_spec("rich") is not None
+        if not self._is_terminal():
+            return False
+        try:
+            import rich.live  # noqa: F401
+        except ImportError:
+            return False
+        return True
 
     def _is_terminal(self) -> bool:
         return self._out.isatty() and os.environ.get("TERM") != "dumb"

@@ -20,7 +20,8 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rich", None)
+    for module in ("rich", "rich.live"):
+        monkeypatch.setitem(sys.modules, module, None)
 
 
 def words(written: str) -> list[str]:
