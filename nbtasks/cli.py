@@ -165,7 +165,7 @@ def _start(options: argparse.Namespace) -> int:
     # What the workers shall find by import is what a notebook in this folder would, not what
     # lies beside this command.
     sys.path[:1] = [""]
-    queues = options.queues.split(",") if options.queues else None
+    queues = options.queues and [name.strip() for name in options.queues.split(",")]
     running = cluster.start(
         workers=options.workers, dir=options.dir, durability=options.durability, queues=queues
     )

@@ -172,8 +172,11 @@ def connect(dir: str | os.PathLike[str] | None = None) -> Cluster:
             return _make_current(known)
         end = time.monotonic() + START_TIMEOUT
         if not is_running(place) or not _await_broker(place.runtime, None, "", end):
+            whose = ""
+            if dir is None and place.runtime != place.data and RUNTIME_VARIABLE not in os.environ:
+                whose = f", the place for {os.getcwd()} and {sys.executable} (others have theirs)"
             raise BrokerUnavailable(
-                f"No cluster runs in {place.runtime}. It was never started, or has stopped. "
+                f"No cluster runs in {place.runtime}{whose}. It was never started, or has stopped. "
                 f"Start one with nbtasks.start() or %nbtasks start (in a notebook) or "
                 f"`nbtasks start` (in a shell)."
             )

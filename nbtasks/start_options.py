@@ -56,6 +56,11 @@ def check(
             f"start(queues={queues!r}) cannot be: it says which queues the workers serve. Give a "
             f"name, several in a list, or a mapping of names to numbers of workers."
         )
+    if "" in (names or own or ()):
+        raise ImproperlyConfigured(
+            f"start(queues={queues!r}) cannot be: a queue has a name, and one of these has none. "
+            f"It may come from a variable that is not set. Leave queues away to serve all."
+        )
     total = count("workers", workers, least=0)
     if own and total is not None and total < sum(own.values()):
         raise ImproperlyConfigured(
@@ -176,7 +181,7 @@ def compare(place: Place, options: Options) -> None:
             f"The cluster in {place.runtime} runs with {shown}={present!r}, so "
             f"start({shown}={value!r}) cannot be done. "
             + (f"Use {remedy}; or stop it" if remedy else "Stop it")
-            + " first, its tasks are kept: cluster.shutdown() or nbtasks.shutdown(). "
+            + " first, its tasks are kept: nbtasks.shutdown(), or `nbtasks stop` in a shell. "
             "Or leave the option away to use it as it is."
         )
 

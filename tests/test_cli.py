@@ -140,6 +140,16 @@ def test_without_a_cluster_each_command_says_what_to_do(
     assert "nbtasks start" in err
 
 
+def test_without_a_cluster_it_says_of_which_folder_and_python(
+    run: Run, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(short_path)
+
+    _, _, err = run("status")
+
+    assert f"for {short_path.resolve()} and {sys.executable} (others have theirs)" in err
+
+
 def test_stop_without_a_cluster_is_fine(run: Run, short_path: Path) -> None:
     assert run("stop", "--dir", str(short_path)) == (0, "No cluster was running.\n", "")
 
@@ -150,6 +160,14 @@ def test_folder_that_cannot_be_is_an_error_like_others(run: Run, command: str) -
 
     assert code == 1
     assert err.startswith("nbtasks: ")
+
+
+@pytest.mark.parametrize("queues", ["", ",", "a,"])
+def test_queue_without_a_name_is_refused(run: Run, short_path: Path, queues: str) -> None:
+    code, _, err = run("start", "--dir", str(short_path), "--queues", queues)
+
+    assert code == 2
+    assert "a queue has a name" in err
 
 
 def test_start_with_a_wrong_option_says_so(run: Run, short_path: Path) -> None:

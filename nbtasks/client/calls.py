@@ -196,7 +196,7 @@ def _send_with_options(
         root = options.text_of("root_id", given["root_id"])
     if get("parent_id") is not None:
         parent = options.text_of("parent_id", given["parent_id"])
-    summary = _summary(args, kwargs, given)
+    summary = summary_of(args, kwargs, given)
     define = definitions.current(task) if known else None
     # Last: from here on there are files that somebody must hear of.
     body, buffers = payloads.dumps_arguments(
@@ -233,7 +233,7 @@ def _send_with_options(
     return AsyncResult._of(record, task.name, None, ignored)
 
 
-def _summary(args: tuple[Any, ...], kwargs: dict[str, Any], given: dict[str, Any]) -> str:
+def summary_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> str:
     """Return the arguments as text, or what the caller wants to be shown instead."""
     shown_args, shown_kwargs = given.get("argsrepr"), given.get("kwargsrepr")
     if shown_args is None and shown_kwargs is None:

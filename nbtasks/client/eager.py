@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from nbtasks import context, life
-from nbtasks.client import models, options
+from nbtasks.client import calls, models, options
 from nbtasks.client.client import new_id
 from nbtasks.client.eager_result import EagerResult, Ran
 from nbtasks.context import Request, RetryPlan
@@ -170,10 +170,20 @@ def _result(
     assert request.id is not None
     text = outcome.einfo.traceback if outcome.einfo is not None else None
     queue = request.delivery_info["routing_key"]
+    shown = {"argsrepr": request.argsrepr, "kwargsrepr": request.kwargsrepr}
     ran = Ran(
-        request.args, request.kwargs, request.retries, queue, tuple(children), request.group,
-        request.parent_id,
-    )  # fmt: skip
+        request.args,
+        request.kwargs,
+        request.retries,
+        queue,
+        tuple(children),
+        group=request.group,
+        parent=request.parent_id,
+        called=(
+            request.shadow or task.name,
+            calls.summary_of(request.args, request.kwargs, shown),
+        ),
+    )
     return EagerResult(request.id, outcome.value, outcome.state, text, task.name, ran)
 
 

@@ -28,6 +28,8 @@ class Ran(NamedTuple):
     #: Ids of its group and of the task that has run it.
     group: str | None = None
     parent: str | None = None
+    #: What it is called in panels, and its arguments as text.
+    called: tuple[str, str] | None = None
 
 
 class EagerResult(AsyncResult):

@@ -63,6 +63,14 @@ class TaskFuture(Future[T]):
         joining.enter_context(context.joining())
         self.add_done_callback(lambda _: joining.close())
 
+    def result(self, timeout: float | None = None) -> T:
+        """Return the value once it is there; see `concurrent.futures.Future`."""
+        return super().result(_await([self], timeout))
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the task has raised once it is over; see `concurrent.futures.Future`."""
+        return super().exception(_await([self], timeout))
+
     def running(self) -> bool:
         """Say whether the task is running, as far as it is known here."""
         return not self.done() and self.task._follow().running
@@ -220,7 +228,7 @@ class Executor(BaseExecutor):
             for chunks in maps:
                 chunks.cancel()
         if wait:
-            wait_for(pending)
+            _await(pending)
             for chunks in maps:
                 chunks.wait()
 
@@ -238,6 +246,19 @@ class Executor(BaseExecutor):
             if len(self._tasks) > REMEMBERED:
                 del self._tasks[next(iter(self._tasks))]
             return known[1]
+
+
+def _await(futures: Sequence[TaskFuture[Any]], timeout: float | None = None) -> float | None:
+    """Wait for futures, at most so many seconds; return how many are left.
+
+    The library's own waits are at a stretch, and no click would get through.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = None if end is None else max(0.0, end - time.monotonic())
+        if all(future.done() for future in futures) or left == 0.0:
+            return left
+        wait_for(futures, waiting.pause(left))
 
 
 def _when_over(result: AsyncResult, function: Callable[[AsyncResult], object]) -> None:

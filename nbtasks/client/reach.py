@@ -335,7 +335,9 @@ def _is_of_package(value: Any) -> bool:
     return bool(found) and found[0] is value and not modules.is_local_module(module)
 
 
-_GLOBAL_OPS: Final = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME"})
+_GLOBAL_OPS: Final = frozenset(
+    {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
+)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -51,7 +51,8 @@ class TaskMagics(Magics):
         What the body reads of the notebook (variables, functions, modules) travels along as it is
         now. What it assigns stays in the worker: to have it here, let it be the result. `await`
         can be used as in any cell; lines for IPython (`%`, `!`, `?`) cannot, as a worker is plain
-        Python. Options of a task, such as retries, are for functions under `@task`.
+        Python, nor can `import *`, as the body becomes a function. Options of a task, such as
+        retries, are for functions under `@task`.
         """
         shell: Any = self.shell
         name = name_in(line)

@@ -13,6 +13,7 @@ are kept for pages that come back, until there are too many or their cell runs a
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
@@ -83,6 +84,8 @@ class Cells:
         #: Cells whose panels are not final yet, and those whose panels are, oldest first.
         self._open: dict[int, Cell] = {}
         self._kept: dict[int, Cell] = {}
+        #: Held while a cell gets its panel: threads may send its first tasks at the same moment.
+        self._lock = threading.Lock()
 
     @property
     def _in_kernel(self) -> bool:
@@ -96,6 +99,10 @@ class Cells:
         self._shell.events.register("post_run_cell", self.end)
         client.submitted_hooks.append(self.submitted)
         self.begin()  # the cell that loads the extension may send tasks, too
+        if self._latest is not None:
+            # A terminal does not say whether there is one: IPython may only be starting. Were it
+            # taken for one, it would have no end, and all others would be inside it.
+            self._latest.running = self._in_kernel
 
     def uninstall(self) -> None:
         client.submitted_hooks.remove(self.submitted)
@@ -151,8 +158,9 @@ class Cells:
         if cell is None:
             return
         try:
-            if cell.panel is None:
-                cell.panel = self._new_panel(cell)
+            with self._lock:
+                if cell.panel is None:
+                    cell.panel = self._new_panel(cell)
             cell.panel.add(record, called)
         except Exception:  # the task was sent; that it cannot be drawn is no reason to fail
             log.exception("The panel of this cell cannot be shown.")

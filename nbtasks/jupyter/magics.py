@@ -63,11 +63,13 @@ class Commands:
             word, *rest = shlex.split(line) or ["status"]
         except ValueError as error:
             raise UsageError(f"%nbtasks {line}: {error}. Close the quotation mark.") from None
+        if word in HELP:
+            return f"%nbtasks takes one of these: {', '.join(USES)}. {MORE_HELP}"
         command: Callable[..., str] | None = getattr(self, f"do_{word}", None)
         if command is None:
             raise UsageError(unknown(word))
         if not HELP.isdisjoint(rest):
-            return f"%nbtasks {word} takes {USES[word]}. %nbtasks? tells what each word does."
+            return f"%nbtasks {word} takes {USES[word]}. {MORE_HELP}"
         try:
             return command(*rest)
         except (ImproperlyConfigured, EncodeError) as error:
@@ -120,7 +122,8 @@ class Commands:
                 f"{plural(running.settings.workers, 'worker')} runs here already. "
                 f"%nbtasks scale {workers} changes their number."
             )
-        found = self._clusters.start(workers=count)
+        # Not another one: the notebook may have started its own in a folder that it named.
+        found = running or self._clusters.start(workers=count)
         return f"A broker and {plural(len(found.worker_pids()), 'worker')} are running."
 
     def do_stop(self) -> str:
@@ -223,6 +226,7 @@ def open_tasks(client: Client) -> list[dict[str, Any]]:
 
 #: What people type to be told what may follow a word.
 HELP = frozenset({"-h", "--help", "help"})
+MORE_HELP = "%nbtasks? tells what each word does."
 
 #: word → what may follow it.
 USES = {

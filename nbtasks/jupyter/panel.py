@@ -361,7 +361,7 @@ class LoosePanel(Panel):
     def _add(self, result: AsyncResult, here: client.Client | None) -> None:
         if isinstance(result, EagerResult):
             self._eager.append(eager_record(result))
-            self._watch.add(self._eager[-1], (result.name or "task", ""))
+            self._watch.add(self._eager[-1], result._ran.called or (result.name or "task", ""))
             return
         known = result._record or client.Record(result.id)
         self._watch.add(known if here is None else followed(result, here))

@@ -260,10 +260,17 @@ def install(shell: Any) -> None:
 
     Where that cannot be, nothing is changed, and `reason` says why.
     """
-    global _pump, _reason
     kernel = getattr(shell, "kernel", None)
     if kernel is None:
         return
+    if hasattr(kernel, "io_loop"):
+        _install(shell)
+    else:  # it is only starting, and its configuration has us loaded
+        _install_later(shell)
+
+
+def _install(shell: Any) -> None:
+    global _pump, _reason
     try:
         _pump = _pump or Pump(shell)
         _pump.start()
@@ -274,6 +281,16 @@ def install(shell: Any) -> None:
         log.info("Clicks wait until a cell is over: %s (%r).", _reason, error)
     else:
         _reason = ""
+
+
+def _install_later(shell: Any) -> None:
+    """Install the pump when the first cell begins."""
+
+    def install_now(info: object = None) -> None:
+        shell.events.unregister("pre_run_cell", install_now)
+        _install(shell)
+
+    shell.events.register("pre_run_cell", install_now)
 
 
 def uninstall() -> None:

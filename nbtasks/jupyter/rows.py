@@ -526,7 +526,7 @@ def explain(row: Mapping[str, Any], now: float, queue: Mapping[str, Any] | None 
         What the broker said of its queue, as `Watch.queue` has it.
     """
     state = row["state"]
-    expiry = f"expires in {clock(row['expires'] - now)}" if row.get("expires") else ""
+    expiry = f"expires in {clock(math.ceil(row['expires'] - now))}" if row.get("expires") else ""
     if state == "running":
         share = row.get("fraction")
         percent = "" if share is None else f"{math.floor(share * 100)} %"

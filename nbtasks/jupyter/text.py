@@ -6,21 +6,20 @@
     ↻ fetch('c')     attempt 2 of 6 in 0:07  ConnectionError
 
 Where rich is installed it draws the part that moves, and what the cell prints stands above it.
-Elsewhere in a terminal one line moves. Written to a file or a pipe there is none, and progress is
-told in quarters. In a script nobody asked for a panel, so nothing is written: `%load_ext nbtasks`
-is what brings it, in IPython.
+Elsewhere, also in a file or a pipe, nothing moves, and progress is told in quarters: what the cell
+prints would be written over a line that moves. In a script nobody asked for a panel, so nothing is
+written: `%load_ext nbtasks` is what brings it, in IPython.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 from nbtasks.jupyter import watch
 from nbtasks.jupyter.rows import (
@@ -71,7 +70,7 @@ class TextPanel:
         self._quarter = 0
         #: Index → row of those that are not over.
         self._open: dict[int, dict[str, Any]] = {}
-        self._moving: Moving | None = None
+        self._moving: RichLines | None = None
         self._paused = False
         #: Ids of tasks that another process has sent, of which nothing was told yet.
         self._attached: set[str] = set()
@@ -140,9 +139,9 @@ class TextPanel:
     def _tell(self, row: Mapping[str, Any]) -> None:
         state, quarter = row["state"], int((row.get("fraction") or 0) * 4)
         before = self._told.get(row["i"], ("waiting", 0))
-        step = (state, 0 if self._is_terminal() or state != "running" else quarter)
-        drawn = self._moving is not None and self._moving.all
-        if step == before or (drawn and not row["final"] and state not in _NEWS):
+        step = (state, 0 if self._can_move() or state != "running" else quarter)
+        drawn = self._moving is not None and not row["final"] and state not in _NEWS
+        if step == before or drawn:
             return
         self._told[row["i"]] = step
         if len(self._watch.rows) <= FEW or state in _NEWS:
@@ -185,8 +184,8 @@ class TextPanel:
 
     def _move(self, counts: Mapping[str, Any]) -> None:
         """Draw those that are not over, if that can be drawn over again."""
-        if self._moving is None and self._open and self._is_terminal():
-            self._moving = moving(self._stream)
+        if self._moving is None and self._open and self._can_move():
+            self._moving = RichLines(self._stream)
         if self._moving is not None:
             self._moving.show(self._first_open(), self._watch.queue, self._below(counts))
 
@@ -206,67 +205,21 @@ class TextPanel:
     def _out(self) -> TextIO:
         return self._stream or sys.stdout
 
+    def _can_move(self) -> bool:
+        """Whether something can be drawn over and over, and what the cell prints stands above."""
+        if not self._is_terminal():
+            return False
+        try:
+            import rich.live  # noqa: F401
+        except ImportError:
+            return False
+        return True
+
     def _is_terminal(self) -> bool:
         return self._out.isatty() and os.environ.get("TERM") != "dumb"
 
 
 # ---------------------------------------------------------------------------------- what moves
-
-
-class Moving(Protocol):
-    """What is drawn below the lines that stay, over and over."""
-
-    #: Whether it has all that is open, so that only what is over needs a line that stays.
-    all: bool
-
-    def show(
-        self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None, below: str
-    ) -> None: ...
-
-    def write(self, line: str) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-def moving(stream: TextIO | None) -> Moving:
-    """Return the best of those that can be had."""
-    try:
-        return RichLines(stream)
-    except ImportError:
-        return OneLine(stream)
-
-
-class OneLine:
-    """The task that began last, on one line."""
-
-    all = False
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
-        self._text = ""
-
-    def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None, below: str) -> None:
-        before, self._text = self._text, ""
-        running = [row for row in rows if row["state"] == "running"]
-        if running:
-            row = max(running, key=lambda row: (row.get("began") or 0.0, row["i"]))
-            parts = (title(row), explain(row, time.time()))
-            text = printable(f"  {WORDS['running'][0]} {'  '.join(filter(None, parts))}")
-            self._text = f"{text[: shutil.get_terminal_size().columns - 1]}\r"
-        if before or self._text:
-            self._put(f"\r\033[K{self._text}")
-
-    def write(self, line: str) -> None:
-        clear = "\r\033[K" if self._text else ""
-        self._put(f"{clear}{line}\n{self._text}")
-
-    def stop(self) -> None:
-        self.show([], None, "")
-
-    def _put(self, text: str) -> None:
-        out = self._stream or sys.stdout
-        out.write(text)
-        out.flush()
 
 
 class RichLines:
@@ -275,48 +228,34 @@ class RichLines:
     That thread never waits for the panel: it draws the rows that it was given last.
     """
 
-    all = True
-
     def __init__(self, stream: TextIO | None) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
         self._rows: list[dict[str, Any]] = []
         self._queue: Mapping[str, Any] | None = None
         self._below = ""
-        self._console = Console(file=stream, highlight=False)
-        self._live = Live(
-            get_renderable=self._draw,
-            console=self._console,
-            transient=True,
-            refresh_per_second=4,
-            # What the cell prints goes above; bars of the user's own are on stderr.
-            redirect_stdout=stream is None,
-            redirect_stderr=False,
-        )
-        self._live.start()
+        self._screen = Screen.add(self, stream)
 
     def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None, below: str) -> None:
         self._rows, self._queue, self._below = rows, queue, below
-        self._live.refresh()
+        self._screen.live.refresh()
 
     def write(self, line: str) -> None:
         from rich.text import Text
 
-        self._console.print(Text.from_ansi(line), soft_wrap=True)
+        self._screen.console.print(Text.from_ansi(line), soft_wrap=True)
 
     def stop(self) -> None:
-        self._rows, self._below = [], ""
-        self._live.stop()
+        self._screen.remove(self)
 
-    def _draw(self) -> Group:
+    def draw(self) -> Group:
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         now = time.time()
         table = Table.grid(padding=(0, 2, 0, 0))
-        table.add_column(no_wrap=True, overflow="ellipsis", max_width=self._console.width // 2)
+        table.add_column(
+            no_wrap=True, overflow="ellipsis", max_width=self._screen.console.width // 2
+        )
         table.add_column()
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         table.add_column(justify="right", no_wrap=True)
@@ -330,6 +269,57 @@ class RichLines:
 
     def _explain(self, row: Mapping[str, Any], now: float) -> str:
         return "  ".join(filter(None, (explain(row, now, self._queue), *_speed(row, now))))
+
+
+class Screen:
+    """The part of a terminal that rich draws over: the panels of all cells, below one another.
+
+    Two that draw by themselves would draw over each other.
+    """
+
+    _all: ClassVar[dict[TextIO | None, Screen]] = {}
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, stream: TextIO | None) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._stream = stream
+        self._parts: list[RichLines] = []
+        self.console = Console(file=stream, highlight=False)
+        self.live = Live(
+            get_renderable=self._draw,
+            console=self.console,
+            transient=True,
+            refresh_per_second=4,
+            # What the cell prints goes above; bars of the user's own are on stderr.
+            redirect_stdout=stream is None,
+            redirect_stderr=False,
+        )
+
+    @classmethod
+    def add(cls, part: RichLines, stream: TextIO | None) -> Screen:
+        """Draw this part, too, from now on."""
+        with cls._lock:
+            if stream not in cls._all:
+                cls._all[stream] = cls(stream)
+            screen = cls._all[stream]
+            screen._parts.append(part)
+            screen.live.start()
+            return screen
+
+    def remove(self, part: RichLines) -> None:
+        """Draw this part no more; with the last one all is as if nothing had been drawn."""
+        with self._lock:
+            self._parts.remove(part)
+            if not self._parts:
+                del self._all[self._stream]
+                self.live.stop()
+
+    def _draw(self) -> Group:
+        from rich.console import Group
+
+        return Group(*(part.draw() for part in list(self._parts)))
 
 
 def _speed(row: Mapping[str, Any], now: float) -> list[str]:

@@ -9,6 +9,7 @@ made is left as it is there.
 from __future__ import annotations
 
 import contextlib
+import dis
 import functools
 import importlib
 import inspect
@@ -110,6 +111,18 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.modules.add(function.__module__)
         return take_behind, (function.__module__, function.__qualname__, steps)
 
+    def _dynamic_function_reduce(self, function: types.FunctionType) -> Any:
+        """Take along what the bodies of classes in a function read, too.
+
+        cloudpickle looks only for what is certainly global. In such a body any name may be.
+        """
+        reduced = super()._dynamic_function_reduce(function)
+        _, slots = reduced[2]
+        known = function.__globals__
+        read = (name for name in _read_by_classes(function.__code__) if name in known)
+        slots["__globals__"].update((name, known[name]) for name in read)
+        return reduced
+
     def _reduce_class(self, cls: type) -> Any:
         """Remember which classes were made here.
 
@@ -125,6 +138,26 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             *others, state, _, _, set_state = reduced
             return (*others, (set_state, state), None, None, set_class_state)
         return reduced
+
+
+#: How the body of a class reads a name that it need not have bound.
+_CLASS_OPS: Final = frozenset({"LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_by_classes(code: types.CodeType) -> tuple[str, ...]:
+    """Return the names that bodies of classes in some code may read from outside."""
+    names: dict[str, None] = {}
+    bound: set[str] = set()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "STORE_NAME":
+            bound.add(instruction.argval)
+        elif instruction.opname in _CLASS_OPS and instruction.argval not in bound:
+            names[instruction.argval] = None
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names.update(dict.fromkeys(_read_by_classes(constant)))
+    return tuple(names)
 
 
 #: Arrays of which numpy itself makes bytes inside the pickle: these kinds, and all of times.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from contextvars import copy_context
 
 import pytest
@@ -129,6 +130,28 @@ def test_a_task_sent_by_a_thread_belongs_to_the_running_cell(shell, page, send):
     assert len(displays(page)) == 1
 
 
+def test_threads_that_send_at_the_same_moment_have_one_panel(shell, page, send, monkeypatch):
+    make, both = cells.Cells._new_panel, threading.Barrier(2)
+
+    def make_together(*args):
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+        return make(*args)
+
+    def cell():
+        threads = [threading.Thread(target=send) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    monkeypatch.setattr(cells.Cells, "_new_panel", make_together)
+    shell.run(cell)
+
+    assert len(displays(page)) == 1
+    assert cells._cells._latest.panel.size == 2
+
+
 def test_a_cell_inside_a_cell_shares_its_panel(shell, page, send):
     def cell():
         send()
@@ -168,6 +191,23 @@ def test_a_terminal_gets_text(submit, capsys):
         cells.uninstall()
 
     assert capsys.readouterr().out == "  ✓ load('a.csv')  done\n"
+
+
+def test_ipython_that_loads_the_extension_as_it_starts_is_no_cell(submit, capsys):
+    shell = Shell(None)
+    cells.install(shell)
+    try:
+
+        def cell():
+            for told in (submit().succeeds(), submit().succeeds()):
+                for hook in client.submitted_hooks:
+                    hook(told.record)
+
+        shell.run(cell)
+    finally:
+        cells.uninstall()
+
+    assert capsys.readouterr().out.splitlines()[-1] == "  2 tasks: 2 done"
 
 
 def test_uninstalling_leaves_nothing_behind(submit):

@@ -142,6 +142,15 @@ def test_start_beside_a_running_cluster_says_how_to_change_it(running):
     assert Commands(running).run("start 2") == "A broker and 2 workers are running."
 
 
+def test_start_keeps_the_cluster_that_the_notebook_has(running):
+    """One that it has started in a folder of its own, say: `start()` would open another."""
+    its_own = running.cluster
+
+    Commands(running).run("start")
+
+    assert running.cluster is its_own
+
+
 def test_number_of_workers_that_cannot_be_is_told_in_a_line(running):
     with pytest.raises(UsageError, match="10000 at most"):
         Commands(running).run("scale 99999")
@@ -190,6 +199,11 @@ def test_list_of_a_state_that_nothing_has_says_which_may_be_meant(running):
 
 def test_who_asks_for_help_is_told_where_it_is(running):
     assert "at most one state or phase" in Commands(running).run("list --help")
+
+
+@pytest.mark.parametrize("word", ["help", "-h", "--help"])
+def test_who_asks_for_help_alone_is_told_the_words(clusters, word):
+    assert Commands(clusters).run(word).startswith("%nbtasks takes one of these: status, start,")
 
 
 def test_show_tells_the_task(running):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import nbtasks
 from nbtasks.client.eager_result import EagerResult
 from nbtasks.client.result import AsyncResult
 from nbtasks.core.messages import Hasten, Redo, Revoke
@@ -430,6 +431,24 @@ def test_a_task_that_ran_here_is_shown_as_it_ended(here, ended, said):
     assert text_of(shown).splitlines()[1] == said
     assert here.told == []
     assert "1" not in here.records
+
+
+@pytest.mark.usefixtures("without_widgets")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "✓ add(1, y=2)  done"),
+        ({"argsrepr": "(***)", "shadow": "sum"}, "✓ sum(***, y=2)  done"),
+    ],
+)
+def test_a_task_that_ran_here_is_shown_as_it_was_called(here, options, said):
+    @nbtasks.task(name="nb.add")
+    def add(x, y):
+        return x + y
+
+    shown = add.apply((1,), {"y": 2}, **options).widget()
+
+    assert text_of(shown).splitlines()[1] == said
 
 
 def test_a_task_that_ran_here_keeps_its_traceback_and_cannot_be_run_again(here, page):

@@ -147,7 +147,7 @@ def test_widget_without_the_packages_for_it_is_a_picture() -> None:
 
     out = run_without("anywidget ipywidgets IPython", program)
 
-    assert out == "nbtasks: 1 task: 1 done\n✓ add  done\n"
+    assert out == "nbtasks: 1 task: 1 done\n✓ add(1, 2)  done\n"
 
 
 def test_python_without_ipython_shows_nothing_and_needs_nothing() -> None:

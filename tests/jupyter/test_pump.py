@@ -330,12 +330,18 @@ def test_interrupt_ends_a_handler_that_hangs(notebook: Notebook):
 
 # --------------------------------------------------------------------------- kinds of waits
 
+FUTURE = (
+    "result.cancel(); executor = nbtasks.Executor(); future = executor.submit(time.sleep, 30); "
+    "result = future.task"
+)
 WAITS = {
     "wait": "result.wait(propagate=False)",
     "join": "nbtasks.ResultSet([result]).join(propagate=False)",
     "get of a set": "nbtasks.ResultSet([result]).get(propagate=False)",
     "iterate": "list(nbtasks.ResultSet([result]).iter_native())",
     "callbacks": "result.get(propagate=False, on_message=print)",
+    "a future": f"{FUTURE}; future.exception()",
+    "the end of an executor": f"{FUTURE}; executor.shutdown()",
     "a broker that is slow to answer": "halt(); current().ask('status')",
     "a broker that is slow to accept": "halt(); nap.apply_async((0,), confirm=True)",
 }
@@ -379,9 +385,27 @@ def test_waits_are_at_a_stretch_where_there_is_nothing_to_do_between():
     assert waiting.pause(9.0) == 9.0
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_kernel_whose_configuration_loads_us_lets_clicks_through(
+    name: str, short_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    skip_unless_installed(name)
+    write_kernelspecs(Path(os.environ["JUPYTER_DATA_DIR"]))
+    monkeypatch.setenv("IPYTHONDIR", str(short_path))
+    profile = short_path / "profile_default"
+    profile.mkdir()
+    config = "get_config().InteractiveShellApp.extensions = ['nbtasks']"
+    (profile / "ipython_config.py").write_text(config)
+
+    with Kernel(name, short_path) as kernel:
+        reason = kernel.run("from nbtasks.jupyter import pump; print([pump.reason()])")
+
+    assert reason == "['']\n"
+
+
 def test_unknown_kernel_is_left_alone_and_the_reason_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pump, "_reason", "")
-    pump.install(SimpleNamespace(kernel=SimpleNamespace(), events=None))
+    pump.install(SimpleNamespace(kernel=SimpleNamespace(io_loop=None), events=None))
 
     assert "not built like" in pump.reason()
     assert waiting.between_waits is None

@@ -331,6 +331,7 @@ QUEUE = {"workers": 2, "busy": 2, "queued": 9, "places": [[0, 4], [5, 1]]}
     [
         ({"state": "scheduled", "due": 72.0}, "starts in 1:12"),
         ({"state": "scheduled", "due": 72.0, "expires": 300}, "starts in 1:12  expires in 5:00"),
+        ({"state": "scheduled", "due": 0.2, "expires": 7.2}, "starts in 0:01  expires in 0:08"),
         ({"state": "scheduled", "due": 0.0}, "starts now"),
         ({"state": "scheduled", "due": 400 * 86_400.0}, "starts in 400 d 0 h"),
         ({"state": "retrying", "due": 0.2, "attempt": 2}, "attempt 2 in 0:01"),

@@ -255,6 +255,16 @@ def test_compression_that_nobody_knows_is_refused_by_name():
         dumps_arguments((1,), {}, "pickle", "rar")
 
 
+def test_function_takes_along_what_bodies_of_its_classes_read():
+    namespace: dict[str, Any] = {"limit": 3, "lock": threading.Lock(), "__name__": "__main__"}
+    lines = ("class Box:", "    most: int = limit", "    lock = 5", "    shut = lock")
+    exec("def box():\n    " + "\n    ".join([*lines, "return Box.most, Box.shut"]), namespace)
+
+    box = round_trip(namespace["box"])
+
+    assert box() == (3, 5)
+
+
 def test_code_keeps_the_name_of_its_file():
     """Tracebacks find the lines of a notebook's cells by it; some cloudpickles leave it out."""
     names: dict[str, Any] = {"__name__": "__main__"}
