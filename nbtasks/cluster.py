@@ -349,6 +349,8 @@ class Cluster:
         with _opening:
             self._let_go()
             _stop_at(self._place, purge)
+            if purge:
+                self._client.bury()
             # Not before: one that was interrupted shall be able to be told again.
             self._stopped = True
             _drop(self)

@@ -148,8 +148,8 @@ def _check_ours_to_close(path: Path) -> None:
         raise ClusterError(
             f"{path} is open to other users, and there are other things in it than a cluster's "
             f"files ({min(others)}, for one). nbtasks needs a folder that only you can enter, and "
-            f"will not close this one. Give one inside it, dir={str(path / 'nbtasks')!r}; or close "
-            f"it yourself: chmod 700 {path}."
+            f"will not close this one. Give one inside it, dir={str(path / 'nbtasks')!r}; or, if "
+            f"it is for you alone, close it yourself: chmod 700 {path}."
         )
 
 

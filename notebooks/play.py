@@ -79,6 +79,8 @@ def end_cluster() -> list[int]:
 
 
 def main() -> int:
+    if len(sys.argv) != 2:
+        sys.exit("Which notebook? python notebooks/play.py notebooks/01_quickstart.ipynb")
     # Told to end, it ends what it has started, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     path = Path(sys.argv[1]).resolve()

@@ -480,6 +480,17 @@ class Client:
         self._bereave(BrokerUnavailable(self.runtime, 0.0))
         return said
 
+    def bury(self) -> None:
+        """Tell everybody who waits that the tasks were deleted with their store."""
+        for record in list(self._records.open.values()):
+            self._fail(
+                record,
+                OperationalError(
+                    f"Task {record.id} was deleted before it had ended, with all else in its "
+                    f"cluster: shutdown(purge=True). Send it again."
+                ),
+            )
+
     def _say_all(self, patience: float) -> bool:
         """Wait until all is accepted; return False when there is no broker, or nothing goes on."""
         before, since = (-1, -1, -1), time.monotonic()

@@ -58,6 +58,8 @@ def client_of(record: Record | None) -> Client:
     ------
     BrokerUnavailable
         When the task was in a cluster of its own folder that nobody here is connected to.
+    OperationalError
+        When it was deleted with that.
     """
     if record is None:
         return client()
@@ -69,6 +71,8 @@ def client_of(record: Record | None) -> Client:
     for one in open_clients():
         if one.runtime == record.home:
             return one
+    if record.error is not None:
+        raise record.error
     raise BrokerUnavailable(
         f"Task {record.id} is in the cluster in {record.home}, which was shut down or let go of. "
         f"Start it again, or attach to it: nbtasks.start(dir={str(record.home)!r})."

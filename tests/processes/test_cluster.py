@@ -22,7 +22,12 @@ import nbtasks
 from nbtasks import cluster as clusters
 from nbtasks import config
 from nbtasks import place as places
-from nbtasks.exceptions import BrokerUnavailable, ClusterError, ImproperlyConfigured
+from nbtasks.exceptions import (
+    BrokerUnavailable,
+    ClusterError,
+    ImproperlyConfigured,
+    OperationalError,
+)
 from tests.living import SOON, eventually, family, kill, lives, run, said
 
 MakeCluster = Callable[..., nbtasks.Cluster]
@@ -137,6 +142,25 @@ def test_shutdown_with_purge_forgets_the_store(make_cluster: MakeCluster) -> Non
     cluster.shutdown(purge=True)
 
     assert not list(cluster.dir.glob("store*"))
+
+
+def test_who_waits_for_a_task_that_is_deleted_with_its_cluster_is_told(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=1)
+    number = nbtasks.task(os.getpid, name="number")
+    done = number.delay()
+    pid = done.get(timeout=SOON)
+    waiting = [number.apply_async(countdown=3600) for _ in range(2)]
+
+    cluster.shutdown(purge=True)
+
+    with pytest.raises(OperationalError, match=r"was deleted .* Send it again"):
+        waiting[0].get(timeout=SOON)
+    make_cluster(dir=cluster.dir)
+    with pytest.raises(OperationalError, match=r"was deleted .* Send it again"):
+        waiting[1].get(timeout=SOON)
+    assert done.get() == pid
 
 
 def test_shutdown_right_after_start_is_as_orderly_as_later(make_cluster: MakeCluster) -> None:

@@ -149,6 +149,16 @@ def test_a_purge_cancels_what_has_not_begun(cluster, notebook):
     assert not any(row.get("redo") for row in under.rows)  # their arguments are gone
 
 
+def test_a_panel_says_of_tasks_that_they_were_deleted_with_their_cluster(cluster, notebook):
+    under = notebook(lambda: [echo.apply_async((1,), countdown=3600) for _ in range(3)])
+
+    cluster.shutdown(purge=True)
+
+    eventually(under.is_picture, "the picture")
+    assert set(under.states) == {"failed"}
+    assert "was deleted" in under.rows[0]["error"]
+
+
 def test_a_panel_goes_on_when_the_cluster_was_stopped_and_started(make_cluster, notebook):
     first = nbtasks.current_cluster()
     under = notebook(lambda: echo.apply_async((1,), countdown=2))
