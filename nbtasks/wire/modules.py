@@ -39,8 +39,8 @@ from typing import Final, NamedTuple
 SETTLED: Final = 2_000_000_000
 #: Local modules that are followed at most.
 MOST_MODULES: Final = 5_000
-#: Nanoseconds for which one look at the files holds: less than an edit takes. In a row of calls with
-#: less than that between any two, nobody has edited between them, and it holds for a `ROW`.
+#: Nanoseconds for which one look at the files holds: less than an edit takes. In a row of calls
+#: with less than that between any two, nobody has edited between them, and it holds for a `ROW`.
 GLANCE: Final = 50_000
 ROW: Final = 500_000
 #: The part of a loop of calls (one in so many) that looking at many files may take.
