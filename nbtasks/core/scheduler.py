@@ -1116,6 +1116,9 @@ class Scheduler:
             self._clear(died.name, self._ticket + 1)
         elif not worker.dead:
             worker.dead = True
+            if worker.last is not None and worker.prepares:
+                # That may have been its death, and would be that of one newcomer after another.
+                worker.last.doubt()
             complete = died.sent is not None and worker.heard >= died.sent
             wait = 0.0 if complete else MOURNING
             self.agenda.add_boot(now.boot + wait, "died", (worker, died))
