@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import stat
@@ -410,6 +411,43 @@ def test_killed_broker_comes_back(make_cluster: MakeCluster) -> None:
 
     until(lambda: cluster.broker_pid != former)
     assert cluster.status()["broker_pid"] == cluster.broker_pid
+
+
+def test_socket_that_somebody_has_removed_is_made_again(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1)
+    (former,) = cluster.worker_pids()
+    (cluster.dir / "broker.sock").unlink()
+
+    kill(former)
+
+    eventually(lambda: [w["pid"] for w in cluster.status()["workers"]] not in ([], [former]))
+    assert stat.S_IMODE((cluster.dir / "broker.sock").stat().st_mode) == 0o600
+
+
+def test_cluster_whose_folder_was_removed_goes_and_leaves_the_next_one_there_alone(
+    make_cluster: MakeCluster, short_path: Path
+) -> None:
+    cluster = make_cluster(dir=short_path / "c", workers=1)
+    eventually(lambda: cluster.status()["wanted"])  # the supervisor has done all for its start
+    former = family(cluster)
+    shutil.rmtree(short_path / "c")
+
+    cluster = make_cluster(dir=short_path / "c", workers=1)
+    eventually(lambda: not any(map(lives, former)))
+
+    assert all(map(lives, family(cluster)))
+    code = f"import nbtasks; print(nbtasks.connect({str(cluster.dir)!r}).broker_pid)"
+    assert int(said(run(code))) == cluster.broker_pid
+
+
+def test_lock_that_somebody_has_removed_is_taken_again(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1)
+    supervisor = cluster.supervisor_pid
+
+    (cluster.dir / "supervisor.lock").unlink()
+
+    eventually(lambda: cluster.running)
+    assert (cluster.dir / "supervisor.lock").read_text() == str(supervisor)
 
 
 def test_killed_worker_is_replaced(make_cluster: MakeCluster) -> None:
