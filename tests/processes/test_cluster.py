@@ -16,12 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import psutil
 import pytest
 
 import nbtasks
 from nbtasks import cluster as clusters
-from nbtasks import config
+from nbtasks import config, start_options
 from nbtasks import place as places
 from nbtasks.exceptions import BrokerUnavailable, ClusterError, ImproperlyConfigured
 from tests.living import SOON, eventually, family, kill, lives, run, said
@@ -615,6 +616,24 @@ def test_cluster_whose_settings_were_spoilt_goes_on_and_says_so(make_cluster: Ma
 
     assert str(cluster.dir) in repr(cluster)
     until(lambda: not cluster.status()["workers"])
+
+
+def test_who_connects_to_a_cluster_whose_settings_were_spoilt_is_told_so(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=1)
+    (cluster.dir / "settings.json").write_text("rubbish")
+    cluster.close()
+
+    with pytest.raises(ClusterError, match=r"settings\.json cannot be read.*nbtasks stop"):
+        nbtasks.connect(cluster.dir)
+
+
+def test_whole_numbers_of_numpy_are_numbers_of_workers() -> None:
+    count = start_options.count("workers", numpy.int64(3))
+
+    assert type(count) is int
+    assert count == 3
 
 
 @pytest.mark.parametrize("workers", [-1, 1.5, True, "two"])
