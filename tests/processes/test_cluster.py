@@ -722,7 +722,7 @@ def test_folder_with_nothing_but_our_files_is_closed_again(
     assert short_path.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("dir", ["a\0b", 3])
+@pytest.mark.parametrize("dir", ["a\0b", 3, b"/tmp/\xff"])
 def test_what_is_no_path_is_refused(dir: Any) -> None:
     with pytest.raises(ImproperlyConfigured, match=r"start\(dir=.*path"):
         nbtasks.start(dir=dir)
