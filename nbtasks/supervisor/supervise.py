@@ -402,7 +402,7 @@ class Supervisor:
             exit_.peak_memory,
             self._taken.pop(exit_.child.pid, 0),
             remains.outcomes,
-            last_words(remains.words, exit_),
+            last_words(remains.words, exit_) if exit_.code or reading.running else "",
             self._reasons.pop(name, ""),
             remains.sent,
         )
@@ -653,8 +653,6 @@ def last_words(words: str, exit_: Exit) -> str:
     What its task printed and logged, and then what only stands in its log: the words of C
     libraries, and Python's own where a signal ended it.
     """
-    if not exit_.code:
-        return ""
     said = [line.rpartition("\r")[2] for line in words.rstrip().split("\n")]
     return "\n".join(filter(None, [*said[-LAST_LINES:], tail(exit_.child.log, lines=40)]))
 
