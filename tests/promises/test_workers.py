@@ -21,7 +21,17 @@ import pytest
 import zmq
 
 import nbtasks
-from nbtasks.core.messages import Bye, Done, Held, Hello, Run, Started, Welcome
+from nbtasks.core.messages import (
+    Bye,
+    Define,
+    Done,
+    Held,
+    Hello,
+    Prepared,
+    Run,
+    Started,
+    Welcome,
+)
 from nbtasks.exceptions import (
     ClusterError,
     MemoryLimitExceeded,
@@ -457,6 +467,9 @@ class Ghost:
         while True:
             assert self._socket.poll(max(0.0, end - time.monotonic()) * 1000), kind
             self._instance, messages, _ = frames.unpack_from_broker(self._socket.recv_multipart())
+            ahead = [message for message in messages if isinstance(message, Define)]
+            if ahead:
+                self.say(*[Prepared(define.digest) for define in ahead])
             for message in messages:
                 if isinstance(message, kind):
                     return message
