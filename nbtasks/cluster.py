@@ -164,6 +164,8 @@ def connect(dir: str | os.PathLike[str] | None = None) -> Cluster:
     ------
     BrokerUnavailable
         When none runs there.
+    ClusterError
+        When it cannot be told how it was started.
     """
     with _opening:
         place = place_of(dir)
@@ -180,6 +182,7 @@ def connect(dir: str | os.PathLike[str] | None = None) -> Cluster:
                 f"Start one with nbtasks.start() or %nbtasks start (in a notebook) or "
                 f"`nbtasks start` (in a shell)."
             )
+        start_options.settings_in(place.runtime)  # or it cannot be told where large values lie
         return _make_current(Cluster(place, dir is not None))
 
 

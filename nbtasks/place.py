@@ -67,12 +67,13 @@ def place_of(dir: str | os.PathLike[str] | None) -> Place:
 def _absolute(dir: str | os.PathLike[str]) -> Path:
     try:
         text = os.fsdecode(dir)
-    except TypeError:
+        text.encode()  # as in all that is written down of it
+    except (TypeError, UnicodeEncodeError):
         text = "\0"
     if "\0" in text:
         raise ImproperlyConfigured(
             f"start(dir={dir!r}) cannot be: it is the folder of a cluster's files. "
-            f"Give its path, as text or a Path."
+            f"Give its path, as text (that UTF-8 can carry) or a Path."
         )
     if not text:
         raise ImproperlyConfigured(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from nbtasks import config
 from nbtasks.exceptions import ClusterError, ImproperlyConfigured, SerializerNotInstalled
@@ -16,6 +17,9 @@ from nbtasks.wire.connection import SETTINGS_FILE, Settings, read_settings, umas
 
 #: Seconds of a hundred years.
 _CENTURY: Final = 3.156e9
+
+#: Whole numbers, of numpy, too.
+_WHOLE: Final[Any] = (int, numbers.Integral)
 
 #: What `core.messages.Workers` takes.
 MOST_WORKERS: Final = 10_000
@@ -81,13 +85,15 @@ def check(
 
 def count(name: str, value: int | None, least: int = 1, call: str = "start") -> int | None:
     """Return an option that is a number of processes or tasks, or raise ImproperlyConfigured."""
-    if value is None or (isinstance(value, int) and value >= least and value is not True):
-        if name == "workers" and value is not None and value > MOST_WORKERS:
+    if value is None:
+        return None
+    if isinstance(value, _WHOLE) and value >= least and value is not True:
+        if name == "workers" and value > MOST_WORKERS:
             raise ImproperlyConfigured(
                 f"{call}(workers={value}) cannot be: a cluster has {MOST_WORKERS} workers at most, "
                 f"and a machine serves well about as many as it has processors."
             )
-        return value
+        return int(value)
     raise ImproperlyConfigured(
         f"{call}({name}={value!r}) cannot be: it is a number of processes or tasks. "
         f"Give a whole number, {least} or more."

@@ -60,6 +60,7 @@ from nbtasks.wire import locks, segments, sockets
 from nbtasks.wire.connection import (
     CONNECTION_FILE,
     SEGMENTS,
+    SOCKET_FILE,
     STORE_FILE,
     SUPERVISOR_LOCK,
     Connection,
@@ -212,17 +213,21 @@ class Server:
             time.sleep(STORE_RETRY)
 
     def _introduce_again(self) -> None:
-        """Write it down once more if somebody has spoilt the file; those who stop have none."""
+        """Be found again if somebody has spoilt or removed a file; those who stop have none."""
         # Where the directory was removed, and there is one again, it is another cluster's.
         ours = locks.holder(self.runtime / SUPERVISOR_LOCK) == self._connection.supervisor_pid
         if self._leaving or self.scheduler.stopping or not ours:
             return
-        if read_connection(self.runtime) != self._connection:
-            log.warning("the connection file was spoilt or removed; writing it again")
-            try:
+        try:
+            if read_connection(self.runtime) != self._connection:
+                log.warning("the connection file was spoilt or removed; writing it again")
                 write_connection(self.runtime, self._connection)
-            except OSError as error:
-                log.error("cannot write the connection file: %s", error)
+            is_ipc = self._connection.endpoint.startswith("ipc:")
+            if is_ipc and not (self.runtime / SOCKET_FILE).exists():
+                log.warning("the file of the socket was removed; making it again")
+                sockets.bind_again(self.socket, self.runtime)
+        except (OSError, zmq.ZMQError) as error:  # a full disk, for one
+            log.error("nobody can find this broker: %s", error)
 
     # -------------------------------------------------------------------------------- the loop
 

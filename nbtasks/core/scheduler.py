@@ -617,8 +617,11 @@ class Scheduler:
     def _let_go_surplus(self) -> None:
         """Let workers go while there are more than shall be: who holds least, who came last."""
         present = self.pool.serving()[::-1]
+        present.sort(key=lambda worker: len(worker.held))
         surplus = max(0, len(present) - self.staff.whole)
-        for worker in sorted(present, key=lambda worker: len(worker.held))[:surplus]:
+        # Whoever is the only one left for some queues stays longest: nobody else would serve them.
+        last = {worker.queues: worker for worker in present}
+        for worker in sorted(present, key=lambda worker: last[worker.queues] is worker)[:surplus]:
             worker.leaving = True
             self.turn.say(worker.peer, Stop())
 
@@ -1120,6 +1123,9 @@ class Scheduler:
             self._clear(died.name, self._ticket + 1)
         elif not worker.dead:
             worker.dead = True
+            if worker.last is not None and worker.prepares:
+                # That may have been its death, and would be that of one newcomer after another.
+                worker.last.doubt()
             complete = died.sent is not None and worker.heard >= died.sent
             wait = 0.0 if complete else MOURNING
             self.agenda.add_boot(now.boot + wait, "died", (worker, died))

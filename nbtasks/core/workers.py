@@ -99,6 +99,10 @@ class Definition:
         )
         self.is_short = self._may_be_short and self.estimate < SHORT
 
+    def doubt(self) -> None:
+        """Know nothing of its calls any more, until the next one has ended."""
+        self.estimate, self.is_short = None, False
+
     def may_wait(self, task: Task) -> bool:
         """Whether a call may be given to a worker that is running another one."""
         return self.is_short and (task.options is None or task.options.time_limit is None)

@@ -31,6 +31,9 @@ class Crew:
 
     def __init__(self, runtime: str, children: Children) -> None:
         self.runtime = runtime
+        #: That directory, held open: there may be another one of its name, but not of its number.
+        #: None where directories cannot be opened.
+        self.place = os.open(runtime, os.O_RDONLY) if os.name == "posix" else None
         self.children = children
         self.broker: Child | None = None
         self.undertaker: Child | None = None

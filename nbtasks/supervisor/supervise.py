@@ -38,7 +38,7 @@ from nbtasks.core.messages import Bye, Died, Hello, Kill, Pool, Refused, Scale, 
 from nbtasks.supervisor import limits, sweep
 from nbtasks.supervisor.children import ENDING, Child, Exit, News, tail
 from nbtasks.supervisor.crew import Crew, Worker
-from nbtasks.wire import cell, frames, sockets
+from nbtasks.wire import cell, frames, locks, sockets
 from nbtasks.wire.connection import (
     CONNECTION_FILE,
     EXIT_BUSY,
@@ -46,6 +46,7 @@ from nbtasks.wire.connection import (
     FAILED_FILE,
     SETTINGS_FILE,
     SOCKET_FILE,
+    SUPERVISOR_LOCK,
     boot,
     read_connection,
     write_private,
@@ -151,11 +152,11 @@ class Supervisor:
     def serve(self) -> int:
         """Run until told to stop; return the exit code."""
         limits.become_subreaper()
+        self._look()
         self._greet()
         self._report_leftovers()
         self._reap()
         self._fill()
-        self._look()
         self._find_limited()
         while self._stop is None:
             self._turn(self._until_next_timer())
@@ -203,11 +204,36 @@ class Supervisor:
                 self._stop = Stop()
 
     def _look(self) -> None:
-        """Stop when our directory is gone: nobody can ever reach this cluster again."""
+        """End when our directory is gone: nobody can ever reach this cluster again."""
+        if not self._is_in_place():
+            self._vanish()
         if not (self.runtime / SETTINGS_FILE).exists():
             self._stop = Stop()
+        lock = self.runtime / SUPERVISOR_LOCK
+        if not locks.is_held(lock):
+            # Somebody has removed the file, and a second supervisor could begin.
+            with suppress(OSError):
+                locks.acquire(lock)
         self._drop_old_deaths()
         self._after(LOOK, self._look)
+
+    def _is_in_place(self) -> bool:
+        """Whether our directory is where others look for it."""
+        if self.crew.place is None:
+            return self.runtime.exists()
+        try:
+            return os.path.samestat(os.fstat(self.crew.place), self.runtime.stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _vanish(self) -> None:
+        """End at once and touch no file: what lies in our place now, or soon, is another's."""
+        # Workers first: they would go over to the next broker there. Ours last, and not in an
+        # orderly way: it would take away the socket of its name.
+        for child in (*self.crew.workers.values(), self.crew.broker):
+            if child is not None:
+                self.children.kill(child, signal.SIGKILL)
+        os._exit(0)  # the undertaker sees to the rest
 
     # ---------------------------------------------------------------------------------- broker
 
@@ -378,7 +404,7 @@ class Supervisor:
             exit_.peak_memory,
             self._taken.pop(exit_.child.pid, 0),
             remains.outcomes,
-            last_words(remains.words, exit_),
+            last_words(remains.words, exit_) if exit_.code or reading.running else "",
             self._reasons.pop(name, ""),
             remains.sent,
         )
@@ -629,8 +655,6 @@ def last_words(words: str, exit_: Exit) -> str:
     What its task printed and logged, and then what only stands in its log: the words of C
     libraries, and Python's own where a signal ended it.
     """
-    if not exit_.code:
-        return ""
     said = [line.rpartition("\r")[2] for line in words.rstrip().split("\n")]
     return "\n".join(filter(None, [*said[-LAST_LINES:], tail(exit_.child.log, lines=40)]))
 

@@ -40,7 +40,11 @@ def acquire(path: Path | str, patience: float = 0.0) -> int | None:
     """
     descriptor = hold(path, patience)
     if descriptor is not None:
-        _sign(descriptor)
+        try:
+            _sign(descriptor)
+        except OSError:  # a full disk: who tries again shall not find the lock held by nobody
+            os.close(descriptor)
+            raise
     return descriptor
 
 

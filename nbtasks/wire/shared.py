@@ -42,7 +42,9 @@ class Shared:
         return load(self._body, *self._pieces)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return load, (self._body, *map(payloads.out_of_band, self._pieces))
+        # By protocol 4, which `multiprocessing` and `copy` take, nothing travels beside the pickle.
+        piece = bytearray if protocol < 5 else payloads.out_of_band
+        return load, (self._body, *map(piece, self._pieces))
 
 
 def load(body: Buffer, *pieces: Buffer) -> Any:

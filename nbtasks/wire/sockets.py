@@ -274,6 +274,12 @@ def _bind_ipc(context: zmq.Context[zmq.Socket[bytes]], runtime: Path) -> Bound:
     return Bound(socket, endpoint(runtime))
 
 
+def bind_again(socket: zmq.Socket[bytes], runtime: Path) -> None:
+    """Make the file of an ipc socket again that somebody has removed; who is connected stays so."""
+    socket.bind(endpoint(runtime))
+    (runtime / SOCKET_FILE).chmod(0o600)
+
+
 def _bind_tcp(context: zmq.Context[zmq.Socket[bytes]], former: Connection | None) -> Bound:
     from zmq.auth.thread import ThreadAuthenticator
 

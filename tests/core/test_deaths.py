@@ -340,6 +340,25 @@ def test_worker_whose_link_broke_while_it_loaded_ahead_gets_calls_again() -> Non
     assert world.phase(task_id) == "running"
 
 
+def test_what_has_killed_whoever_loaded_it_ahead_is_not_loaded_ahead_again() -> None:
+    world, loading = second_worker_that_loads(first_takes=1)
+
+    lose(world, loading)
+    world.advance(1)
+
+    assert prepared(world) == [[], []]
+
+
+def test_what_has_killed_whoever_loaded_it_ahead_is_so_once_a_call_has_ended_again() -> None:
+    world, loading = second_worker_that_loads(first_takes=1)
+    lose(world, loading)
+
+    world.submit(seconds=1)
+    world.advance(2)
+
+    assert prepared(world) == [[], list(world.store.definitions)]
+
+
 def test_worker_of_other_queues_does_not_load_it_ahead() -> None:
     world = Simulation(workers=0)
     for queue in ("quick", "slow"):

@@ -25,6 +25,7 @@ from nbtasks.core.messages import (
     Refused,
     Revoke,
     Run,
+    Scale,
     Started,
     Submit,
 )
@@ -769,3 +770,15 @@ def test_handlers_that_are_over_in_time_harm_nobody(world: Simulation) -> None:
 
     mail = world.scheduler.turn.mail[SUPERVISOR]
     assert not [each for each in mail if isinstance(getattr(each, "message", each), Kill)]
+
+
+def test_only_worker_of_a_queue_stays_when_there_are_to_be_fewer() -> None:
+    world = Simulation(workers=0)
+    names = [world.add_worker((queue,)) for queue in ("default", "default", "gpu")]
+    world.submit(queue="gpu")
+    world.run()
+
+    world.scheduler.receive(CLIENT, Scale(2), world.now)
+
+    workers = world.scheduler.workers
+    assert [workers[name].leaving for name in names] == [False, True, False]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import stat
@@ -15,12 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import psutil
 import pytest
 
 import nbtasks
 from nbtasks import cluster as clusters
-from nbtasks import config
+from nbtasks import config, start_options
 from nbtasks import place as places
 from nbtasks.exceptions import (
     BrokerUnavailable,
@@ -436,6 +438,43 @@ def test_killed_broker_comes_back(make_cluster: MakeCluster) -> None:
     assert cluster.status()["broker_pid"] == cluster.broker_pid
 
 
+def test_socket_that_somebody_has_removed_is_made_again(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1)
+    (former,) = cluster.worker_pids()
+    (cluster.dir / "broker.sock").unlink()
+
+    kill(former)
+
+    eventually(lambda: [w["pid"] for w in cluster.status()["workers"]] not in ([], [former]))
+    assert stat.S_IMODE((cluster.dir / "broker.sock").stat().st_mode) == 0o600
+
+
+def test_cluster_whose_folder_was_removed_goes_and_leaves_the_next_one_there_alone(
+    make_cluster: MakeCluster, short_path: Path
+) -> None:
+    cluster = make_cluster(dir=short_path / "c", workers=1)
+    eventually(lambda: cluster.status()["wanted"])  # the supervisor has done all for its start
+    former = family(cluster)
+    shutil.rmtree(short_path / "c")
+
+    cluster = make_cluster(dir=short_path / "c", workers=1)
+    eventually(lambda: not any(map(lives, former)))
+
+    assert all(map(lives, family(cluster)))
+    code = f"import nbtasks; print(nbtasks.connect({str(cluster.dir)!r}).broker_pid)"
+    assert int(said(run(code))) == cluster.broker_pid
+
+
+def test_lock_that_somebody_has_removed_is_taken_again(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=1)
+    supervisor = cluster.supervisor_pid
+
+    (cluster.dir / "supervisor.lock").unlink()
+
+    eventually(lambda: cluster.running)
+    assert (cluster.dir / "supervisor.lock").read_text() == str(supervisor)
+
+
 def test_killed_worker_is_replaced(make_cluster: MakeCluster) -> None:
     cluster = make_cluster(workers=2)
     victim, survivor = cluster.worker_pids()
@@ -603,6 +642,24 @@ def test_cluster_whose_settings_were_spoilt_goes_on_and_says_so(make_cluster: Ma
     until(lambda: not cluster.status()["workers"])
 
 
+def test_who_connects_to_a_cluster_whose_settings_were_spoilt_is_told_so(
+    make_cluster: MakeCluster,
+) -> None:
+    cluster = make_cluster(workers=1)
+    (cluster.dir / "settings.json").write_text("rubbish")
+    cluster.close()
+
+    with pytest.raises(ClusterError, match=r"settings\.json cannot be read.*nbtasks stop"):
+        nbtasks.connect(cluster.dir)
+
+
+def test_whole_numbers_of_numpy_are_numbers_of_workers() -> None:
+    count = start_options.count("workers", numpy.int64(3))
+
+    assert type(count) is int
+    assert count == 3
+
+
 @pytest.mark.parametrize("workers", [-1, 1.5, True, "two"])
 def test_scale_to_nonsense_is_refused(workers: Any) -> None:
     scale = nbtasks.Cluster.scale
@@ -692,7 +749,7 @@ def test_folder_with_nothing_but_our_files_is_closed_again(
     assert short_path.stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("dir", ["a\0b", 3])
+@pytest.mark.parametrize("dir", ["a\0b", 3, b"/tmp/\xff"])
 def test_what_is_no_path_is_refused(dir: Any) -> None:
     with pytest.raises(ImproperlyConfigured, match=r"start\(dir=.*path"):
         nbtasks.start(dir=dir)

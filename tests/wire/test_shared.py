@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy
@@ -69,6 +70,14 @@ def test_memory_is_written_once(segments, short_path):
     folder = short_path / "segments"
     assert len(held) == 20
     assert len({(folder / name).stat().st_ino for name in there(folder)}) == 1
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_others_may_pickle_it_too(segments, protocol):
+    arrived = pickle.loads(pickle.dumps(Shared(ARRAY, segments), protocol))
+
+    arrived += 1
+    assert (arrived == ARRAY + 1).all()
 
 
 def test_what_cannot_be_pickled_is_named(segments):
