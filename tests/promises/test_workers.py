@@ -468,11 +468,8 @@ class Ghost:
             assert self._socket.poll(max(0.0, end - time.monotonic()) * 1000), kind
             self._instance, messages, _ = frames.unpack_from_broker(self._socket.recv_multipart())
             ahead = [message for message in messages if isinstance(message, Define)]
-            if ahead:
+            if ahead:  # unasked, to be loaded before it is called
                 self.say(*[Prepared(define.digest) for define in ahead])
-            for message in messages:
-                if isinstance(message, Define):  # unasked, to be loaded ahead
-                    self.say(Prepared(message.digest))
             for message in messages:
                 if isinstance(message, kind):
                     return message
