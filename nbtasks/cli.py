@@ -104,7 +104,11 @@ def _parser() -> argparse.ArgumentParser:
         "--queues", metavar="Q,Q", help="queues that the workers serve, by default all"
     )
     stop = command("stop", _stop, "Stop broker and workers; tasks and results are kept.")
-    stop.add_argument("--purge", action="store_true", help="also forget all tasks and results")
+    stop.add_argument(
+        "--purge",
+        action="store_true",
+        help="also delete all tasks and results; what is open never runs",
+    )
     _json(command("status", _status, "Say what runs and how many tasks there are."))
     listed = command("list", _list, "List the tasks, newest first.")
     listed.add_argument(

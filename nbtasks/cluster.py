@@ -192,8 +192,8 @@ def shutdown(purge: bool = False) -> None:
     Parameters
     ----------
     purge
-        Also forget all tasks and results. Otherwise they are kept, and what is open goes on at the
-        next start.
+        Also delete all tasks and results: open ones never run, and `get` of one is an
+        OperationalError. Otherwise they are kept, and what is open goes on at the next start.
     """
     if _current is not None:
         _current.shutdown(purge=purge)
@@ -337,8 +337,8 @@ class Cluster:
         Parameters
         ----------
         purge
-            Also forget all tasks and results. Otherwise they are kept, and what is open goes on at
-            the next start.
+            Also delete all tasks and results: open ones never run, and `get` of one is an
+            OperationalError. Otherwise they are kept, and what is open goes on at the next start.
 
         Raises
         ------
@@ -350,10 +350,10 @@ class Cluster:
         if self._stopped and not purge:
             return
         with _opening:
-            self._let_go()
-            _stop_at(self._place, purge)
             if purge:
                 self._client.bury()
+            self._let_go()
+            _stop_at(self._place, purge)
             # Not before: one that was interrupted shall be able to be told again.
             self._stopped = True
             _drop(self)

@@ -1,4 +1,4 @@
-"""The states of tasks as users see them, under Celery's names; see `nbtasks.core.states`."""
+"""The states of tasks as users see them, under Celery's names."""
 
 from nbtasks.core.states import (
     ALL_STATES,

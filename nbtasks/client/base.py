@@ -112,7 +112,7 @@ class Task:
     typing
         Whether a call's arguments are checked against the signature when it is made.
     serializer, compression
-        Of the arguments: a name known to `nbtasks.wire.payloads`.
+        Of the arguments: pickle, json, msgpack, yaml, raw, or one that was registered.
     result_serializer, result_compression
         Of the value; exceptions always travel as themselves.
     max_retries

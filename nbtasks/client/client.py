@@ -481,8 +481,9 @@ class Client:
         return said
 
     def bury(self) -> None:
-        """Tell everybody who waits that the tasks were deleted with their store."""
+        """Tell everybody who waits that the tasks are deleted with their store."""
         for record in list(self._records.open.values()):
+            record.home = self.runtime  # nobody starts a cluster to ask for it
             self._fail(
                 record,
                 OperationalError(

@@ -231,7 +231,7 @@ def readable(text: str) -> str:
         indent, path, line = found.groups()
         cell = name_cell(path)
         if cell is None and _FOREIGN_CELL.search(path):
-            cell = "Cell of another session"
+            cell = "Cell of another kernel"
         return found[0] if cell is None else f"{indent}{cell}, line {line}"
 
     return _FRAME.sub(rename, text)

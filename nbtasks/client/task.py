@@ -130,7 +130,7 @@ def send_task(name: str, args: Any = None, kwargs: Any = None, **options: Any) -
     Parameters
     ----------
     name
-        As `task.name` says it, such as `mypackage.jobs.add`.
+        As `task.name` says it, such as `mypackage.reports.add`.
     args, kwargs, **options
         As for `Task.apply_async`; the arguments are not checked.
 

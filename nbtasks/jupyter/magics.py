@@ -363,11 +363,11 @@ class NbtasksMagics(Magics):
 
         Nothing needs to be started: the first task that you send starts a broker and workers, or
         finds those that are running. They go on when the notebook is closed, and end by themselves
-        when they have been idle for ten minutes.
+        ten minutes after the last kernel is gone and the last task is over.
 
             %nbtasks                status
             %nbtasks status         what runs, what waits, and where the store is
-            %nbtasks start [N]      start a broker and N workers (default: one a processor)
+            %nbtasks start [N]      start a broker and N workers (else one a processor, or two)
             %nbtasks stop           stop them; tasks and results are kept
             %nbtasks scale N        have N workers from now on
             %nbtasks list [STATE]   the latest tasks, or those in a state or phase: list FAILURE

@@ -625,7 +625,7 @@ def test_cells_are_named_as_the_notebook_names_them(monkeypatch):
     )
 
     assert "  Cell In[2], line 3, in load\n" in text
-    assert other == '  Cell of another session, line 1, in f\n  File "/a.py", line 2'
+    assert other == '  Cell of another kernel, line 1, in f\n  File "/a.py", line 2'
 
 
 IN_IPYTHON = """
@@ -665,7 +665,7 @@ def test_ipython_shows_the_callers_lines_and_the_remote_ones_but_none_of_ours():
     assert "client/result.py" not in direct
     assert direct.count("ValueError: bad header") == 2  # as itself, and in the remote text
     assert direct.count("Remote traceback of task load") == 1
-    assert "Cell of another session, line 3, in load" in direct
+    assert "Cell of another kernel, line 3, in load" in direct
     assert "KeyError: 1" in chained
     assert chained.count("Remote traceback of task load") == 2  # the cell, and %tb
 

@@ -153,15 +153,30 @@ def test_who_waits_for_a_task_that_is_deleted_with_its_cluster_is_told(
     number = nbtasks.task(os.getpid, name="number")
     done = number.delay()
     pid = done.get(timeout=SOON)
-    waiting = [number.apply_async(countdown=3600) for _ in range(2)]
+    waiting = [number.apply_async(countdown=3600) for _ in range(3)]
+    told: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            waiting[2].get(timeout=SOON)
+        except OperationalError as error:
+            told.append(error)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    eventually(lambda: waiting[2]._record.waiters)
 
     cluster.shutdown(purge=True)
 
-    with pytest.raises(OperationalError, match=r"was deleted .* Send it again"):
+    waiter.join()
+    with pytest.raises(OperationalError) as caught:
         waiting[0].get(timeout=SOON)
+    told.append(caught.value)
     make_cluster(dir=cluster.dir)
-    with pytest.raises(OperationalError, match=r"was deleted .* Send it again"):
+    with pytest.raises(OperationalError) as caught:
         waiting[1].get(timeout=SOON)
+    told.append(caught.value)
+    assert ["was deleted" in str(error) for error in told] == [True, True, True]
     assert done.get() == pid
 
 
