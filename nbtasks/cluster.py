@@ -350,9 +350,7 @@ class Cluster:
         if self._stopped and not purge:
             return
         with _opening:
-            if purge:
-                self._client.bury()
-            self._let_go()
+            self._let_go(purge)
             _stop_at(self._place, purge)
             # Not before: one that was interrupted shall be able to be told again.
             self._stopped = True
@@ -363,9 +361,11 @@ class Cluster:
         self._let_go()
         _drop(self)
 
-    def _let_go(self) -> None:
+    def _let_go(self, purge: bool = False) -> None:
         from nbtasks.client import waiting
 
+        if purge:
+            self._client.bury()
         if self._named:
             waiting.remember_home(self._client)
         self._closed = True
@@ -629,7 +629,7 @@ def _stop_at(place: Place, purge: bool) -> bool:
     with _opening:
         known = _clusters.get(place.runtime)
         if known is not None:
-            known._let_go()
+            known._let_go(purge)
         running = False
         if place.runtime.is_dir():
             with _hold(place.runtime / START_LOCK):

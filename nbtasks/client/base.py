@@ -744,7 +744,7 @@ class Task:
 
         return pickling.enclosed(self)
 
-    def _by_value(self) -> tuple[Any, ...]:
+    def _by_value_for_nbtasks(self) -> tuple[Any, ...]:
         """Return how our own pickles hold a task.
 
         In two steps, so that a function may refer to its own task: first an empty task, which the

@@ -590,8 +590,7 @@ class Client:
             return self._sleep_on(waiter, condition, deadline)
         finally:
             for record in records:
-                with suppress(ValueError):
-                    record.waiters.remove(waiter)
+                take_away(record, waiter)
 
     def _sleep_on(self, waiter: Any, condition: Callable[[], bool], deadline: float | None) -> bool:
         """Sleep until a condition holds; whoever may have made it hold releases the lock."""

@@ -253,12 +253,14 @@ def _await(futures: Sequence[TaskFuture[Any]], timeout: float | None = None) -> 
 
     The library's own waits are at a stretch, and no click would get through.
     """
-    end = None if timeout is None else time.monotonic() + timeout
-    while True:
-        left = None if end is None else max(0.0, end - time.monotonic())
-        if all(future.done() for future in futures) or left == 0.0:
-            return left
-        wait_for(futures, waiting.pause(left))
+    end, left = None if timeout is None else time.monotonic() + timeout, timeout
+    for future in futures:
+        while not future.done():
+            left = None if end is None else max(0.0, end - time.monotonic())
+            if left == 0.0:
+                return left
+            wait_for([future], waiting.pause(left))
+    return left
 
 
 def _when_over(result: AsyncResult, function: Callable[[AsyncResult], object]) -> None:

@@ -184,7 +184,7 @@ class Reach:
 
     def _visit_globals(self, function: types.FunctionType) -> None:
         namespace = function.__globals__
-        names = _global_names(function.__code__)
+        names = pickling.global_names(function.__code__)
         present = tuple(name for name in names if name in namespace)
         absent = frozenset(names) - set(present)
         self.functions.append((function, present))
@@ -245,7 +245,7 @@ class Reach:
             self._note(attributes.values, attributes.values())
             self._visit_class(made)
         try:
-            reduced = task._by_value()
+            reduced = task._by_value_for_nbtasks()
         except Exception:  # whoever pickles it will say why
             self.volatile = True
             return
@@ -333,28 +333,6 @@ def _is_of_package(value: Any) -> bool:
         return False
     found = _look_up((module, name))
     return bool(found) and found[0] is value and not modules.is_local_module(module)
-
-
-_GLOBAL_OPS: Final = frozenset(
-    {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
-)
-
-
-@functools.lru_cache(maxsize=4096)
-def _names_of(code: types.CodeType) -> tuple[str, ...]:
-    names: dict[str, None] = {}
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in _GLOBAL_OPS:
-            names[instruction.argval] = None
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names.update(dict.fromkeys(_names_of(constant)))
-    return tuple(names)
-
-
-def _global_names(code: types.CodeType) -> tuple[str, ...]:
-    """Return the globals that a function may read or write, those of functions in it included."""
-    return _names_of(code)
 
 
 @functools.lru_cache(maxsize=4096)

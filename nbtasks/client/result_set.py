@@ -87,10 +87,12 @@ class ResultSet(ResultBase):
 
     def update(self, results: Iterable[ResultBase]) -> None:
         """Add several members."""
-        known = set(map(_id_of, self.results))  # sets among them cannot be hashed
+        known = {member for member in self.results if not isinstance(member, ResultSet)}
         for result in results:
-            if _id_of(result) not in known:
-                known.add(_id_of(result))
+            if isinstance(result, ResultSet):  # it cannot be hashed
+                self.add(result)
+            elif result not in known:
+                known.add(result)
                 self.results.append(result)
 
     def clear(self) -> None:
@@ -302,12 +304,12 @@ class ResultSet(ResultBase):
     async def _arrive(self) -> list[Any]:
         # Members that are over but not yet looked at; the I/O thread appends.
         arrived: deque[AsyncResult] = deque()
-        waiters = [
-            (leaf._follow(), leaf._when_over(functools.partial(arrived.append, leaf)))
-            for leaf in self._leaves()
-            if not leaf.ignored
-        ]
+        waiters = []
         try:
+            for leaf in self._leaves():
+                if not leaf.ignored:
+                    waiter = leaf._when_over(functools.partial(arrived.append, leaf))
+                    waiters.append((leaf._follow(), waiter))
             return [await self._arrived(member, arrived) for member in self.results]
         finally:
             for record, waiter in waiters:

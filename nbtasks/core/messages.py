@@ -202,6 +202,8 @@ class Hello(Message, frozen=True):
     held: tuple[Held, ...] = ()
     #: Names of the workers alive, from the supervisor.
     workers: tuple[str, ...] = ()
+    #: Of the function that a worker has found last by its name alone: a new broker does not know.
+    found: tuple[str, Policy] | None = None
 
 
 class Welcome(Message, frozen=True):

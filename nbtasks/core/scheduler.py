@@ -82,7 +82,7 @@ from nbtasks.core.staff import GRACE, LOOK, Staff
 from nbtasks.core.states import ASSIGNED, DONE, QUEUED, RUNNING, SCHEDULED, WAITING
 from nbtasks.core.tasks import Archive, Row, Task, call_now, task_of
 from nbtasks.core.turn import NewCall, Send, Turn
-from nbtasks.core.workers import STRANDED, Rate, Worker, Workers
+from nbtasks.core.workers import LOADING, STRANDED, Rate, Worker, Workers
 
 #: How a run ends that took more than it may.
 LIMITS = ("TimeLimitExceeded", "MemoryLimitExceeded")
@@ -340,6 +340,8 @@ class Scheduler:
         worker.joining = False  # it will say so if it still does
         self._end_handling(worker)  # and so here
         self._worker_of[peer] = worker
+        if hello.found is not None:
+            self.pool.found(*hello.found)
         strange = []
         for held in hello.held:
             task = worker.held.get(held.ticket)
@@ -363,8 +365,10 @@ class Scheduler:
         worker = self._worker_of.pop(peer, None)
         if worker is not None:
             self._bury(worker, Died(worker.name, worker.pid, 0), now)
-        for followers in self._followers.values():
+        for task_id, followers in list(self._followers.items()):
             followers.discard(peer)
+            if not followers:
+                del self._followers[task_id]
 
     # ------------------------------------------------------------------------------ submitting
 
@@ -677,6 +681,11 @@ class Scheduler:
             )
             self._tell_output(task_id, "log", text, now)
 
+    def _on_loading(self, subject: tuple[Worker, bytes], when: float, now: Now) -> None:
+        worker, digest = subject
+        if worker.prepares == digest and not worker.dead:
+            self._kill(worker, 0, "SIGKILL")
+
     def _on_joins(self, _: None, when: float, now: Now) -> None:
         """See to it that as many tasks run as there shall be workers, whatever others wait for."""
         staff = self.staff
@@ -722,6 +731,7 @@ class Scheduler:
             self.turn.say(worker.peer, Recall())
         for worker, function in self.pool.to_prepare():
             self._send_definition(worker.peer, function.digest)
+            self.agenda.add_boot(now.boot + LOADING, "loading", (worker, function.digest))
 
     def _give(self, worker: Worker, task: Task, now: Now) -> None:
         self._ticket += 1

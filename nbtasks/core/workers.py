@@ -34,6 +34,8 @@ OVERHEAD = 0.000_015
 STRANDED = 0.010
 #: Seconds that a worker is given to answer before it is asked again.
 PATIENCE = 0.2
+#: Seconds after which a worker that still loads something ahead is given up: it gets no calls.
+LOADING = 30.0
 #: Workers that are gone of which is remembered what they ran last.
 VACANT = 64
 #: Tasks that are told their place in the line, and how many are looked at for that.
@@ -81,13 +83,15 @@ class Definition:
     def __init__(self, digest: bytes, name: str, policy: Policy, rate: Rate | None) -> None:
         self.digest = digest
         self.name = name
-        self.policy = policy
+        self.heed(policy, rate)
         #: Seconds that one of its calls takes, about; None until one has ended.
         self.estimate: float | None = None
-        #: Whether its calls are known to be so short that some may be given ahead.
-        self.is_short = False
+
+    def heed(self, policy: Policy, rate: Rate | None) -> None:
+        """Take over what users want of its calls."""
+        self.policy, self.rate = policy, rate
         self._may_be_short = not policy.interval and policy.time_limit is None
-        self.rate = rate
+        self.is_short = False  # until the next call has ended
 
     def learn(self, runtime: float) -> None:
         """Take the duration of one more call into the estimate."""
@@ -226,15 +230,17 @@ class Workers:
         """Note a function; one that is known stays as it is."""
         key = digest or name
         if key not in self._definitions:
-            rate = self._rates.setdefault(name, Rate()) if policy.interval else None
-            self._definitions[key] = Definition(digest, name, policy, rate)
+            self._definitions[key] = Definition(digest, name, policy, self._rate(name, policy))
 
     def found(self, name: str, policy: Policy) -> None:
         """Note what a worker says of a function that it has found by its name."""
-        known = self._definitions.get(name)
-        if known is None or known.policy != policy:
-            self._definitions.pop(name, None)
-            self.define(b"", name, policy)
+        self.define(b"", name, policy)
+        known = self._definitions[name]
+        if known.policy != policy:
+            known.heed(policy, self._rate(name, policy))
+
+    def _rate(self, name: str, policy: Policy) -> Rate | None:
+        return self._rates.setdefault(name, Rate()) if policy.interval else None
 
     def definition(self, digest: bytes, name: str = "") -> Definition | None:
         """Return what is known of a function (by name only, when the digest is empty), or None."""

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
@@ -139,7 +140,7 @@ class TextPanel:
     def _tell(self, row: Mapping[str, Any]) -> None:
         state, quarter = row["state"], int((row.get("fraction") or 0) * 4)
         before = self._told.get(row["i"], ("waiting", 0))
-        step = (state, 0 if self._can_move() or state != "running" else quarter)
+        step = (state, 0 if state != "running" or self._can_move() else quarter)
         drawn = self._moving is not None and not row["final"] and state not in _NEWS
         if step == before or drawn:
             return
@@ -207,8 +208,10 @@ class TextPanel:
 
     def _can_move(self) -> bool:
         """Whether something can be drawn over and over, and what the cell prints stands above."""
-        if not self._is_terminal():
-            return False
+        return self._is_terminal() and self._has_rich
+
+    @cached_property
+    def _has_rich(self) -> bool:
         try:
             import rich.live  # noqa: F401
         except ImportError:
@@ -232,7 +235,8 @@ class RichLines:
         self._rows: list[dict[str, Any]] = []
         self._queue: Mapping[str, Any] | None = None
         self._below = ""
-        self._screen = Screen.add(self, stream)
+        self._screen: Screen
+        Screen.add(self, stream)
 
     def show(self, rows: list[dict[str, Any]], queue: Mapping[str, Any] | None, below: str) -> None:
         self._rows, self._queue, self._below = rows, queue, below
@@ -298,15 +302,13 @@ class Screen:
         )
 
     @classmethod
-    def add(cls, part: RichLines, stream: TextIO | None) -> Screen:
+    def add(cls, part: RichLines, stream: TextIO | None) -> None:
         """Draw this part, too, from now on."""
         with cls._lock:
-            if stream not in cls._all:
-                cls._all[stream] = cls(stream)
-            screen = cls._all[stream]
-            screen._parts.append(part)
+            part._screen = screen = cls._all.get(stream) or cls(stream)
             screen.live.start()
-            return screen
+            screen._parts.append(part)
+            cls._all[stream] = screen
 
     def remove(self, part: RichLines) -> None:
         """Draw this part no more; with the last one all is as if nothing had been drawn."""

@@ -21,11 +21,11 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from nbtasks.client import client, waiting
+from nbtasks.client.record import take_away
 from nbtasks.core.messages import Event, Now
 from nbtasks.jupyter.outlook import Named, Wants, client_at, home_of, outlook
 from nbtasks.jupyter.pace import Throughput
@@ -388,8 +388,7 @@ class Watch:
     def _unhook(self, record: client.Record) -> None:
         for waiter in list(record.waiters):
             if type(waiter) is _Alarm and waiter.watch is self:
-                with suppress(ValueError):
-                    record.waiters.remove(waiter)
+                take_away(record, waiter)
 
     def _thaw(self, index: int, record: client.Record) -> None:
         self._let_go.pop(index, None)

@@ -214,6 +214,8 @@ class Supervisor:
             # Somebody has removed the file, and a second supervisor could begin.
             with suppress(OSError):
                 locks.acquire(lock)
+        elif locks.holder(lock) not in (0, os.getpid()):
+            self._vanish()  # it has begun
         self._drop_old_deaths()
         self._after(LOOK, self._look)
 
@@ -225,6 +227,8 @@ class Supervisor:
             return os.path.samestat(os.fstat(self.crew.place), self.runtime.stat())
         except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError:  # nobody can tell
+            return True
 
     def _vanish(self) -> None:
         """End at once and touch no file: what lies in our place now, or soon, is another's."""

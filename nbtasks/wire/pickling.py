@@ -81,8 +81,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._reduce_behind(obj, steps)
         elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
             return _NAMED[kind](obj)
-        elif hasattr(kind, "_by_value"):  # a task
-            return obj._by_value()
+        elif any("_by_value_for_nbtasks" in vars(base) for base in kind.__mro__):  # a task
+            return obj._by_value_for_nbtasks()
         return super().reducer_override(obj)
 
     def _reduce_code(self, code: types.CodeType) -> Any:
@@ -119,7 +119,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         reduced = super()._dynamic_function_reduce(function)
         _, slots = reduced[2]
         known = function.__globals__
-        read = (name for name in _read_by_classes(function.__code__) if name in known)
+        read = (name for name in global_names(function.__code__) if name in known)
         slots["__globals__"].update((name, known[name]) for name in read)
         return reduced
 
@@ -140,23 +140,25 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return reduced
 
 
-#: How the body of a class reads a name that it need not have bound.
+#: What is about a global; and how the body of a class reads what may be one.
+_GLOBAL_OPS: Final = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL"})
 _CLASS_OPS: Final = frozenset({"LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 
 
 @functools.lru_cache(maxsize=4096)
-def _read_by_classes(code: types.CodeType) -> tuple[str, ...]:
-    """Return the names that bodies of classes in some code may read from outside."""
+def global_names(code: types.CodeType) -> tuple[str, ...]:
+    """Return the globals that a function may read or write, those of functions in it included."""
     names: dict[str, None] = {}
-    bound: set[str] = set()
+    bound: set[str] = set()  # in the body of a class: `@value.setter` reads no global
     for instruction in dis.get_instructions(code):
-        if instruction.opname == "STORE_NAME":
-            bound.add(instruction.argval)
-        elif instruction.opname in _CLASS_OPS and instruction.argval not in bound:
-            names[instruction.argval] = None
+        op, name = instruction.opname, instruction.argval
+        if op == "STORE_NAME":
+            bound.add(name)
+        elif op in _GLOBAL_OPS or (op in _CLASS_OPS and name not in bound):
+            names[name] = None
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            names.update(dict.fromkeys(_read_by_classes(constant)))
+            names.update(dict.fromkeys(global_names(constant)))
     return tuple(names)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import queue
 import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,8 +19,6 @@ from nbtasks.worker.handover import Handover, Reply
 KEPT = 256
 #: Seconds after which a definition is asked for again.
 PATIENCE = 2.0
-#: Names no definition.
-_NOBODYS = bytes(16)
 
 
 class Function:
@@ -56,8 +53,6 @@ class Functions:
         self._fetched: dict[bytes, Reply] = {}
         #: The one that was used last: calls of one function come in rows.
         self._last: tuple[bytes, Function | None] = (b"", None)
-        #: Held by who waits until the broker has heard something.
-        self._asking = threading.Lock()
 
     def get(self, digest: bytes) -> Function | None:
         """Return a function that is loaded already, or None."""
@@ -93,15 +88,6 @@ class Functions:
                 f"cannot run it. The store may have been purged since the call. Call it again."
             )
         return define.policy
-
-    def wait_heard(self) -> None:
-        """Wait until the broker has heard all that was posted before; from any thread of a body."""
-        with self._asking:
-            # What the broker says of a definition that nobody has, it says after that.
-            self._handover.post(Fetch(_NOBODYS))
-            self._handover.settle()
-            self._definition(_NOBODYS)
-            self._drop(_NOBODYS)
 
     def _definition(self, digest: bytes) -> Define | None:
         """Return the definition of a function, waiting until it is here; None: there is none."""
@@ -190,6 +176,7 @@ def _task_in(module: Any, name: str, path: list[str]) -> Any:
         found = getattr(found, part, None)
     candidates = [found, *vars(module).values()]
     for candidate in candidates:
-        if getattr(candidate, "name", None) == name and callable(getattr(candidate, "run", None)):
+        is_named = getattr(candidate, "name", None) == name and not isinstance(candidate, type)
+        if is_named and callable(getattr(candidate, "run", None)):
             return candidate
     return None

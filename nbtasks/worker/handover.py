@@ -25,7 +25,7 @@ from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any, NamedTuple
 
-from nbtasks.core.messages import Define, Handling, Joining, Run
+from nbtasks.core.messages import Define, Handling, Joining, Policy, Run
 
 Buffer = bytes | bytearray | memoryview
 
@@ -101,13 +101,18 @@ class Handover:
         self.began_at = 0.0
         #: Ticket of the last call of whose beginning the broker has been, or need not be, told.
         self.told = 0
-        #: Ticket of the call whose function is being loaded, if its run has a limit: the broker is
-        #: told of its beginning when that is over, so that imports are not on its time.
+        #: Ticket of the call whose function is being loaded, if its run has a limit or is known by
+        #: its name only: the broker is told of its beginning when that is over, so that imports are
+        #: not on its time.
         self.loading = 0
         #: What the broker must know of the handlers that run now; None when none do.
         self.handling: Handling | None = None
         #: The same of a run that waits for other tasks.
         self.joining: Joining | None = None
+        #: Name and policy of the function that was found last by its name alone.
+        self.found: tuple[str, Policy] | None = None
+        #: Digests that nobody has → set when the broker says so: it has heard all before that.
+        self.echoes: dict[bytes, Event] = {}
         #: Set by the main thread: it waits for a call, or for its own end.
         self.resting = False
         #: Ticket of the running call whose end somebody wants.

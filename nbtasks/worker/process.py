@@ -341,7 +341,8 @@ class Link:
             if run.call is not None
         )
         python = ".".join(map(str, sys.version_info[:3]))
-        hello = Hello("worker", self._name, os.getpid(), python, self._queues, held)
+        found = self.handover.found
+        hello = Hello("worker", self._name, os.getpid(), python, self._queues, held, found=found)
         self._socket.send_multipart(pack_to_broker(b"", [hello]))
 
     # ------------------------------------------------------------------------------ listening
@@ -479,7 +480,11 @@ class Link:
 
     def _on_lacking(self, lacking: Lacking, _: Iterator[Buffer]) -> None:
         for digest in lacking.digests:
-            self.handover.replies.put(Reply(digest, None, ()))
+            echo = self.handover.echoes.get(digest)
+            if echo is not None:
+                echo.set()
+            else:
+                self.handover.replies.put(Reply(digest, None, ()))
 
     def _on_stop(self, stop: Stop, _: Iterator[Buffer]) -> None:
         self._start_leaving(Leave(orderly=True))

@@ -34,6 +34,7 @@ from nbtasks.core.messages import (
     Again,
     Call,
     Done,
+    Fetch,
     Handling,
     Joining,
     Options,
@@ -63,6 +64,8 @@ LOADING = 0.005
 STARTED_WAIT = 5.0
 #: Seconds that loading a function ahead of its first call may take.
 PREPARING = 10.0
+#: Seconds that a task which looks at itself waits until the broker has heard what it has told.
+HEARD_WAIT = 2.0
 #: Messages that may wait for the broker; a task that reports more waits too.
 BACKLOG = 50_000
 
@@ -222,6 +225,8 @@ class Runner:
     def _tell_started(self, policy: Policy, call: Call) -> None:
         self._handover.told = self._ticket
         found = None if call.definition else policy
+        if found is not None:
+            self._handover.found = (call.name, found)
         self._handover.post(Started(self._ticket, time.time(), found))
         if found is not None or _is_limited(policy, call):
             # The broker keeps the time and judges of deaths, and only from when it knows.
@@ -504,7 +509,7 @@ class Runner:
 
     def join(self, who: object, over: bool) -> None:
         """Tell that the running task waits for other tasks, or does so no more."""
-        if self.forked:
+        if self.forked or self._handover.ended >= self._ticket:  # a thread that a run has left
             return
         with self._joins_lock:
             before = bool(self._joins)
@@ -515,9 +520,16 @@ class Runner:
                 self._handover.post(said)
 
     def flush(self) -> None:
-        """Wait until the broker has heard what the running task has told."""
-        if not self.forked:
-            self._functions.wait_heard()
+        """Wait until the broker has heard what the running task has told, if there is one."""
+        if self.forked:
+            return
+        # What the broker says of a definition that nobody has, it says after that.
+        nobodys, echo = os.urandom(16), threading.Event()
+        self._handover.echoes[nobodys] = echo
+        self._handover.post(Fetch(nobodys))
+        self._handover.settle()
+        echo.wait(HEARD_WAIT)
+        del self._handover.echoes[nobodys]
 
 
 def end_child(outcome: life.Outcome) -> NoReturn:

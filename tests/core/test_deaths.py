@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from nbtasks.core.messages import (
@@ -12,6 +13,7 @@ from nbtasks.core.messages import (
     Died,
     Done,
     Handling,
+    Held,
     Hello,
     Kill,
     Now,
@@ -23,6 +25,7 @@ from nbtasks.core.messages import (
 )
 from nbtasks.core.scheduler import MOURNING, Scheduler
 from nbtasks.core.turn import Send
+from nbtasks.core.workers import LOADING
 from nbtasks.simulation import CLIENT, SUPERVISOR, Plan, Simulation
 
 
@@ -357,6 +360,38 @@ def test_what_has_killed_whoever_loaded_it_ahead_is_so_once_a_call_has_ended_aga
     world.advance(2)
 
     assert prepared(world) == [[], list(world.store.definitions)]
+
+
+def test_worker_that_never_gets_done_with_loading_ahead_is_replaced() -> None:
+    world, loading = second_worker_that_loads(first_takes=1)
+
+    world.advance(LOADING + 2 * MOURNING)
+
+    assert loading not in world.workers
+    assert len(world.workers) == 2
+    assert prepared(world) == [[], []]
+
+
+def test_new_broker_hears_what_the_function_wants_that_a_worker_has_found_by_its_name() -> None:
+    world = Simulation(workers=1)
+    task_id = world.submit(seconds=10, policy=Policy())
+    (call,) = world.store.calls.values()
+    by_name = msgspec.structs.replace(call, id="by name", name="module.f", definition=b"")
+    world.plans["by name"] = world.plans[task_id]
+    world.say(CLIENT, Submit(7, (by_name,)))
+    world.advance(11)
+    assert world.phase(task_id) == "done"
+    assert world.phase("by name") == "running"
+    (worker,) = world.workers.values()
+
+    world.restart_broker()
+    wanted = Policy(acks_late=True)
+    held = (Held(worker.running.ticket, "by name", True),)
+    hello = Hello("worker", worker.name, 1, "3.11", (), held, found=(by_name.name, wanted))
+    world.say(worker.peer, hello)
+    lose(world, worker.name)
+
+    assert world.phase("by name") == "running"
 
 
 def test_worker_of_other_queues_does_not_load_it_ahead() -> None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from nbtasks.jupyter import outlook, text, watch
-from nbtasks.jupyter.text import RichLines, TextPanel
+from nbtasks.jupyter.text import RichLines, Screen, TextPanel
 from tests.jupyter.conftest import NOW
 
 
@@ -337,3 +337,18 @@ def test_of_many_tasks_that_are_attached_the_number_is_told(here, broker):
     panel.pause()
 
     assert out.getvalue() == "  20 tasks: 20 waiting\n"
+
+
+def test_screen_that_could_not_be_opened_spoils_no_later_one(monkeypatch):
+    live = pytest.importorskip("rich.live")
+    stream = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(live.Live, "start", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            RichLines(stream)
+
+    lines = RichLines(stream)
+    lines.show([], None, "all is well")
+    lines.stop()
+
+    assert stream not in Screen._all

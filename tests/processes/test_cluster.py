@@ -146,8 +146,11 @@ def test_shutdown_with_purge_forgets_the_store(make_cluster: MakeCluster) -> Non
     assert not list(cluster.dir.glob("store*"))
 
 
+@pytest.mark.parametrize(
+    "stop", [lambda c: c.shutdown(purge=True), lambda c: clusters.stop(c.dir, purge=True)]
+)
 def test_who_waits_for_a_task_that_is_deleted_with_its_cluster_is_told(
-    make_cluster: MakeCluster,
+    make_cluster: MakeCluster, stop: Callable[[nbtasks.Cluster], Any]
 ) -> None:
     cluster = make_cluster(workers=1)
     number = nbtasks.task(os.getpid, name="number")
@@ -166,7 +169,7 @@ def test_who_waits_for_a_task_that_is_deleted_with_its_cluster_is_told(
     waiter.start()
     eventually(lambda: waiting[2]._record.waiters)
 
-    cluster.shutdown(purge=True)
+    stop(cluster)
 
     waiter.join()
     with pytest.raises(OperationalError) as caught:

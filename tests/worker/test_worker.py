@@ -23,6 +23,7 @@ from nbtasks.core.messages import (
     Fetch,
     Handling,
     Hello,
+    Joining,
     Lacking,
     Noted,
     Output,
@@ -172,6 +173,64 @@ def test_function_that_takes_long_to_load_ahead_is_left_for_its_call(
     broker.submit(add, 1, 2)
 
     assert broker.value(broker.done()) == 3
+
+
+@task(bind=True)
+def look_at_itself(self: Any) -> float:
+    import time
+
+    began = time.monotonic()
+    self.request._channel.flush()
+    return time.monotonic() - began
+
+
+def test_task_that_looks_at_itself_waits_until_the_broker_has_heard_it_and_not_without_end(
+    broker: FakeBroker, start_worker: Start
+) -> None:
+    start_worker(change="import nbtasks.worker.run; nbtasks.worker.run.HEARD_WAIT = 0.3")
+    broker.welcome()
+
+    broker.submit(look_at_itself)
+    late = broker.next(Fetch)
+    assert broker.value(broker.done()) >= 0.3
+    broker.submit(look_at_itself)
+    broker.next(Fetch)
+    broker.say(Lacking((late.digest,)))  # says nothing of what was told since
+    assert broker.value(broker.done()) >= 0.3
+    broker.submit(add, 1, 2)
+
+    assert broker.value(broker.done()) == 3
+
+
+@task(bind=True)
+def leave_a_thread_that_joins(self: Any, begun: str, gate: str) -> None:
+    import os
+    import threading
+    import time
+
+    def join() -> None:
+        while not os.path.exists(gate):
+            time.sleep(0.002)
+        channel.join(object(), over=False)
+        open(begun, "w").close()
+
+    channel = self.request._channel
+    threading.Thread(target=join, daemon=True).start()
+
+
+def test_thread_that_a_run_has_left_does_not_speak_for_the_worker(
+    broker: FakeBroker, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    broker.submit(leave_a_thread_that_joins, str(begun), str(gate))
+    broker.done()
+
+    gate.touch()
+    broker.appear(begun)
+    broker.submit(add, 1, 2)
+
+    assert broker.value(broker.done()) == 3
+    assert broker.heard(Joining) == []
 
 
 def broker_call(broker: FakeBroker, task: Any, *args: Any) -> Any:
