@@ -526,10 +526,12 @@ class Runner:
         # What the broker says of a definition that nobody has, it says after that.
         nobodys, echo = os.urandom(16), threading.Event()
         self._handover.echoes[nobodys] = echo
-        self._handover.post(Fetch(nobodys))
-        self._handover.settle()
-        echo.wait(HEARD_WAIT)
-        del self._handover.echoes[nobodys]
+        try:
+            self._handover.post(Fetch(nobodys))
+            self._handover.settle()
+            echo.wait(HEARD_WAIT)
+        finally:
+            del self._handover.echoes[nobodys]
 
 
 def end_child(outcome: life.Outcome) -> NoReturn:
