@@ -509,7 +509,8 @@ class Runner:
 
     def join(self, who: object, over: bool) -> None:
         """Tell that the running task waits for other tasks, or does so no more."""
-        if self.forked or self._handover.ended >= self._ticket:  # a thread that a run has left
+        is_over = self._handover.ended >= self._ticket and self._handover.handling is None
+        if self.forked or is_over:  # a thread that a run has left does not speak for the next one
             return
         with self._joins_lock:
             before = bool(self._joins)

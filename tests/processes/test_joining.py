@@ -162,3 +162,25 @@ def test_who_stepped_in_goes_again(alone):
 
     assert alone.status()["wanted"] == alone.settings.workers == 1
     assert square.delay(2).get(timeout=SOON) == 4
+
+
+class Squaring(nbtasks.Task):
+    """Its handler waits for a task, and writes what came of it."""
+
+    def on_success(self, retval, task_id, args, kwargs):
+        value = square.delay(retval).get(disable_sync_subtasks=False)
+        Path(args[0]).write_text(str(value))
+
+
+@nbtasks.task(base=Squaring)
+def seven(path):
+    return 7
+
+
+def test_handler_that_waits_for_a_task_goes_on_in_a_pool_of_one(make_cluster, short_path):
+    make_cluster(workers=1)
+    told = short_path / "told"
+
+    seven.delay(str(told))
+
+    eventually(lambda: told.exists() and told.read_text() == "49")
