@@ -482,7 +482,11 @@ class Client:
 
     def bury(self) -> None:
         """Tell everybody who waits that the tasks are deleted with their store."""
+        if self._forked:
+            return
         for record in list(self._records.open.values()):
+            if record.final is not None:
+                continue
             record.home = self.runtime  # nobody starts a cluster to ask for it
             self._fail(
                 record,

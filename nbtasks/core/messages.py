@@ -204,6 +204,8 @@ class Hello(Message, frozen=True):
     workers: tuple[str, ...] = ()
     #: Of the function that a worker has found last by its name alone: a new broker does not know.
     found: tuple[str, Policy] | None = None
+    #: Digest of what a worker is loading ahead.
+    prepares: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
 
 
 class Welcome(Message, frozen=True):

@@ -336,7 +336,7 @@ class Scheduler:
         worker.peer, worker.pid, worker.queues = peer, hello.pid, hello.queues
         worker.progress_at = now.boot
         worker.recalled_at = None
-        worker.prepares = b""  # it may not have heard of it
+        self._mind_loading(worker, hello.prepares, now)  # it may not have heard what it was to load
         worker.joining = False  # it will say so if it still does
         self._end_handling(worker)  # and so here
         self._worker_of[peer] = worker
@@ -684,6 +684,7 @@ class Scheduler:
     def _on_loading(self, subject: tuple[Worker, bytes], when: float, now: Now) -> None:
         worker, digest = subject
         if worker.prepares == digest and not worker.dead:
+            worker.leaving = True  # it gets no call that would die with it
             self._kill(worker, 0, "SIGKILL")
 
     def _on_joins(self, _: None, when: float, now: Now) -> None:
@@ -731,7 +732,12 @@ class Scheduler:
             self.turn.say(worker.peer, Recall())
         for worker, function in self.pool.to_prepare():
             self._send_definition(worker.peer, function.digest)
-            self.agenda.add_boot(now.boot + LOADING, "loading", (worker, function.digest))
+            self._mind_loading(worker, function.digest, now)
+
+    def _mind_loading(self, worker: Worker, digest: bytes, now: Now) -> None:
+        worker.prepares = digest
+        if digest:
+            self.agenda.add_boot(now.boot + LOADING, "loading", (worker, digest))
 
     def _give(self, worker: Worker, task: Task, now: Now) -> None:
         self._ticket += 1
@@ -882,6 +888,7 @@ class Scheduler:
         worker = self._worker_of[peer]
         worker.progress_at = now.boot
         if said.over:
+            worker.joining = False
             self._end_handling(worker)
             return
         worker.handling = said.ticket

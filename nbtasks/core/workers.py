@@ -237,7 +237,10 @@ class Workers:
         self.define(b"", name, policy)
         known = self._definitions[name]
         if known.policy != policy:
+            former = known.rate
             known.heed(policy, self._rate(name, policy))
+            while former is not None and (task := former.next()) is not None:
+                self.ready.push(task)  # it waits as it shall from now on
 
     def _rate(self, name: str, policy: Policy) -> Rate | None:
         return self._rates.setdefault(name, Rate()) if policy.interval else None
@@ -282,7 +285,7 @@ class Workers:
             # What is known by its name only, no message can carry.
             if function is not None and function.digest:
                 alone.pop(worker.queues, None)
-                worker.last, worker.prepares = function, function.digest
+                worker.last = function
                 yield worker, function
 
     def _left_to(self, worker: Worker) -> Definition | None:

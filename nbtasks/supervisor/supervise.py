@@ -207,7 +207,7 @@ class Supervisor:
         """End when our directory is gone: nobody can ever reach this cluster again."""
         if not self._is_in_place():
             self._vanish()
-        if not (self.runtime / SETTINGS_FILE).exists():
+        if _is_gone(self.runtime / SETTINGS_FILE):
             self._stop = Stop()
         lock = self.runtime / SUPERVISOR_LOCK
         if not locks.is_held(lock):
@@ -221,12 +221,11 @@ class Supervisor:
 
     def _is_in_place(self) -> bool:
         """Whether our directory is where others look for it."""
-        if self.crew.place is None:
-            return self.runtime.exists()
-        try:
-            return os.path.samestat(os.fstat(self.crew.place), self.runtime.stat())
-        except (FileNotFoundError, NotADirectoryError):
+        if _is_gone(self.runtime):
             return False
+        try:
+            place = self.crew.place
+            return place is None or os.path.samestat(os.fstat(place), self.runtime.stat())
         except OSError:  # nobody can tell
             return True
 
@@ -651,6 +650,17 @@ class Supervisor:
     def _pids(self) -> list[int]:
         broker = [self.crew.broker] if self.crew.broker else []
         return [child.pid for child in (*broker, *self.crew.workers.values())]
+
+
+def _is_gone(path: Path) -> bool:
+    """Return whether there is certainly nothing of this name."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # nobody can tell
+        pass
+    return False
 
 
 def last_words(words: str, exit_: Exit) -> str:

@@ -142,6 +142,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 #: What is about a global; and how the body of a class reads what may be one.
 _GLOBAL_OPS: Final = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL"})
+_JUMPS: Final = frozenset(dis.hasjrel) | frozenset(dis.hasjabs)
 _CLASS_OPS: Final = frozenset({"LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 
 
@@ -149,11 +150,17 @@ _CLASS_OPS: Final = frozenset({"LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 def global_names(code: types.CodeType) -> tuple[str, ...]:
     """Return the globals that a function may read or write, those of functions in it included."""
     names: dict[str, None] = {}
-    bound: set[str] = set()  # in the body of a class: `@value.setter` reads no global
+    # In the body of a class `@value.setter` reads no global; what one branch binds may be one.
+    bound: set[str] = set()
+    joint = 0
     for instruction in dis.get_instructions(code):
         op, name = instruction.opname, instruction.argval
-        if op == "STORE_NAME":
+        if instruction.opcode in _JUMPS:
+            joint = max(joint, name)
+        elif op == "STORE_NAME" and instruction.offset >= joint:
             bound.add(name)
+        elif op == "DELETE_NAME":
+            bound.discard(name)
         elif op in _GLOBAL_OPS or (op in _CLASS_OPS and name not in bound):
             names[name] = None
     for constant in code.co_consts:

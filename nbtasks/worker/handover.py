@@ -109,6 +109,8 @@ class Handover:
         self.handling: Handling | None = None
         #: The same of a run that waits for other tasks.
         self.joining: Joining | None = None
+        #: Digest of the function that is being, or about to be, loaded ahead.
+        self.prepares = b""
         #: Name and policy of the function that was found last by its name alone.
         self.found: tuple[str, Policy] | None = None
         #: Digests that nobody has → set when the broker says so: it has heard all before that.

@@ -341,8 +341,16 @@ class Link:
             if run.call is not None
         )
         python = ".".join(map(str, sys.version_info[:3]))
-        found = self.handover.found
-        hello = Hello("worker", self._name, os.getpid(), python, self._queues, held, found=found)
+        hello = Hello(
+            "worker",
+            self._name,
+            os.getpid(),
+            python,
+            self._queues,
+            held,
+            found=self.handover.found,
+            prepares=self.handover.prepares,
+        )
         self._socket.send_multipart(pack_to_broker(b"", [hello]))
 
     # ------------------------------------------------------------------------------ listening
@@ -387,8 +395,6 @@ class Link:
         self._instance = welcome.instance
         messages: list[Any] = []
         buffers: list[Buffer] = []
-        if (joining := self.handover.joining) is not None:
-            messages.append(joining)
         if (handling := self.handover.handling) is not None:
             messages.append(handling)
         for item in self._unnoted:
@@ -397,6 +403,9 @@ class Link:
                 buffers.extend(item.buffers)
             else:
                 messages.append(item)
+        # After the ends of former calls, which end that, too.
+        if (joining := self.handover.joining) is not None:
+            messages.append(joining)
         if messages:
             self._say(messages, buffers)
 
@@ -473,6 +482,7 @@ class Link:
         if digest not in handover.asked:
             # It comes unasked: for a call that is to be expected.
             handover.asked.add(digest)
+            handover.prepares = digest
             handover.inbox.put(Preparation(digest))
         else:
             # For a call that waits for it; or a new broker does not know that it is here already.

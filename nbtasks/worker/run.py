@@ -39,6 +39,7 @@ from nbtasks.core.messages import (
     Joining,
     Options,
     Policy,
+    Prepared,
     Report,
     Started,
     Update,
@@ -188,10 +189,6 @@ class Runner:
             # The next call might be the death of us, and the last one shall not suffer for it.
             self._handover.wait_noted(self._unkept, KEEP_WAIT)
             self._unkept = 0
-        if self._joins:  # in a thread that the last call has left
-            with self._joins_lock:
-                self._joins.clear()
-                self._handover.joining = None
         if call.expires is not None and time.time() >= call.expires and not run.verdict:
             self._post_refusal(states.REVOKED, TaskRevokedError("expired"))
             return
@@ -288,6 +285,8 @@ class Runner:
         """
         with suppress(BaseException), self._limit.around(PREPARING):
             self._functions.prepare(digest)
+        self._handover.prepares = b""
+        self._handover.post(Prepared(digest))
 
     def _limit_memory(self, policy: Policy, call: Call) -> None:
         """Have the supervisor end this process if the body takes too much memory."""
@@ -344,6 +343,7 @@ class Runner:
         handling = self._handover.handling
         assert handling is not None
         self._handover.handling = None
+        self._end_joins()
         self._cell.finish(handling.ticket)
         self._handover.post(Handling(handling.ticket, handling.id, over=True))
 
@@ -355,6 +355,7 @@ class Runner:
         if handover.handling is None:
             self._cell.finish(ticket)
         handover.ended = ticket
+        self._end_joins()
         handover.post(message)
 
     def _keep(self, message: Done | Again | Loaded) -> None:
@@ -509,16 +510,25 @@ class Runner:
 
     def join(self, who: object, over: bool) -> None:
         """Tell that the running task waits for other tasks, or does so no more."""
-        is_over = self._handover.ended >= self._ticket and self._handover.handling is None
-        if self.forked or is_over:  # a thread that a run has left does not speak for the next one
+        if self.forked:
             return
         with self._joins_lock:
+            is_over = self._handover.ended >= self._ticket and self._handover.handling is None
+            if is_over and not over:  # a thread that a run has left does not speak for the next
+                return
             before = bool(self._joins)
             (self._joins.discard if over else self._joins.add)(who)
             if before != bool(self._joins):
                 said = Joining(self._ticket, over)
                 self._handover.joining = None if over else said
                 self._handover.post(said)
+
+    def _end_joins(self) -> None:
+        """Forget who waits: the body, or its handlers, are over, and the broker knows by that."""
+        if self._joins:
+            with self._joins_lock:
+                self._joins.clear()
+                self._handover.joining = None
 
     def flush(self) -> None:
         """Wait until the broker has heard what the running task has told, if there is one."""

@@ -14,7 +14,6 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from nbtasks import context
-from nbtasks.core.messages import Prepared
 from nbtasks.wire.cell import Cell
 from nbtasks.wire.connection import SEGMENTS, Settings
 from nbtasks.wire.memory import resident
@@ -66,7 +65,6 @@ class Work:
             while (assignment := handover.take()) is not None:
                 if isinstance(assignment, Preparation):
                     self._runner.prepare(assignment.digest)
-                    handover.post(Prepared(assignment.digest))
                     continue
                 run(assignment)
                 count += 1

@@ -362,6 +362,21 @@ def test_what_has_killed_whoever_loaded_it_ahead_is_so_once_a_call_has_ended_aga
     assert prepared(world) == [[], list(world.store.definitions)]
 
 
+def test_worker_that_still_loads_when_its_link_is_back_gets_no_call() -> None:
+    world, loading = second_worker_that_loads(first_takes=1)
+    world.submit(seconds=90)
+    (digest,) = world.store.definitions
+
+    world.say(loading.encode(), Hello("worker", loading, 2, "3.11", prepares=digest))
+    task_id = world.submit(seconds=9)
+    world.advance(0.1)
+    assert world.phase(task_id) == "queued"
+
+    world.advance(LOADING + 2 * MOURNING)
+    assert loading not in world.workers
+    assert world.phase(task_id) == "running"
+
+
 def test_worker_that_never_gets_done_with_loading_ahead_is_replaced() -> None:
     world, loading = second_worker_that_loads(first_takes=1)
 

@@ -256,13 +256,15 @@ def test_compression_that_nobody_knows_is_refused_by_name():
 
 
 def test_function_takes_along_what_bodies_of_its_classes_read():
-    namespace: dict[str, Any] = {"limit": 3, "lock": threading.Lock(), "__name__": "__main__"}
+    namespace: dict[str, Any] = {"limit": 3, "lock": threading.Lock(), "wide": 9}
     lines = ("class Box:", "    most: int = limit", "    lock = 5", "    shut = lock")
-    exec("def box():\n    " + "\n    ".join([*lines, "return Box.most, Box.shut"]), namespace)
+    lines += ("    if most > 3:", "        wide = 1", "    width = wide")
+    text = "\n    ".join([*lines, "return Box.most, Box.shut, Box.width"])
+    exec(f"def box():\n    {text}", {**namespace, "__name__": "__main__"}, namespace)
 
     box = round_trip(namespace["box"])
 
-    assert box() == (3, 5)
+    assert box() == (3, 5, 9)
 
 
 def test_code_keeps_the_name_of_its_file():

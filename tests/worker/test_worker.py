@@ -233,6 +233,28 @@ def test_thread_that_a_run_has_left_does_not_speak_for_the_worker(
     assert broker.heard(Joining) == []
 
 
+class JoiningTwice(Task):
+    def on_success(self, *args: Any) -> None:
+        self.request._channel.join("the handler", over=False)
+
+
+@task(base=JoiningTwice, bind=True)
+def join_and_leave(self: Any) -> None:
+    self.request._channel.join("the body", over=False)
+
+
+def test_handler_that_waits_says_so_though_something_of_the_body_still_waits(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    ticket = broker.submit(join_and_leave)
+
+    first = broker.next(Joining)
+    broker.done()
+    second = broker.next(Joining)
+
+    assert first == second == Joining(ticket)
+
+
 def broker_call(broker: FakeBroker, task: Any, *args: Any) -> Any:
     """Make a call whose definition the broker then forgets, so that the test gives it out."""
     call = broker.call(task, *args)
