@@ -457,20 +457,23 @@ class Link:
 
     def _give_back(self, tickets: frozenset[int]) -> None:
         inbox = self.handover.inbox
-        waiting: list[Assignment] = []
+        waiting: list[Assignment | Preparation] = []
         while inbox.qsize():
             try:
                 assignment = inbox.get_nowait()
             except Exception:  # the main thread was faster
                 break
-            if isinstance(assignment, Assignment):
+            if assignment is not None:
                 waiting.append(assignment)
         returned = []
-        for assignment in waiting:
-            if not tickets or assignment.run.ticket in tickets:
-                returned.append(assignment.run.ticket)
+        for each in waiting:
+            if isinstance(each, Preparation):
+                if self._leaving is None:  # the broker waits for that
+                    inbox.put(each)
+            elif not tickets or each.run.ticket in tickets:
+                returned.append(each.run.ticket)
             else:
-                inbox.put(assignment)
+                inbox.put(each)
         if returned:
             gone = frozenset(returned)
             self._held = deque(run for run in self._held if run.ticket not in gone)

@@ -147,6 +147,22 @@ def test_function_that_comes_unasked_is_loaded_ahead_and_once(
     assert broker.next(Prepared).digest == digest == broker.know(ahead)
 
 
+def test_function_is_loaded_ahead_though_calls_are_called_back_meanwhile(
+    broker: FakeBroker, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    broker.submit(touch_and_wait, str(begun), str(gate))
+    broker.appear(begun)
+    broker.forget()
+
+    hand_over(broker, add)
+    broker.say(Recall())
+    broker.next(Returned)
+    gate.touch()
+
+    assert broker.next(Prepared).digest == broker.know(add)
+
+
 @pytest.mark.parametrize("act", [(int, "no number"), (sys.exit, 3)])
 def test_function_that_cannot_be_loaded_ahead_says_so_when_it_is_called(
     broker: FakeBroker, worker: WorkerProcess, act: tuple[Any, ...]
