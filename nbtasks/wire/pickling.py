@@ -81,7 +81,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._reduce_behind(obj, steps)
         elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
             return _NAMED[kind](obj)
-        elif any("_by_value_for_nbtasks" in vars(base) for base in kind.__mro__):  # a task
+        elif hasattr(kind, "_by_value_for_nbtasks") and _is_task(kind):
             return obj._by_value_for_nbtasks()
         return super().reducer_override(obj)
 
@@ -177,6 +177,11 @@ _ARRAYS: Final = frozenset({"ndarray", "memmap", "recarray", "matrix", "chararra
 _MANAGERS: Final = frozenset(
     {contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager}
 )
+
+
+def _is_task(kind: type) -> bool:
+    """Make sure; the class of a class may say that it has whatever is asked for."""
+    return any("_by_value_for_nbtasks" in vars(base) for base in kind.__mro__)
 
 
 def _reduce_array(array: Any) -> Any:
