@@ -8,6 +8,7 @@ Celery has one; in the environment they are upper case: `NBTASKS_TASK_ALWAYS_EAG
 from __future__ import annotations
 
 import difflib
+import numbers
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -27,6 +28,9 @@ _NOT_SETTINGS: Final = frozenset({"NBTASKS_RUNTIME", "NBTASKS_PARENT"})
 
 #: Words of the environment for what is on or off, beside those that msgspec knows.
 _BOOLEANS: Final = {"yes": True, "on": True, "no": False, "off": False}
+
+#: Whole numbers, numpy's among them, with the usual ones in front: they are found at once.
+WHOLE: Final[Any] = (int, numbers.Integral)
 
 #: How alike a stray variable must be to a setting's name to be taken for a misspelt one.
 _MISSPELT: Final = 0.8

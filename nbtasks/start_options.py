@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from nbtasks import config
 from nbtasks.exceptions import ClusterError, ImproperlyConfigured, SerializerNotInstalled
@@ -17,9 +16,6 @@ from nbtasks.wire.connection import SETTINGS_FILE, Settings, read_settings, umas
 
 #: Seconds of a hundred years.
 _CENTURY: Final = 3.156e9
-
-#: Whole numbers, of numpy, too.
-_WHOLE: Final[Any] = (int, numbers.Integral)
 
 #: What `core.messages.Workers` takes.
 MOST_WORKERS: Final = 10_000
@@ -87,7 +83,7 @@ def count(name: str, value: int | None, least: int = 1, call: str = "start") -> 
     """Return an option that is a number of processes or tasks, or raise ImproperlyConfigured."""
     if value is None:
         return None
-    if isinstance(value, _WHOLE) and value >= least and value is not True:
+    if isinstance(value, config.WHOLE) and value >= least and value is not True:
         if name == "workers" and value > MOST_WORKERS:
             raise ImproperlyConfigured(
                 f"{call}(workers={value}) cannot be: a cluster has {MOST_WORKERS} workers at most, "

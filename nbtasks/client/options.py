@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from nbtasks.config import parse_size
+from nbtasks.config import WHOLE, parse_size
 from nbtasks.core.messages import INLINE_LIMIT, MOST, MOST_RETRIES, Now, Options
 from nbtasks.exceptions import NaiveTimeWarning
 from nbtasks.wire.codecs import find_compression, find_serializer
@@ -241,8 +241,7 @@ def levels_up() -> int:
 
 # -------------------------------------------------------------------------------- other options
 
-#: Numbers, numpy's among them, with the usual ones in front: they are found at once.
-_WHOLE: Final[Any] = (int, numbers.Integral)
+#: As `WHOLE`.
 _REAL: Final[Any] = (int, float, numbers.Real)
 
 
@@ -254,7 +253,7 @@ def priority_of(value: Any) -> int:
     ValueError
         When it is none.
     """
-    if isinstance(value, _WHOLE) and 0 <= value <= 9:
+    if isinstance(value, WHOLE) and 0 <= value <= 9:
         return int(value)
     raise ValueError(
         f"priority={value!r} cannot be used. Give a whole number from 0 (last) to 9 (first); 5 is "
@@ -369,7 +368,7 @@ def _shown_text(value: Any) -> str:
 
 def _place(value: Any) -> int:
     """Return a place in a group."""
-    if isinstance(value, _WHOLE) and 0 <= value <= MOST:
+    if isinstance(value, WHOLE) and 0 <= value <= MOST:
         return int(value)
     raise ValueError(f"group_index={value!r} is no place in a group. Give a whole number from 0.")
 

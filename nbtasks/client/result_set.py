@@ -400,13 +400,16 @@ class _Gathering:
         self._callback = callback
         self._beat = waiting.Beat(on_interval)
         leaves = [leaf for leaf in results._leaves() if not leaf.ignored]
-        self._on_message = on_message
-        self._eager = [one for one in results._everyone() if isinstance(one, EagerResult)]
-        self._messages = (
-            [(leaf._follow(), Messages(leaf, on_message)) for leaf in leaves]
-            if on_message is not None
-            else []
-        )
+        self._messages: list[tuple[Record, Messages]] = []
+        #: The same of members that `apply()` has run: they tell all at once.
+        self._eager: list[Callable[[], object]] = []
+        if on_message is not None:
+            self._messages = [(leaf._follow(), Messages(leaf, on_message)) for leaf in leaves]
+            self._eager = [
+                functools.partial(one.listen, on_message)
+                for one in results._everyone()
+                if isinstance(one, EagerResult)
+            ]
         #: Members that are over but not yet looked at; the I/O thread appends.
         self._arrived: deque[AsyncResult] = deque()
         self._open = {id(leaf): leaf for leaf in leaves}
@@ -427,9 +430,8 @@ class _Gathering:
     def completed(self) -> Iterator[Any]:
         """Yield the members as they complete."""
         __tracebackhide__ = True
-        if self._on_message is not None:
-            for eager in self._eager:
-                eager.listen(self._on_message)
+        for tell in self._eager:
+            tell()
         yield from (member for member in self._members if self._is_over_by_nature(member))
         try:
             self._watch()

@@ -282,8 +282,7 @@ class Workers:
         alone = self._known_to_one() if fresh else {}
         for worker in fresh:
             function = self._left_to(worker) or alone.get(worker.queues)
-            # What is known by its name only, no message can carry.
-            if function is not None and function.digest:
+            if function is not None:
                 alone.pop(worker.queues, None)
                 worker.last = function
                 yield worker, function
@@ -308,7 +307,8 @@ class Workers:
         return {
             queues: functions[0]
             for queues, functions in known.items()
-            if len(functions) == 1 and functions[0].estimate is not None
+            # What is known by its name only, no message can carry.
+            if len(functions) == 1 and functions[0].estimate is not None and functions[0].digest
         }
 
     # ---------------------------------------------------------------------------------- looking

@@ -221,13 +221,12 @@ class Supervisor:
 
     def _is_in_place(self) -> bool:
         """Whether our directory is where others look for it."""
-        if _is_gone(self.runtime):
-            return False
         try:
-            place = self.crew.place
-            return place is None or os.path.samestat(os.fstat(place), self.runtime.stat())
-        except OSError:  # nobody can tell
-            return True
+            there = self.runtime.stat()
+        except OSError:
+            return not _is_gone(self.runtime)
+        place = self.crew.place
+        return place is None or os.path.samestat(os.fstat(place), there)
 
     def _vanish(self) -> None:
         """End at once and touch no file: what lies in our place now, or soon, is another's."""

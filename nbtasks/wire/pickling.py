@@ -288,6 +288,8 @@ def steps_behind(function: Any) -> int:
         if found is function:
             return steps
         found = getattr(found, "__wrapped__", None)
+        if found is None:
+            break
     return 0
 
 
