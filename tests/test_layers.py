@@ -68,7 +68,7 @@ LAZY: dict[tuple[str, str], str] = {
 HOMES: dict[str, set[str]] = {
     "zmq": {
         *("wire/sockets.py", "broker/server.py", "worker/process.py"),
-        *("client/client.py", "supervisor/"),
+        *("client/link.py", "supervisor/"),
     },
     # file.py says what is wrong with a store in SQLite's own words.
     "sqlite3": {"broker/database.py", "broker/file.py"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from nbtasks.client.record import Record, size_of
+from nbtasks.client.record import Record, ring, size_of
 
 #: Ended tasks of which late words (output of handlers) are still taken in, and bytes of arguments
 #: and results that these may hold.
@@ -43,6 +43,12 @@ class Records:
             task_id, size = self._endings.popleft()
             self.recent.pop(task_id, None)
             self._size -= size
+
+    def fail(self, record: Record, error: Exception) -> None:
+        """Let a task have no outcome but an error, and those go on that wait for it."""
+        record.error = error
+        self.open.pop(record.id, None)
+        ring(record)
 
     def reopen(self, task_id: str) -> None:
         """Note that a task runs again that had ended."""

@@ -143,7 +143,7 @@ def test_same_id_is_the_same_task_though_the_broker_lacked_the_function(client: 
     client.tell(Revoke((first.id,)))
     assert client.wait([first], 10)
     other = Define(b"e" * 16, "f", Policy(), b"another function")
-    client._defined.add(other.digest)  # as when a broker died before it had saved it
+    client._link._defined.add(other.digest)  # as when a broker died before it had saved it
 
     again = Call(first.id, other.digest, "f", b"x")
     client.submit(again, (), (other, ()), confirm=True, check=True)

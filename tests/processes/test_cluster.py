@@ -552,7 +552,7 @@ def test_cluster_that_is_stopped_while_a_client_is_about_to_revive_it_stays_so(
     kill(cluster.supervisor_pid, cluster.broker_pid)
 
     with clusters._hold(cluster.dir / "start.lock"):
-        eventually(lambda: cluster.client._reviving)
+        eventually(lambda: cluster.client._link._reviving)
         clusters._stop_supervisor(cluster.dir)
 
     with pytest.raises(BrokerUnavailable):

@@ -21,6 +21,7 @@ import pytest
 
 import nbtasks
 from nbtasks.client import client as clients
+from nbtasks.client import link
 from nbtasks.exceptions import OperationalError
 from nbtasks.result import AsyncResult
 from nbtasks.wire import segments
@@ -200,7 +201,7 @@ def test_whoever_waits_for_a_broker_that_is_gone_hears_of_it(cluster, gate, meas
 
     with ThreadPoolExecutor(len(waits)) as pool:
         ends = [pool.submit(seconds_until_error, wait) for wait in waits]
-        eventually(lambda: len(cluster.client._waiting) >= 2)
+        eventually(lambda: len(cluster.client._link.waiting) >= 2)
         began = time.monotonic()
         with removed(cluster):
             for end in ends:
@@ -213,11 +214,11 @@ def test_whoever_waits_for_a_broker_that_is_gone_hears_of_it(cluster, gate, meas
 def test_client_whose_thread_has_left_can_still_be_closed(cluster):
     """It may look at `_closing` before it is woken to do so."""
     client = clients.Client(cluster.dir)
-    client._closing = True
-    client._thread.join(SOON)
+    client._link.closing = True
+    client._link._thread.join(SOON)
 
-    client._wake()
-    client._closing = False
+    client._link.wake()
+    client._link.closing = False
     client.close(patience=0.0)
 
     assert client not in clients.open_clients()
@@ -342,7 +343,7 @@ def test_frozen_broker_makes_callers_wait_and_loses_nothing(
     cluster, full: bool, measure: Measure, monkeypatch
 ):
     number = 200_000 if full else 25_000
-    monkeypatch.setattr(clients, "RESEND", 0.1)
+    monkeypatch.setattr(link, "RESEND", 0.1)
     if not full:
         monkeypatch.setattr(clients, "UNACCEPTED", 10_000)
     add.apply_async((0, 0), queue="nobody", confirm=True)
@@ -392,7 +393,7 @@ def test_large_arguments_for_a_frozen_broker_take_bounded_memory(
     before = resident()
     with deaf(cluster):
         caller.start()
-        eventually(lambda: cluster.client._batches.size > clients.UNACCEPTED_BYTES)
+        eventually(lambda: cluster.client._link.batches.size > clients.UNACCEPTED_BYTES)
         time.sleep(0.5)  # in which nothing more must be sent
         growth, sent = resident() - before, len(results)
     caller.join(SOON)
@@ -568,7 +569,7 @@ STORM = """
 
     assert enter.delay(ledger, number + 1).get(timeout=30) == number + 1
     wrong = sum(result.get(timeout=30) != number for number, result in taken.items())
-    print(number + 1, hits, wrong, len(cluster.client._waiting))
+    print(number + 1, hits, wrong, len(cluster.client._link.waiting))
     print(*taken)
 """
 
