@@ -1450,6 +1450,17 @@ def test_then_of_a_set_fires_when_all_members_are_over(client, records, members)
     assert called.wait()[0] is members
 
 
+def test_then_of_a_set_fires_when_very_many_members_were_over_already(client):
+    records = [client.send() for _ in range(sys.getrecursionlimit())]
+    for record in records:
+        client.succeed(record, 1)
+    called = Gathered()
+
+    ResultSet(map(AsyncResult._of, records)).then(called)
+
+    assert len(called.wait()) == 1
+
+
 def test_set_of_what_is_over_by_nature_gives_its_values(client, records):
     ignored = AsyncResult._of(records[0], ignored=True)
     eager = EagerResult("e", 5, "SUCCESS")
