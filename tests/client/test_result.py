@@ -862,6 +862,23 @@ def test_then_fires_for_a_task_that_is_over_and_for_a_failure(client, record, ta
     assert task.on_ready.ready
 
 
+def test_then_fires_though_another_was_interrupted(client, record, task, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    client.succeed(record, 1)
+    first, second = Gathered(), Gathered()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            task.then(first)
+
+    task.then(second)
+
+    assert second.wait()[0] is task
+    assert first == [task]
+
+
 def test_then_may_wait_for_other_tasks(client, record, task):
     other = client.send()
     called = Gathered()
