@@ -200,22 +200,18 @@ class Client:
             Replayed: self._take_replayed, Welcome: self._take_welcome,
             Refused: self._take_refused, Lacking: self._take_lacking,
         }  # fmt: skip
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        try:
-            self._socket, self._monitor = sockets.watched_dealer(
-                self._context, self.runtime, sockets.identity("client")
-            )
-        except BaseException:
-            self._context.term()
-            raise
+        #: Opened in the I/O thread, where no interrupt can part them from who closes them: what
+        #: ZeroMQ has open when it is collected as garbage blocks for ever.
+        self._socket: zmq.Socket[bytes]
+        self._monitor: zmq.Socket[bytes]
         self._waker, self._wakened = sockets_of_the_system.socketpair()
         self._waker.setblocking(False)
         self._wakened.setblocking(False)
         self._sleeping = False
-        _clients.append(self)
         self._thread = threading.Thread(target=self._run, name="nbtasks-client", daemon=True)
-        self._thread.start()
+        _clients.append(self)
         try:
+            self._thread.start()
             if not self._link_comes(connect_timeout):
                 raise BrokerUnavailable(self.runtime, connect_timeout)
         except BaseException:  # an interrupt, too: nobody will have this client
@@ -472,12 +468,15 @@ class Client:
                 len(self._calls) + self._batches.calls,
             )
         self._closing = True
-        self._wake()
-        self._thread.join(2.0)
-        with suppress(ValueError):
-            _clients.remove(self)
-        self._release_all()
-        self._bereave(BrokerUnavailable(self.runtime, 0.0))
+        try:
+            self._wake()
+            with suppress(RuntimeError):  # an interrupt came before its start
+                self._thread.join(2.0)
+        finally:  # when we are interrupted, too: nobody comes back to it
+            with suppress(ValueError):
+                _clients.remove(self)
+            self._release_all()
+            self._bereave(BrokerUnavailable(self.runtime, 0.0))
         return said
 
     def bury(self) -> None:
@@ -625,6 +624,22 @@ class Client:
     # -------------------------------------------------------------------------- in the I/O thread
 
     def _run(self) -> None:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._socket, self._monitor = sockets.watched_dealer(
+                context, self.runtime, sockets.identity("client")
+            )
+        except Exception as error:
+            self._give_up(error)
+        else:
+            self._serve()
+            self._leave()
+        finally:
+            context.destroy(0)
+            self._waker.close()
+            self._wakened.close()
+
+    def _serve(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
@@ -649,8 +664,6 @@ class Client:
         except Exception as error:  # whoever waits must hear of it
             log.exception("the client's thread failed")
             self._give_up(OperationalError(f"The client failed: {type(error).__name__}: {error}"))
-        finally:
-            self._leave()
 
     def _leave(self) -> None:
         with suppress(zmq.ZMQError):
@@ -660,9 +673,6 @@ class Client:
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close()
-        self._context.term()
-        self._waker.close()
-        self._wakened.close()
 
     def _post(self, messages: Sequence[Any], buffers: Sequence[Buffer] = ()) -> None:
         parts = pack_to_broker(self._link.instance, messages, buffers)
