@@ -368,8 +368,8 @@ class Cluster:
             self._client.bury()
         if self._named:
             waiting.remember_home(self._client)
-        self._closed = True
         self._client.close()
+        self._closed = True  # one whose farewell was interrupted is still there, and in use
 
     def __enter__(self) -> Cluster:
         return self

@@ -13,6 +13,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 log = logging.getLogger("nbtasks")
 
@@ -36,13 +37,10 @@ class Callbacks:
         with self._lock:
             self._waiting.append(function)
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="nbtasks-callbacks", daemon=True
-                )
-                try:
-                    self._thread.start()
-                except RuntimeError:  # the interpreter is going; nobody waits for callbacks now
-                    self._thread = None
+                thread = threading.Thread(target=self._run, name="nbtasks-callbacks", daemon=True)
+                with suppress(RuntimeError):  # the interpreter is going; nobody waits for it now
+                    thread.start()
+                    self._thread = thread  # not before: an interrupt may keep it from its start
 
     def _run(self) -> None:
         while True:

@@ -125,8 +125,8 @@ class Client:
         #: Who has promised an outcome: `lose(error)` is called when there can be none any more.
         self.dependents = self._link.dependents
         _clients.append(self)
-        self._link.start()
         try:
+            self._link.start()
             if not self._link_comes(connect_timeout):
                 raise BrokerUnavailable(self.runtime, connect_timeout)
         except BaseException:  # an interrupt, too: nobody will have this client
@@ -382,11 +382,13 @@ class Client:
                 self.runtime,
                 len(self._link.calls) + self._link.batches.calls,
             )
-        self._link.close()
-        with suppress(ValueError):
-            _clients.remove(self)
-        self._link.release_all()
-        self._link.bereave(BrokerUnavailable(self.runtime, 0.0))
+        try:
+            self._link.close()
+        finally:  # when we are interrupted, too: nobody comes back to it
+            with suppress(ValueError):
+                _clients.remove(self)
+            self._link.release_all()
+            self._link.bereave(BrokerUnavailable(self.runtime, 0.0))
         return said
 
     def bury(self) -> None:

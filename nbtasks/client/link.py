@@ -151,14 +151,10 @@ class Link:
             Replayed: self._take_replayed, Welcome: self._take_welcome,
             Refused: self._take_refused, Lacking: self._take_lacking,
         }  # fmt: skip
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        try:
-            self._socket, self._monitor = sockets.watched_dealer(
-                self._context, self._runtime, sockets.identity("client")
-            )
-        except BaseException:
-            self._context.term()
-            raise
+        #: Opened in the thread, where no interrupt can part them from who closes them: what ZeroMQ
+        #: has open when it is collected as garbage blocks for ever.
+        self._socket: zmq.Socket[bytes]
+        self._monitor: zmq.Socket[bytes]
         self._waker, self._wakened = sockets_of_the_system.socketpair()
         self._waker.setblocking(False)
         self._wakened.setblocking(False)
@@ -190,7 +186,8 @@ class Link:
         """Say good-bye, and let go of the sockets and the thread."""
         self.closing = True
         self.wake()
-        self._thread.join(2.0)
+        with suppress(RuntimeError):  # an interrupt came before its start
+            self._thread.join(2.0)
 
     def release_all(self) -> None:
         """Let everybody look again who waits."""
@@ -205,6 +202,22 @@ class Link:
     # -------------------------------------------------------------------------- in the I/O thread
 
     def _run(self) -> None:
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        try:
+            self._socket, self._monitor = sockets.watched_dealer(
+                context, self._runtime, sockets.identity("client")
+            )
+        except Exception as error:
+            self._give_up(error)
+        else:
+            self._serve()
+            self._leave()
+        finally:
+            context.destroy(0)
+            self._waker.close()
+            self._wakened.close()
+
+    def _serve(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
@@ -229,8 +242,6 @@ class Link:
         except Exception as error:  # whoever waits must hear of it
             log.exception("the client's thread failed")
             self._give_up(OperationalError(f"The client failed: {type(error).__name__}: {error}"))
-        finally:
-            self._leave()
 
     def _leave(self) -> None:
         with suppress(zmq.ZMQError):
@@ -240,9 +251,6 @@ class Link:
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close()
-        self._context.term()
-        self._waker.close()
-        self._wakened.close()
 
     def _post(self, messages: Sequence[Any], buffers: Sequence[Buffer] = ()) -> None:
         parts = pack_to_broker(self.instance, messages, buffers)

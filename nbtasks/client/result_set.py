@@ -359,10 +359,12 @@ class ResultSet(ResultBase):
 
         # A chain of waits rather than a counter: no lock, and the order of ends does not matter.
         def advance() -> None:
-            if left:
-                left.popleft()._when_over(advance)
-            else:
-                callbacks.post(call)
+            while left:
+                leaf = left.popleft()
+                if not leaf._follow().over:  # else it would call us from within itself
+                    leaf._when_over(advance)
+                    return
+            callbacks.post(call)
 
         callbacks.post(advance)
         return self

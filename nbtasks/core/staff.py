@@ -49,7 +49,8 @@ class Staff:
             self._spared_at = None
         elif self._spared_at is None:
             self._spared_at = now.boot
-        complete = len(pool.serving()) >= self.whole
+        # A new broker may hear of those that wait before it is told how many there shall be.
+        complete = bool(self.hired) and len(pool.serving()) >= self.whole
         if complete and joining > self.extra and pool.starved():
             return min(joining, self.extra + len(pool.ready), MOST)
         if self._spared_at is not None and now.boot - self._spared_at >= LINGER:

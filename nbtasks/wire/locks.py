@@ -42,7 +42,7 @@ def acquire(path: Path | str, patience: float = 0.0) -> int | None:
     if descriptor is not None:
         try:
             _sign(descriptor)
-        except OSError:  # a full disk: who tries again shall not find the lock held by nobody
+        except BaseException:  # a full disk, an interrupt: who tries again shall not find it held
             os.close(descriptor)
             raise
     return descriptor
@@ -63,19 +63,27 @@ def hold(path: Path | str, patience: float = 0.0) -> int | None:
     OSError
         When the file cannot be made.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor, taken = os.open(path, os.O_RDWR | os.O_CREAT, 0o600), False
     end = time.monotonic() + patience
-    while True:
-        try:
-            _lock(descriptor, shared=False)
-        except OSError:
+    try:
+        while not _lock_if_free(descriptor):
             if time.monotonic() > end:
-                os.close(descriptor)
                 return None
             time.sleep(PAUSE)
-        else:
-            os.ftruncate(descriptor, 0)
-            return descriptor
+        os.ftruncate(descriptor, 0)
+        taken = True
+        return descriptor
+    finally:
+        if not taken:  # also when we are interrupted
+            os.close(descriptor)
+
+
+def _lock_if_free(descriptor: int) -> bool:
+    try:
+        _lock(descriptor, shared=False)
+    except OSError:
+        return False
+    return True
 
 
 def inherit(path: Path | str) -> int | None:

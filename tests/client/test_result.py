@@ -862,6 +862,23 @@ def test_then_fires_for_a_task_that_is_over_and_for_a_failure(client, record, ta
     assert task.on_ready.ready
 
 
+def test_then_fires_though_another_was_interrupted(client, record, task, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    client.succeed(record, 1)
+    first, second = Gathered(), Gathered()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            task.then(first)
+
+    task.then(second)
+
+    assert second.wait()[0] is task
+    assert first == [task]
+
+
 def test_then_may_wait_for_other_tasks(client, record, task):
     other = client.send()
     called = Gathered()
@@ -1448,6 +1465,17 @@ def test_then_of_a_set_fires_when_all_members_are_over(client, records, members)
     client.fail(records[1], ValueError("x"))
 
     assert called.wait()[0] is members
+
+
+def test_then_of_a_set_fires_when_very_many_members_were_over_already(client):
+    records = [client.send() for _ in range(sys.getrecursionlimit())]
+    for record in records:
+        client.succeed(record, 1)
+    called = Gathered()
+
+    ResultSet(map(AsyncResult._of, records)).then(called)
+
+    assert len(called.wait()) == 1
 
 
 def test_set_of_what_is_over_by_nature_gives_its_values(client, records):

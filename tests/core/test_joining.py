@@ -84,6 +84,22 @@ def test_nobody_is_started_for_a_task_that_waits_for_its_time_only(world: Simula
     assert len(world.workers) == 1
 
 
+def test_new_broker_starts_nobody_before_it_knows_how_many_there_shall_be() -> None:
+    world = Simulation(1)
+    world.submit(task_id="parent", seconds=LONG)
+    world.advance(1)
+    child = world.submit()
+    say_join(world, "parent")
+
+    world.advance(SOON + 1)
+
+    assert (world.scheduler.staff.wanted, world.scheduler.staff.extra) == (0, 0)
+    world.say(SUPERVISOR, Pool(tuple(world.workers), 1))
+    world.advance(SOON + 1)
+    assert world.state(child) == "SUCCESS"
+    assert (world.scheduler.staff.wanted, world.scheduler.staff.extra) == (1, 1)
+
+
 def test_what_stands_behind_one_that_waits_is_called_back() -> None:
     world = world_of(1)
     scheduler = world.scheduler

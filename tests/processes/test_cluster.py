@@ -236,6 +236,22 @@ def test_interrupted_shutdown_can_be_done_again(
     assert nbtasks.current_cluster() is None
 
 
+def test_cluster_whose_shutdown_was_interrupted_at_once_goes_on(
+    make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: float) -> bool:
+        raise KeyboardInterrupt
+
+    cluster = make_cluster(workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster.client, "_say_all", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cluster.shutdown()
+
+    assert cluster.running
+    assert nbtasks.start(dir=cluster.dir) is cluster
+
+
 def test_child_made_by_fork_cannot_stop_the_cluster_of_its_parent(short_path: Path) -> None:
     code = """
         import os, sys, warnings

@@ -224,6 +224,43 @@ def test_client_whose_thread_has_left_can_still_be_closed(cluster):
     assert client not in clients.open_clients()
 
 
+def test_client_that_is_interrupted_while_it_closes_is_closed(cluster, gate, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    future = nbtasks.Executor().submit(wait_for, str(gate))
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster.client._link._thread, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            cluster.close()
+
+    assert cluster.client not in clients.open_clients()
+    assert isinstance(future.exception(SOON), OperationalError)
+    gate.touch()
+    assert nbtasks.connect(cluster.dir).client is not cluster.client
+    assert future.task.get(timeout=SOON) is not None
+
+
+def test_client_that_is_interrupted_in_the_making_blocks_nobody(cluster):
+    code = """
+        import gc, pathlib, sys, threading
+        from nbtasks.client import client as clients
+
+        def interrupted(_):
+            raise KeyboardInterrupt
+
+        really, threading.Thread.start = threading.Thread.start, interrupted
+        try:
+            clients.Client(pathlib.Path(sys.argv[1]))
+        except KeyboardInterrupt:
+            pass
+        threading.Thread.start = really
+        gc.collect()  # which waits for ever for sockets that nobody has closed
+        print(len(clients.open_clients()))
+    """
+    assert said(run(code, cluster.dir)) == "0\n"
+
+
 LEAVING = """
     import os, shutil, signal, sys, time
     import psutil
