@@ -179,7 +179,7 @@ class Questions:
         if scheduler.stopping:
             return "the cluster is stopping"
         if task.phase == WAITING:
-            missing = len(scheduler.needs.missing(task_id))
+            missing = len(scheduler.flow.needs.missing(task_id))
             return f"waits for {missing} other task{'' if missing == 1 else 's'}"
         serving = scheduler.pool.serving()
         if not serving:
@@ -276,7 +276,7 @@ class Questions:
         """Say nothing but that what the same peer has sent before is carried out by now."""
 
     def _answer_purge(self, instant: Now) -> int:
-        count = self._scheduler.purge(instant)
+        count = self._scheduler.orders.purge(instant)
         self._carry_out(instant)
         return count
 

@@ -213,7 +213,9 @@ class Workers:
     """
 
     def __init__(self, archive: Archive, agenda: Agenda) -> None:
+        #: By name, and by their peers.
         self.workers: dict[str, Worker] = {}
+        self.by_peer: dict[bytes, Worker] = {}
         self.ready = Ready()
         self._archive = archive
         self._agenda = agenda
@@ -263,6 +265,11 @@ class Workers:
             known = self.definition(task.definition, task.name)
             assert known is not None  # it was there when the task was accepted
         return known
+
+    def limit_of(self, task: Row, what: str = "time_limit") -> Any:
+        """Return a limit of a run (seconds, bytes), or None: what the call says wins."""
+        limit = None if task.options is None else getattr(task.options, what)
+        return getattr(self.of(task).policy, what) if limit is None else limit
 
     # --------------------------------------------------------------------------- coming, going
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from nbtasks.core.deaths import MAX_DEATHS
 from nbtasks.core.messages import Policy, Revoke
-from nbtasks.core.scheduler import MAX_DEATHS
 from nbtasks.simulation import CLIENT, Simulation
 
 LATE = Policy(acks_late=True)

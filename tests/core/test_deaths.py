@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from nbtasks.core.deaths import MOURNING
 from nbtasks.core.messages import (
     Call,
     Died,
@@ -23,7 +24,7 @@ from nbtasks.core.messages import (
     Run,
     Submit,
 )
-from nbtasks.core.scheduler import MOURNING, Scheduler
+from nbtasks.core.scheduler import Scheduler
 from nbtasks.core.turn import Send
 from nbtasks.core.workers import LOADING
 from nbtasks.simulation import CLIENT, SUPERVISOR, Plan, Simulation

@@ -187,7 +187,7 @@ def test_scaling_keeps_those_who_stepped_in(world: Simulation) -> None:
 
 def test_stopping_cluster_starts_nobody(world: Simulation) -> None:
     scheduler: Scheduler = world.scheduler
-    scheduler.stopping = True
+    scheduler.staff.stopping = True
     world.submit()
     say_join(world, "parent")
 

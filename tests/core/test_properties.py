@@ -7,8 +7,9 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nbtasks.core import states
+from nbtasks.core.deaths import MAX_DEATHS
 from nbtasks.core.messages import Done, Hasten, Now, Policy, Revoke
-from nbtasks.core.scheduler import MAX_DEATHS, Scheduler
+from nbtasks.core.scheduler import Scheduler
 from nbtasks.simulation import CLIENT, Simulation
 
 ENDS = st.lists(

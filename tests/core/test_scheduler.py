@@ -7,7 +7,8 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from nbtasks.core import scheduler as scheduler_module
+from nbtasks.core import orders
+from nbtasks.core.deaths import MAX_DEATHS
 from nbtasks.core.messages import (
     MOST_RETRIES,
     Again,
@@ -29,7 +30,6 @@ from nbtasks.core.messages import (
     Started,
     Submit,
 )
-from nbtasks.core.scheduler import MAX_DEATHS
 from nbtasks.simulation import CLIENT, SUPERVISOR, Simulation
 
 
@@ -353,7 +353,7 @@ def test_call_that_was_revoked_before_it_came_never_begins(world: Simulation) ->
 def test_early_revokes_are_remembered_up_to_a_number(
     world: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler_module, "REVOKED_EARLY", 2)
+    monkeypatch.setattr(orders, "REVOKED_EARLY", 2)
 
     world.say(CLIENT, Revoke(("first", "second", "second", "third")))
 
@@ -372,7 +372,7 @@ def test_revoke_of_a_task_that_is_over_is_not_remembered(world: Simulation) -> N
 
 def test_purged_task_is_not_run_again_by_hand(world: Simulation) -> None:
     task_id = world.submit(countdown=60)
-    world.scheduler.purge(world.now)
+    world.scheduler.orders.purge(world.now)
     emptied = world.scheduler.turn.emptied
     world.store.commit(world.scheduler.turn)
     world.scheduler.committed()
