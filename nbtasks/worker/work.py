@@ -84,7 +84,7 @@ class Work:
 
         So `multiprocessing` can name functions and classes of a notebook, as it does there, to
         processes that it forks. Those that it starts anew would look for them in vain, so where it
-        does that by default the error is at the call.
+        does that by default, and has forked none, the error is at the call.
         """
         if not name.startswith("__") and forks():
             known = self._runner.globals_of_running()
@@ -172,11 +172,15 @@ def detach_stdin() -> int | None:
 
 
 def forks() -> bool:
-    """Return whether `multiprocessing` forks where it is not told otherwise."""
+    """Return whether `multiprocessing` forks by default, or because it has been told to."""
     import multiprocessing
 
     method = multiprocessing.get_start_method(allow_none=True)
-    return (method or multiprocessing.get_all_start_methods()[0]) == "fork"
+    if (method or multiprocessing.get_all_start_methods()[0]) == "fork":
+        return True
+    # As from Python 3.14 on. In a process that was forked this process itself says so.
+    processes = [multiprocessing.current_process(), *multiprocessing.active_children()]
+    return any(isinstance(one, multiprocessing.get_context("fork").Process) for one in processes)
 
 
 def become_main(settings: Settings, find: Callable[[str], Any]) -> None:
