@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, Final
 
 from nbtasks import context
 from nbtasks.wire.cell import Cell
@@ -27,6 +27,8 @@ SWITCH = 0.000_5
 LAST_ORDERS = 2.0
 #: Seconds between two looks at the memory in use.
 MEMORY_LOOK = 0.1
+#: Signals that mean something else in a process that a task forks.
+_OF_CHILD: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Work:
@@ -42,6 +44,8 @@ class Work:
         self._most = settings.max_tasks_per_worker
         self._memory_limit = settings.memory_limit
         self._memory_at = 0.0
+        #: Signals that a thread which forks lets through otherwise.
+        self._held = threading.local()
         cells = runtime / "cells"
         cells.mkdir(mode=0o700, exist_ok=True)
         cell = Cell(cells / name)
@@ -55,7 +59,11 @@ class Work:
         self._runner = Runner(name, handover, cell, Functions(handover), capture, limit, keep)
         context.of_process = self._runner
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._let_child_be)
+            os.register_at_fork(
+                before=self._hold_signals,
+                after_in_parent=self._let_signals_through,
+                after_in_child=self._let_child_be,
+            )
 
     def until_told(self) -> int:
         """Run calls until told to leave; return the exit code."""
@@ -92,6 +100,16 @@ class Work:
                 return known[name]
         raise AttributeError(f"module '__main__' has no attribute {name!r}", name=name)
 
+    def _hold_signals(self) -> None:
+        """Let no signal reach a process that a task forks, as long as it would ring here.
+
+        A pool may end it as soon as it is there, and this worker would take that for its own end.
+        """
+        self._held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_CHILD)
+
+    def _let_signals_through(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._held.mask)
+
     def _let_child_be(self) -> None:
         """Make a process that a task forks an ordinary one, which ends by SIGTERM."""
         self._runner.disown()
@@ -100,6 +118,7 @@ class Work:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._let_signals_through()
 
     def _is_too_big(self) -> bool:
         instant = time.monotonic()

@@ -897,6 +897,31 @@ def test_processes_that_a_task_forks_find_its_functions_in_main(
     assert broker.value(broker.done()) is False
 
 
+def test_a_process_that_a_task_forks_may_be_ended_at_once(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    """As a pool does with those that it has no work for."""
+
+    @task
+    def burst() -> list[int]:
+        import os
+        import signal
+        import time
+
+        ends = []
+        for _ in range(50):
+            if (pid := os.fork()) == 0:
+                time.sleep(10)
+                os._exit(0)
+            os.kill(pid, signal.SIGTERM)
+            ends.append(os.WTERMSIG(os.waitpid(pid, 0)[1]))
+        return ends
+
+    broker.submit(burst)
+
+    assert broker.value(broker.done()) == [signal.SIGTERM] * 50
+
+
 # -------------------------------------------------------------------------------------- limits
 
 
