@@ -630,8 +630,12 @@ def _stop_at(place: Place, purge: bool) -> bool:
         known = _clusters.get(place.runtime)
         if known is not None:
             known._let_go(purge)
-        running = False
-        if place.runtime.is_dir():
+        running = is_there = False
+        # From Python 3.14 on `is_dir()` says no as well where nobody can tell.
+        with suppress(FileNotFoundError, NotADirectoryError):
+            place.runtime.stat()
+            is_there = place.runtime.is_dir()
+        if is_there:
             with _hold(place.runtime / START_LOCK):
                 running = is_running(place)
                 _stop_supervisor(place.runtime)

@@ -100,8 +100,8 @@ _ENDED = f"""
 SELECT {_COLUMNS} FROM tasks WHERE seq IN (
     SELECT seq FROM (
         SELECT seq, state FROM tasks INDEXED BY tasks_by_end WHERE ended_at IS NOT NULL
-        ORDER BY ended_at DESC, seq DESC LIMIT ?1
-    ) WHERE ?2 IS NULL OR state = ?2 LIMIT ?3
+        ORDER BY ended_at DESC, seq DESC LIMIT ?
+    ) WHERE state = ifnull(?, state) LIMIT ?
 ) ORDER BY ended_at DESC, seq DESC
 """
 

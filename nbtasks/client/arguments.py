@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from inspect import Parameter
 from typing import Any, Final, NoReturn
 
+from nbtasks.wire import declared
+
 #: Letters that a call's arguments may take in lists and panels.
 SUMMARY: Final = 80
 
@@ -70,7 +72,7 @@ def signature_of(
 ) -> inspect.Signature | None:
     """Return what callers give to `function`, or None when nobody can say."""
     try:
-        signature = inspect.signature(function, follow_wrapped=follow_wrapped)
+        signature = declared.signature(function, follow_wrapped=follow_wrapped)
     except (TypeError, ValueError):
         return None
     return _without_task(signature) if bound else signature

@@ -9,6 +9,8 @@ import typing
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from nbtasks.wire import declared
+
 if typing.TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -61,7 +63,7 @@ class Validated:
 
     @functools.cached_property
     def _signature(self) -> inspect.Signature:
-        return inspect.signature(self._function)
+        return declared.signature(self._function)
 
     @functools.cached_property
     def models(self) -> dict[str, type[BaseModel]]:
@@ -100,8 +102,8 @@ def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
     """Return what the parameters are annotated with, those written as text included."""
     try:
         return typing.get_type_hints(function)
-    except Exception:  # a name in one of the texts means nothing; the others still count
-        return dict(getattr(function, "__annotations__", {}))
+    except Exception:  # one of them names nothing; the others still count
+        return declared.annotations_of(function)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable
@@ -170,7 +171,9 @@ def make(function: Callable[..., Any], options: dict[str, Any]) -> Task:
         raise TypeError(f"base={base!r} is no class of tasks. Derive it from nbtasks.Task.")
     if not given.get("name"):  # that of the base is for its other children, too
         given["name"] = name_of(function)
-    if given.get("bind") and not inspect.isroutine(function):
+    # From Python 3.14 on a partial binds, too, but what it is given first comes first.
+    is_partial = isinstance(function, functools.partial)
+    if given.get("bind") and (is_partial or not inspect.isroutine(function)):
         raise TypeError(
             f"bind=True needs a function whose first parameter is the task, but {function!r} is "
             f"none. Wrap it in a function: def body(self, ...)."

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from nbtasks.wire import declared
+
 #: Steps from the value to the culprit at most.
 MOST_STEPS: Final = 25
 #: Parts of one value that are looked at.
@@ -125,7 +127,7 @@ def _parameters(function: Callable[..., Any] | None) -> list[str]:
     if function is None:
         return []
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = declared.signature(function).parameters.values()
     except (TypeError, ValueError):
         return []
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

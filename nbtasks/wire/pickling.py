@@ -25,6 +25,8 @@ from typing import Any, Final, NamedTuple
 
 import cloudpickle
 
+from nbtasks.wire import declared
+
 Buffer = bytes | bytearray | memoryview
 #: What makes of a piece of memory something that does not change when the memory does.
 Keep = Callable[[memoryview], Buffer]
@@ -57,6 +59,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         super().__init__(file, protocol=5, buffer_callback=buffer_callback)
         self.modules: set[str] = set()
         self.codes: list[types.CodeType] = []
+        #: Type parameters of aliases → the alias and their place in it.
+        self._owners: dict[Any, tuple[Any, int]] = {}
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
@@ -79,8 +83,17 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return kind, (obj.func, obj.args, obj.kwds)
         elif kind is functools._lru_cache_wrapper and (steps := steps_behind(obj)):
             return self._reduce_behind(obj, steps)
+        elif kind in declared.PARAMETERS and declared.is_declared(obj):
+            owner = self._owners.get(obj)
+            return (declared.parameter_of, owner) if owner else declared.reduce_parameter(obj)
         elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
             return _NAMED[kind](obj)
+        elif kind is _ALIAS and obj.__module__ in ("__main__", None):
+            for place, parameter in enumerate(obj.__type_params__):
+                self._owners[parameter] = obj, place
+            return declared.reduce_alias(obj)
+        elif kind is typing.ForwardRef and sys.version_info >= (3, 14):
+            return declared.reduce_reference(obj)
         elif hasattr(kind, "_by_value_for_nbtasks") and _is_task(kind):
             return obj._by_value_for_nbtasks()
         return super().reducer_override(obj)
@@ -116,8 +129,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
         cloudpickle looks only for what is certainly global. In such a body any name may be.
         """
-        reduced = super()._dynamic_function_reduce(function)
+        like = function
+        if sys.version_info >= (3, 14):
+            like = declared.with_annotations(function)
+        reduced = super()._dynamic_function_reduce(like)
         _, slots = reduced[2]
+        if parameters := getattr(function, "__type_params__", ()):
+            slots["__type_params__"] = parameters
         known = function.__globals__
         read = (name for name in global_names(function.__code__) if name in known)
         slots["__globals__"].update((name, known[name]) for name in read)
@@ -136,6 +154,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             if cls not in _from_elsewhere:
                 _made_here.add(cls)
             *others, state, _, _, set_state = reduced
+            if sys.version_info >= (3, 14):  # where cloudpickle leaves them out
+                state[0].pop("__annotations_cache__", None)
+                if (annotations := declared.annotations_of_class(cls)) is not None:
+                    state[0]["__annotations__"] = annotations
             return (*others, (set_state, state), None, None, set_class_state)
         return reduced
 
@@ -224,11 +246,8 @@ def fill_cached(cached: Any, function: Callable[..., Any]) -> None:
     inside.append(function)
 
 
-def _reduce_alias(alias: Any) -> tuple[Any, ...]:
-    return make_alias, (alias.__name__, alias.__value__, alias.__type_params__)
-
-
 def make_alias(name: str, value: Any, parameters: tuple[Any, ...]) -> Any:
+    # Former versions made an alias so, which cannot name itself.
     return typing.TypeAliasType(name, value, type_params=parameters)  # type: ignore[attr-defined]
 
 
@@ -239,8 +258,8 @@ _NAMED: Final[dict[type, Callable[[Any], tuple[Any, ...]]]] = {
     typing.ParamSpec: lambda it: (typing.ParamSpec, (it.__name__,)),
     typing.TypeVarTuple: lambda it: (typing.TypeVarTuple, (it.__name__,)),
 }
-if sys.version_info >= (3, 12):
-    _NAMED[typing.TypeAliasType] = _reduce_alias
+#: The class of `type Json = ...`; there is none before Python 3.12.
+_ALIAS: Final = getattr(typing, "TypeAliasType", None)
 
 _made_here: Final[weakref.WeakSet[type]] = weakref.WeakSet()
 #: With the names of the attributes that they came with last.

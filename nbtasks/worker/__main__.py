@@ -12,7 +12,11 @@ def main(runtime: str, name: str, *queues: str) -> int:
 
     import faulthandler
 
-    faulthandler.enable()
+    if sys.version_info >= (3, 14):
+        # The frames of C come last, and would be all that the last words have room for.
+        faulthandler.enable(c_stack=False)
+    else:
+        faulthandler.enable()
 
     from nbtasks.wire.connection import Settings, read_settings
     from nbtasks.worker import work

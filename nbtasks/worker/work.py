@@ -42,6 +42,8 @@ class Work:
         self._most = settings.max_tasks_per_worker
         self._memory_limit = settings.memory_limit
         self._memory_at = 0.0
+        #: Signals that a thread which forks lets through otherwise.
+        self._held = threading.local()
         cells = runtime / "cells"
         cells.mkdir(mode=0o700, exist_ok=True)
         cell = Cell(cells / name)
@@ -55,7 +57,11 @@ class Work:
         self._runner = Runner(name, handover, cell, Functions(handover), capture, limit, keep)
         context.of_process = self._runner
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._let_child_be)
+            os.register_at_fork(
+                before=self._hold_signals,
+                after_in_parent=self._let_signals_through,
+                after_in_child=self._let_child_be,
+            )
 
     def until_told(self) -> int:
         """Run calls until told to leave; return the exit code."""
@@ -84,13 +90,24 @@ class Work:
 
         So `multiprocessing` can name functions and classes of a notebook, as it does there, to
         processes that it forks. Those that it starts anew would look for them in vain, so where it
-        does that by default the error is at the call.
+        does that by default, and has forked none, the error is at the call.
         """
         if not name.startswith("__") and forks():
             known = self._runner.globals_of_running()
             if name in known:
                 return known[name]
         raise AttributeError(f"module '__main__' has no attribute {name!r}", name=name)
+
+    def _hold_signals(self) -> None:
+        """Let no signal reach a process that a task forks, as long as it would ring here.
+
+        A pool may end it as soon as it is there, and this worker would take that for its own end.
+        """
+        ours = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        self._held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
+
+    def _let_signals_through(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._held.mask)
 
     def _let_child_be(self) -> None:
         """Make a process that a task forks an ordinary one, which ends by SIGTERM."""
@@ -100,6 +117,7 @@ class Work:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._let_signals_through()
 
     def _is_too_big(self) -> bool:
         instant = time.monotonic()
@@ -172,11 +190,15 @@ def detach_stdin() -> int | None:
 
 
 def forks() -> bool:
-    """Return whether `multiprocessing` forks where it is not told otherwise."""
+    """Return whether `multiprocessing` forks by default, or because it has been told to."""
     import multiprocessing
 
     method = multiprocessing.get_start_method(allow_none=True)
-    return (method or multiprocessing.get_all_start_methods()[0]) == "fork"
+    if (method or multiprocessing.get_all_start_methods()[0]) == "fork":
+        return True
+    # As from Python 3.14 on. In a process that was forked this process itself says so.
+    processes = [multiprocessing.current_process(), *multiprocessing.active_children()]
+    return any(isinstance(one, multiprocessing.get_context("fork").Process) for one in processes)
 
 
 def become_main(settings: Settings, find: Callable[[str], Any]) -> None:

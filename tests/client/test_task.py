@@ -1463,6 +1463,22 @@ def test_optional_of_the_old_spelling_counts_and_unions_do_not():
     assert f({"x": 1}, {"x": 1}, [{"x": 1}]) == (Point, dict, dict)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="there annotations are evaluated at once")
+def test_annotations_that_name_nothing_do_no_harm():
+    cell: dict[str, Any] = {"__name__": "__main__", "task": task, "Point": Point}
+    text = "def f(point: Point, other: Nothing = None) -> Point: return point"
+    exec(compile(text, "<cell>", "exec", dont_inherit=True), cell)
+    plain, careful = task(cell["f"]), task(pydantic=True, name="careful")(cell["f"])
+
+    there = travelled(plain)
+
+    assert (there(1), there.apply((2,)).get()) == (1, 2)
+    assert str(inspect.signature(plain)).startswith("(point: ")
+    with pytest.raises(TypeError, match="positional arguments but"):
+        plain.delay(1, 2, 3)
+    assert careful({"x": 3}) == travelled(careful)({"x": 3}) == {"x": 3, "y": 0}
+
+
 def test_an_argument_that_is_no_such_model_is_the_failure():
     @task(pydantic=True)
     def f(point: Point):

@@ -857,8 +857,9 @@ def test_input_in_a_task_finds_nothing_to_read(broker: FakeBroker, worker: Worke
     assert isinstance(broker.value(broker.done()), EOFError)
 
 
+@pytest.mark.parametrize("default", ["fork", "spawn", "forkserver"])
 def test_processes_that_a_task_forks_find_its_functions_in_main(
-    broker: FakeBroker, worker: WorkerProcess
+    broker: FakeBroker, worker: WorkerProcess, default: str
 ) -> None:
     space: dict[str, Any] = {"__name__": "__main__"}  # a notebook's
     code = """
@@ -872,7 +873,8 @@ def test_processes_that_a_task_forks_find_its_functions_in_main(
     def square(x):
         return Point(x * x)
 
-    def squares():
+    def squares(default):
+        multiprocessing.set_start_method(default)
         fork = multiprocessing.get_context("fork")
         with fork.Pool(1) as pool:
             found = pool.map(square, range(3))
@@ -887,12 +889,37 @@ def test_processes_that_a_task_forks_find_its_functions_in_main(
     """
     exec(textwrap.dedent(code), space)
 
-    broker.submit(task(space["squares"]))
+    broker.submit(task(space["squares"]), default)
     found = broker.value(broker.done())
     broker.submit(task(space["other"]))
 
     assert found == [0, 1, 4, 0, 1, 4]
     assert broker.value(broker.done()) is False
+
+
+def test_a_process_that_a_task_forks_may_be_ended_at_once(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    """As a pool does with those that it has no work for."""
+
+    @task
+    def burst() -> list[int]:
+        import os
+        import signal
+        import time
+
+        ends = []
+        for _ in range(50):
+            if (pid := os.fork()) == 0:
+                time.sleep(10)
+                os._exit(0)
+            os.kill(pid, signal.SIGTERM)
+            ends.append(os.WTERMSIG(os.waitpid(pid, 0)[1]))
+        return ends
+
+    broker.submit(burst)
+
+    assert broker.value(broker.done()) == [signal.SIGTERM] * 50
 
 
 # -------------------------------------------------------------------------------------- limits
