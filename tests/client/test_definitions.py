@@ -334,6 +334,61 @@ def test_change_is_pickled_once(notebook, count_pickles, change):
     assert count_pickles() == 2 or Reach(notebook["f"]).volatile
 
 
+#: What never changes itself, and holds what may: `held` is rebuilt from nothing but it.
+HOLDERS = {
+    "a method that C has wrapped": "held = (many := [1]).__contains__",
+    "the call of a function": "held = (lambda: many).__call__; many = [1]",
+    "a generic type": "class C: many = [1]\nheld, many = list[C], C.many",
+    "a generic type of typing": "class C: many = [1]\nheld, many = typing.List[C], C.many",
+    "a union": "class C: many = [1]\nheld, many = C | int, C.many",
+    "an optional type": "class C: many = [1]\nheld, many = typing.Optional[C], C.many",
+    "an annotated type": "many = [1]; held = typing.Annotated[int, many]",
+    "a new type": "class C: many = [1]\nheld, many = typing.NewType('held', C), C.many",
+    "a type variable": "class C: many = [1]\nheld, many = typing.TypeVar('held', bound=C), C.many",
+    "a slice": "many = [1]; held = slice(many)",
+    "a signature": "many = [1]\ndef g(x=many): pass\nheld = inspect.signature(g)",
+    "an attribute of a partial": "held = partial(max); held.many = many = [1]",
+    "an annotation": "class C: many = [1]\nmany = C.many\ndef held(x): pass\n"
+    "held.__annotations__ = {'x': C}",  # this file's are text
+    "a field": "many = [1]\n@dataclass\nclass held:\n  x: int = field(metadata={1: many})",
+}
+
+
+@pytest.mark.parametrize("held", HOLDERS.values(), ids=HOLDERS)
+def test_change_of_what_is_held_is_seen(notebook, count_pickles, held):
+    notebook.run("import inspect, typing\nfrom functools import partial")
+    notebook.run("from dataclasses import dataclass, field")
+    notebook.run(held)
+    notebook.run("@task\ndef f(): return held")
+    before = notebook.define().digest
+    assert (notebook.define().digest, count_pickles()) == (before, 1)
+
+    notebook.run("many.append(2)")
+
+    assert notebook.define().digest != before
+
+
+def test_scalar_with_fields_may_change(notebook):
+    notebook.run("import numpy\nrow = numpy.zeros(1, [('x', int)])[0]\n@task\ndef f(): return row")
+    before = notebook.define().digest
+
+    notebook.run("row['x'] = 1")
+
+    assert notebook.define().digest != before
+
+
+def test_class_that_is_registered_later_is_seen(notebook, count_pickles):
+    notebook.run("import abc\nclass A(abc.ABC): pass\nclass B: pass")
+    notebook.run("@task\ndef f(): return issubclass(B, A)")
+    before = notebook.define().digest
+    assert (notebook.define().digest, count_pickles()) == (before, 1)
+
+    notebook.run("A.register(B)")
+
+    assert notebook.define().digest != before
+    assert notebook.load()()
+
+
 def test_change_taken_back_gives_the_same_digest(notebook):
     notebook.run(PLAIN)
     before = notebook.define().digest
