@@ -193,7 +193,7 @@ class Client:
             if not self._link.up:
                 self._await_link(retry, policy)
         except BaseException:  # an interrupt, too
-            self.segments.withdraw(buffers)
+            segments.withdraw(buffers)
             raise
         record = Record(call.id, call=call, created=time.time())
         if check:
