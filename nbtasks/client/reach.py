@@ -231,10 +231,11 @@ class Reach:
             self.volatile = True
 
     def _visit_method(self, method: types.MethodType) -> None:
-        self._go_on_with((method.__func__, method.__self__))
+        if not pickling.home_of(method):
+            self._go_on_with((method.__func__, method.__self__))
 
     def _visit_builtin(self, function: types.BuiltinFunctionType) -> None:
-        if not isinstance(function.__self__, types.ModuleType):
+        if not isinstance(function.__self__, types.ModuleType) and not pickling.home_of(function):
             self._go_on_with((function.__self__,))
 
     def _visit_wrapper(self, wrapper: Any) -> None:

@@ -1,9 +1,10 @@
 """cloudpickle, but for what a notebook and its workers need otherwise.
 
 What `__main__` and notebook cells define travels by value, as cloudpickle has it; functions that a
-decorator hides in an importable module go by reference, code keeps the names of its cells, caches
-and named types of a notebook arrive as what they are, and a class that comes back to where it was
-made is left as it is there.
+decorator hides in an importable module go by reference, as do methods of an instance that it hides
+(`from random import random`); code keeps the names of its cells, caches and named types of a
+notebook arrive as what they are, and a class that comes back to where it was made is left as it is
+there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 import cloudpickle
+
+from nbtasks.wire import modules
 
 Buffer = bytes | bytearray | memoryview
 #: What makes of a piece of memory something that does not change when the memory does.
@@ -77,6 +80,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif kind in _MANAGERS and hasattr(obj, "func"):
             # One that decorates makes another for each call. Entered ones have no `func` any more.
             return kind, (obj.func, obj.args, obj.kwds)
+        elif kind in _METHODS and (home := home_of(obj)):
+            return getattr, (sys.modules[home], obj.__name__)
         elif kind is functools._lru_cache_wrapper and (steps := steps_behind(obj)):
             return self._reduce_behind(obj, steps)
         elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
@@ -177,6 +182,10 @@ _ARRAYS: Final = frozenset({"ndarray", "memmap", "recarray", "matrix", "chararra
 _MANAGERS: Final = frozenset(
     {contextlib._GeneratorContextManager, contextlib._AsyncGeneratorContextManager}
 )
+
+
+#: Functions that may belong to an instance.
+_METHODS: Final = frozenset({types.MethodType, types.BuiltinFunctionType})
 
 
 def _is_task(kind: type) -> bool:
@@ -291,6 +300,22 @@ def steps_behind(function: Any) -> int:
         if found is None:
             break
     return 0
+
+
+def home_of(method: Any) -> str:
+    """Return the installed module that has this very method of an instance; empty: none has.
+
+    By value, `random.random` would take along the state of its generator, and all workers would
+    draw the same numbers.
+    """
+    name = getattr(method, "__name__", "")
+    for home in (type(method.__self__).__module__, getattr(method, "__module__", None)):
+        if not isinstance(home, str) or home in ("builtins", "__main__"):
+            continue
+        found = getattr(sys.modules.get(home), "__dict__", {}).get(name)
+        if found is method and not modules.is_local_module(home):
+            return home
+    return ""
 
 
 def take_behind(module: str, qualname: str, steps: int = _MOST_STEPS) -> Any:

@@ -189,6 +189,27 @@ def test_large_array_among_the_globals_travels_beside_the_body(notebook):
     assert notebook.load()() == 100_000
 
 
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("random", "random"), ("random", "shuffle"), ("numpy.random", "rand")],
+)
+def test_method_of_an_instance_that_a_module_hides_is_taken_from_there(
+    notebook, count_pickles, module, name
+):
+    notebook.run(f"import {module} as module\nfrom {module} import {name}")
+    notebook.run(f"@task\ndef f(): return {name} is module.{name}")
+
+    assert notebook.load()()
+    assert notebook.define() is notebook.define()
+    assert count_pickles() == 1
+
+
+def test_method_of_ones_own_instance_takes_its_state_along(notebook):
+    notebook.run("import random\ndraw = random.Random(7).random\n@task\ndef f(): return draw()")
+
+    assert notebook.load()() == notebook["draw"]()
+
+
 def test_shared_value_among_the_globals_is_pickled_once(notebook, count_pickles, short_path):
     notebook["data"] = Shared(list(range(100_000)), Segments(short_path / "segments"))
     notebook.run("@task\ndef f(): return data[-1]")
