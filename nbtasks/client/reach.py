@@ -186,6 +186,10 @@ class Reach:
     def _visit_function(self, function: types.FunctionType) -> None:
         if self._is_by_reference(function) or pickling.steps_behind(function):
             return
+        if pickling.is_dispatcher(function):
+            self._visit_mapping(function.registry)  # type: ignore[attr-defined]
+            self._visit_made(function)
+            return
         parts = _function_parts(function)
         self._note(partial(_function_parts, function), parts)
         self._go_on_with(parts[1:])
@@ -253,7 +257,14 @@ class Reach:
 
     def _visit_cached_by_lru(self, found: Any) -> None:
         if not self._is_by_reference(found):
-            self._note_and_visit(partial(_attributes("__wrapped__"), found))
+            self._visit_made(found)
+
+    def _visit_made(self, found: Any) -> None:
+        """Visit what functools made of a function, but for what it set on that itself."""
+        attributes = vars(found)
+        self._note(attributes.keys, attributes.keys())
+        self._note(attributes.values, attributes.values())
+        self._go_on_with((found.__wrapped__, *pickling.set_on(found).values()))
 
     def _visit_task(self, task: Any) -> None:
         self._seen[id(task)] = task

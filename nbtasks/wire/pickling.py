@@ -110,7 +110,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             self.modules.add(function.__module__)
             return reduced
         steps = steps_behind(function)
-        return self._reduce_behind(function, steps) if steps else reduced
+        if steps:
+            return self._reduce_behind(function, steps)
+        return _reduce_dispatcher(function) if is_dispatcher(function) else reduced
 
     def _reduce_behind(self, function: Any, steps: int) -> Any:
         self.modules.add(function.__module__)
@@ -202,13 +204,52 @@ def _reduce_array(array: Any) -> Any:
     return NotImplemented if plain is array else (type(plain).view, (plain, kind))
 
 
+def is_dispatcher(function: types.FunctionType) -> bool:
+    """Return whether `functools.singledispatch` has made a function."""
+    return function.__code__ is _dispatcher.__code__
+
+
+_dispatcher: Final[Any] = functools.singledispatch(is_dispatcher)
+#: What functools sets on what it makes of a function.
+_OF_FUNCTOOLS: Final = frozenset(vars(_dispatcher)) | frozenset(
+    vars(functools.lru_cache(is_dispatcher))
+)
+
+
+def set_on(made: Any) -> dict[str, Any]:
+    """Return the attributes that users have set on what functools made of a function."""
+    return {name: value for name, value in vars(made).items() if name not in _OF_FUNCTOOLS}
+
+
+# In these the functions are only put in afterwards, because they may refer to what holds them.
+
+
+def _reduce_dispatcher(dispatcher: Any) -> tuple[Any, ...]:
+    state = (dict(dispatcher.registry), dispatcher.__wrapped__, set_on(dispatcher))
+    return make_dispatcher, (dispatcher.__name__,), state, None, None, fill_dispatcher
+
+
+def make_dispatcher(name: str) -> Any:
+    def function(_: Any) -> None: ...
+
+    function.__name__ = name
+    return functools.singledispatch(function)
+
+
+def fill_dispatcher(dispatcher: Any, state: tuple[dict[type, Any], Any, dict[str, Any]]) -> None:
+    registry, function, attributes = state
+    for cls, implementation in registry.items():
+        dispatcher.register(cls, implementation)
+    functools.update_wrapper(dispatcher, function)
+    vars(dispatcher).update(attributes)
+
+
 def _reduce_cached(cached: Any) -> tuple[Any, ...]:
-    # The function is only put in afterwards, because it may refer to what caches it.
     parameters = cached.cache_parameters()
     return (
         make_cached,
         (parameters["maxsize"], parameters["typed"]),
-        cached.__wrapped__,
+        (cached.__wrapped__, set_on(cached)),
         None,
         None,
         fill_cached,
@@ -226,9 +267,12 @@ def make_cached(maxsize: int | None, typed: bool) -> Any:
     return cached
 
 
-def fill_cached(cached: Any, function: Callable[..., Any]) -> None:
+def fill_cached(cached: Any, state: Any) -> None:
+    # Former versions gave no attributes.
+    function, attributes = state if isinstance(state, tuple) else (state, {})
     inside = cached._inside
     functools.update_wrapper(cached, function)
+    vars(cached).update(attributes)
     del cached._inside
     inside.append(function)
 

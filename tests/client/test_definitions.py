@@ -139,6 +139,93 @@ def test_recursive_cached_function_travels(notebook):
     assert notebook.load()(60) == 1548008755920
 
 
+def test_attributes_of_a_cached_function_travel(notebook, count_pickles):
+    notebook.run(
+        """
+        import functools
+        @functools.lru_cache
+        def scaled(x): return x * scaled.factor
+        scaled.factor = 3
+        @task
+        def f(x): return scaled(x)
+        """
+    )
+    assert notebook.load()(2) == 6
+    notebook.define()
+    assert count_pickles() == 1
+
+    notebook.run("scaled.factor = 4")
+
+    assert notebook.load()(2) == 8
+
+
+def test_function_that_looks_at_the_class_of_its_argument_travels(notebook, count_pickles):
+    notebook.run(
+        """
+        import functools
+        @functools.singledispatch
+        def show(x):
+            "Show it."
+            return show.other
+        @show.register(list)
+        def _(x): return [show(item) for item in x]
+        show.other = "?"
+        @task
+        def f(x): return show(x)
+        @task
+        def g(): return show.__name__, show.__doc__, show.registry[list] is show.dispatch(list)
+        """
+    )
+    assert notebook.load()([1, [2]]) == ["?", ["?"]]
+    assert notebook.load("g")() == ("show", "Show it.", True)
+    notebook.define()
+    assert count_pickles() == 2
+
+    notebook.run("show.register(int, lambda x: OFFSET + x); OFFSET = 1")
+    assert notebook.load()([1, [2.5]]) == [2, ["?"]]
+    notebook.run("OFFSET = 2; show.other = '!'")
+
+    assert notebook.load()([1, [2.5]]) == [3, ["!"]]
+    with pytest.raises(TypeError, match="show requires at least 1"):
+        notebook.load("g").__wrapped__.__globals__["show"]()
+
+
+def test_method_that_looks_at_the_class_of_its_argument_travels(notebook):
+    notebook.run(
+        """
+        import functools
+        class Shower:
+            @functools.singledispatchmethod
+            def show(self, x): return "?"
+            @show.register(int)
+            def _(self, x): return x + 1
+        @task
+        def f(x): return Shower().show(x)
+        """
+    )
+
+    assert notebook.load()(1) == 2
+    assert notebook.load()("a") == "?"
+
+
+def test_culprit_among_what_is_done_with_a_class_is_named(notebook):
+    notebook.run(
+        """
+        import functools, threading
+        lock = threading.Lock()
+        @functools.singledispatch
+        def show(x): pass
+        @show.register(int)
+        def _(x): return lock
+        @task
+        def f(x): return show(x)
+        """
+    )
+
+    with pytest.raises(EncodeError, match="'show' does with int → the global 'lock'"):
+        notebook.define()
+
+
 def test_context_manager_that_decorates_travels(notebook):
     notebook.run(
         """
