@@ -98,6 +98,10 @@ class Reach:
         while self._waiting and not self._is_too_much():
             self._visit(self._waiting.pop())
         self._note(partial(iter, (_END,)), (_END,))
+        if self.volatile:  # nobody asks what was noted, which may be large
+            self._probes.clear()
+            self._expected.clear()
+            self._values.clear()
         self._seen.clear()
         self._waiting.clear()
 
@@ -109,7 +113,7 @@ class Reach:
     # -------------------------------------------------------------------------------- later
 
     def unchanged(self) -> bool:
-        """Return whether all that was noted is as it was; volatile things were not noted."""
+        """Return whether all that was noted is as it was; nothing is of a volatile task."""
         try:
             found = chain.from_iterable(map(call, self._probes))
             # Both rows end with _END, so they cannot differ in length only.

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -538,6 +539,28 @@ def test_array_that_is_written_to_is_seen(notebook):
 
     assert notebook.define().digest != before
     assert notebook.load()()[7] == 1
+
+
+def test_array_that_is_deleted_is_let_go(notebook):
+    notebook.run("import numpy\ndata = numpy.zeros(50_000)\n@task\ndef f(): return data")
+    notebook.define()
+    there = weakref.ref(notebook["data"])
+
+    notebook.run("del data")
+
+    assert there() is None
+
+
+def test_task_that_reaches_what_changes_without_a_trace_may_cease_to(notebook, count_pickles):
+    notebook.run("import numpy\ndata = numpy.zeros(9)\n@task\ndef f(): return data")
+    notebook.define()
+
+    notebook.run("data = 1")
+    assert notebook.load()() == 1
+    before = count_pickles()
+    notebook.define()
+
+    assert count_pickles() == before
 
 
 def test_name_that_comes_later_is_seen(notebook):
