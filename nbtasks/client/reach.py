@@ -142,7 +142,7 @@ class Reach:
         elif isinstance(value, type):
             self._visit_class(value)
         elif isinstance(value, Enum):
-            self._go_on_with((kind, value._value_))
+            self._go_on_with((kind, *vars(value).values()))
         elif hasattr(kind, "apply_async"):
             self._visit_task(value)
         elif not _is_of_numpy(kind) and not _is_of_package(value):

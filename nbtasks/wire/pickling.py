@@ -9,8 +9,10 @@ there.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dis
+import enum
 import functools
 import importlib
 import inspect
@@ -84,7 +86,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return getattr, (sys.modules[home], obj.__name__)
         elif kind is functools._lru_cache_wrapper and (steps := steps_behind(obj)):
             return self._reduce_behind(obj, steps)
-        elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
+        elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None, __name__):
             return _NAMED[kind](obj)
         elif hasattr(kind, "_by_value_for_nbtasks") and _is_task(kind):
             return obj._by_value_for_nbtasks()
@@ -142,9 +144,48 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif isinstance(reduced, tuple) and len(reduced) == 6:
             if cls not in _from_elsewhere:
                 _made_here.add(cls)
-            *others, state, _, _, set_state = reduced
-            return (*others, (set_state, state), None, None, set_class_state)
+            make, parts, state, _, _, set_state = reduced
+            if issubclass(cls, enum.Enum):
+                *parts, state, more = _parts_of_enum(cls, *parts, state)
+            else:
+                parts, more = _parts_of_class(cls, *parts), {}
+            return make, tuple(parts), (set_state, state, more), None, None, set_class_state
         return reduced
+
+
+# cloudpickle 3.1.3 takes of a class what its metaclass does not make by itself, but for these:
+
+
+def _parts_of_class(
+    cls: type, made_by: Any, name: str, bases: Any, namespace: dict[str, Any], *more: Any
+) -> tuple[Any, ...]:
+    """Add slots and the names of the classes around it."""
+    namespace["__qualname__"] = cls.__qualname__
+    # Other metaclasses make their own, as named tuples do.
+    if "__slots__" in vars(cls) and type(cls) in _PLAIN and not issubclass(cls, tuple):
+        namespace["__slots__"] = vars(cls)["__slots__"]
+    if typing.is_typeddict(cls) and bases == (dict,):  # up to Python 3.11 it forgets its base
+        bases = (typing.TypedDict,)
+    return made_by, name, bases, namespace, *more
+
+
+def _parts_of_enum(cls: Any, bases: Any, name: str, qualname: str, _: Any, *rest: Any) -> list[Any]:
+    """Add aliases, combined flags, and what the members have for attributes."""
+    *more, (attributes, slots) = rest
+    members = cls.__members__
+    values = {name: member._value_ for name, member in members.items()}
+    attributes = {name: value for name, value in attributes.items() if name not in members}
+    details = {
+        name: {key: value for key, value in vars(member).items() if key not in _OF_ENUM}
+        for name, member in members.items()
+    }
+    details = {name: found for name, found in details.items() if found}
+    return [bases, name, qualname, values, *more, (attributes, slots), details]
+
+
+_PLAIN: Final = frozenset({type, abc.ABCMeta})
+#: What `enum` itself sets on a member.
+_OF_ENUM: Final = frozenset({"_value_", "_name_", "_sort_order_", "_inverted_", "__objclass__"})
 
 
 #: What is about a global; and how the body of a class reads what may be one.
@@ -281,6 +322,13 @@ def _reduce_alias(alias: Any) -> tuple[Any, ...]:
     return make_alias, (alias.__name__, alias.__value__, alias.__type_params__)
 
 
+def make_type(make: Callable[..., Any], *arguments: Any) -> Any:
+    """Make a named type that is the notebook's there, too, so that it can come back."""
+    made = make(*arguments)
+    made.__module__ = "__main__"
+    return made
+
+
 def make_alias(name: str, value: Any, parameters: tuple[Any, ...]) -> Any:
     return typing.TypeAliasType(name, value, type_params=parameters)  # type: ignore[attr-defined]
 
@@ -288,9 +336,9 @@ def make_alias(name: str, value: Any, parameters: tuple[Any, ...]) -> Any:
 #: Things that say of themselves that their name is enough, which it is not in a notebook.
 _NAMED: Final[dict[type, Callable[[Any], tuple[Any, ...]]]] = {
     functools._lru_cache_wrapper: _reduce_cached,
-    typing.NewType: lambda it: (typing.NewType, (it.__name__, it.__supertype__)),
-    typing.ParamSpec: lambda it: (typing.ParamSpec, (it.__name__,)),
-    typing.TypeVarTuple: lambda it: (typing.TypeVarTuple, (it.__name__,)),
+    typing.NewType: lambda it: (make_type, (typing.NewType, it.__name__, it.__supertype__)),
+    typing.ParamSpec: lambda it: (make_type, (typing.ParamSpec, it.__name__)),
+    typing.TypeVarTuple: lambda it: (make_type, (typing.TypeVarTuple, it.__name__)),
 }
 if sys.version_info >= (3, 12):
     _NAMED[typing.TypeAliasType] = _reduce_alias
@@ -316,17 +364,20 @@ def trial() -> Iterator[None]:
         _trial.on = False
 
 
-def set_class_state(cls: type, state: tuple[Callable[[type, Any], Any], Any]) -> type:
+def set_class_state(cls: Any, state: tuple[Any, ...]) -> Any:
     known = cls in _from_elsewhere
     if cls in _made_here or (known and getattr(_trial, "on", False)):
         return cls
-    set_state, inner = state
+    set_state, inner, *more = state  # former versions gave no more
     names = frozenset(inner[0])
     for name in _from_elsewhere.get(cls, names) - names:  # taken away there
         with contextlib.suppress(AttributeError):
             delattr(cls, name)
     _from_elsewhere[cls] = names
     set_state(cls, inner)
+    for details in more:
+        for name, attributes in details.items():
+            vars(cls[name]).update(attributes)
     return cls
 
 
