@@ -55,6 +55,7 @@ __all__ = [
     "Task",
     "allow_join_result",
     "cancelled",
+    "config",
     "configure",
     "connect",
     "current_cluster",
@@ -74,7 +75,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from nbtasks import exceptions, result, states
+    from nbtasks import config, exceptions, result, states
     from nbtasks.client.eager_result import EagerResult
     from nbtasks.client.executor import Executor
     from nbtasks.client.result import AsyncResult
@@ -89,7 +90,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name in ("exceptions", "result", "states"):
+    if name in ("config", "exceptions", "result", "states"):
         return importlib.import_module(f"nbtasks.{name}")
     home = _HOMES.get(name)
     if home is None:

@@ -330,3 +330,9 @@ def test_every_public_name_can_be_had():
     )
 
     subprocess.run([sys.executable, "-c", program], check=True, cwd=PACKAGE.parent)
+
+
+def test_settings_can_be_looked_up_before_anything_else():
+    program = "import nbtasks; nbtasks.config.Settings"  # as the README has it, under help()
+
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=PACKAGE.parent)

@@ -81,6 +81,10 @@ ATTEMPT = 0.25
 #: other clusters, when one was waited for in vain.
 FAREWELL = 1.5
 FAREWELL_MORE = 0.3
+#: What to do about a broker that does not answer.
+_BUSY = (
+    "It or this machine is busy: try again; `nbtasks doctor` looks for the cause if it stays so."
+)
 
 #: Called with each record in the thread that submitted it, right after.
 submitted_hooks: list[Callable[[Record], None]] = []
@@ -193,7 +197,7 @@ class Client:
             if not self._link.up:
                 self._await_link(retry, policy)
         except BaseException:  # an interrupt, too
-            self.segments.withdraw(buffers)
+            segments.withdraw(buffers)
             raise
         record = Record(call.id, call=call, created=time.time())
         if check:
@@ -246,7 +250,9 @@ class Client:
         if record.known is None and not record.over and record.call is None:
             arrived = self._wait_until(record, lambda: record.known is not None, timeout)
             if not arrived:
-                raise exceptions.TimeoutError(f"The broker has not answered within {timeout} s.")
+                raise exceptions.TimeoutError(
+                    f"The broker has not answered within {timeout:g} s. {_BUSY}"
+                )
 
     def wait(
         self,
@@ -340,7 +346,7 @@ class Client:
             self._link.questions.pop(ask.request, None)
         if not answers:
             raise exceptions.TimeoutError(
-                f"The broker has not answered the question {what!r} within {timeout:g} s."
+                f"The broker has not answered the question {what!r} within {timeout:g} s. {_BUSY}"
             )
         if answers[0].error:
             raise OperationalError(answers[0].error)

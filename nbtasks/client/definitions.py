@@ -7,7 +7,7 @@ since the last one:
                 local modules           by stat of their files (`wire.modules`)
                 what the task reaches   by identity (`client.reach`)
        │ yes → the same Define as before
-       │ no, or it reaches something that may change without a trace
+       │ no, or it reaches something that may change without a trace (it is *volatile*)
     pickled     the same bytes as before → the same Define
        │ no
     packed      with the text of notebook cells and the stamps of local modules; its digest names it
@@ -119,6 +119,10 @@ def _define(task: Any, known: _Known | None, reach: Reach) -> Definition:
     ):
         known.reach, known.settings = reach, settings
         return known.definition
+    if known is not None and reach is known.reach and reach.volatile:
+        reach = Reach(task)
+        if not reach.volatile:  # any more: what holds from now on is pickled after the walk
+            return _define(task, known, reach)
     definition, files = _pack(task, pickled, policy)
     _warn_if_large(task, reach, pickled)
     _keep(

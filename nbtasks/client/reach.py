@@ -5,7 +5,8 @@ So when a task is pickled, everything that it reaches is walked once and noted:
 
     the function        code, defaults, closure cells, attributes, and every global it names, the
                         absent ones included, for they may come
-    plain values        an immutable one is noted by identity; rebinding the name shows
+    plain values        an immutable one is noted by identity; rebinding the name shows. What it
+                        holds (a union, a slice, a signature) is walked
     list, dict, set     the members by identity, and walked, as long as there are not too many
     classes, functions  of a notebook: walked; of modules: by reference, so identity is enough
     tasks               their attributes, their classes, and what they pickle to
@@ -16,11 +17,13 @@ Later `unchanged` compares what it finds with what was noted, by identity, mostl
 
 from __future__ import annotations
 
+import abc
 import datetime
 import decimal
 import dis
 import fractions
 import functools
+import gc
 import logging
 import pathlib
 import re
@@ -48,18 +51,18 @@ MOST_THINGS: Final = 20_000
 _IMMUTABLE: Final[frozenset[type]] = frozenset(
     {
         *(int, float, complex, str, bytes, bool, type(None), type(Ellipsis), type(NotImplemented)),
-        *(range, slice, decimal.Decimal, fractions.Fraction, uuid.UUID, re.Pattern),
+        *(range, decimal.Decimal, fractions.Fraction, uuid.UUID, re.Pattern, Shared),
         *(datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone),
         *(zoneinfo.ZoneInfo, pathlib.PosixPath, pathlib.WindowsPath, pathlib.PurePosixPath),
         *(pathlib.PureWindowsPath, logging.Logger, logging.RootLogger, types.CodeType),
         *(types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType),
-        *(types.MethodDescriptorType, types.ClassMethodDescriptorType, types.GenericAlias),
-        *(types.UnionType, types.MethodWrapperType, Shared),
+        *(types.MethodDescriptorType, types.ClassMethodDescriptorType),
+        type(vars(abc.ABC)["_abc_impl"]),
     }
 )
-#: Modules of classes whose instances, found in classes and annotations, never change.
-_IMMUTABLE_HOMES: Final = frozenset({"typing", "inspect", "dataclasses", "_abc", "_typing"})
-#: What numpy has of that kind.
+#: Modules of classes whose instances, found in classes and annotations, never change themselves.
+_FIXED_HOMES: Final = frozenset({"typing", "inspect", "dataclasses", "_typing"})
+#: What numpy has that never changes; of its scalars, those with fields do.
 _NUMPY: Final = frozenset({"ufunc", "dtype", "generic"})
 
 #: Ends what was noted.
@@ -95,6 +98,10 @@ class Reach:
         while self._waiting and not self._is_too_much():
             self._visit(self._waiting.pop())
         self._note(partial(iter, (_END,)), (_END,))
+        if self.volatile:  # nobody asks what was noted, which may be large
+            self._probes.clear()
+            self._expected.clear()
+            self._values.clear()
         self._seen.clear()
         self._waiting.clear()
 
@@ -106,7 +113,7 @@ class Reach:
     # -------------------------------------------------------------------------------- later
 
     def unchanged(self) -> bool:
-        """Return whether all that was noted is as it was; volatile things were not noted."""
+        """Return whether all that was noted is as it was; nothing is of a volatile task."""
         try:
             found = chain.from_iterable(map(call, self._probes))
             # Both rows end with _END, so they cannot differ in length only.
@@ -135,11 +142,14 @@ class Reach:
         elif isinstance(value, type):
             self._visit_class(value)
         elif isinstance(value, Enum):
-            self._go_on_with((kind, value._value_))
+            self._go_on_with((kind, *vars(value).values()))
         elif hasattr(kind, "apply_async"):
             self._visit_task(value)
-        elif not _is_immutable(kind) and not _is_of_package(value):
-            self.volatile = True
+        elif not _is_of_numpy(kind) and not _is_of_package(value):
+            if kind.__module__ in _FIXED_HOMES:
+                self._visit_held(value)
+            else:
+                self.volatile = True
 
     def _note(self, probe: Callable[[], Iterable[Any]], found: Iterable[Any]) -> None:
         self._probes.append(probe)
@@ -167,6 +177,10 @@ class Reach:
         else:
             self._go_on_with(value)
 
+    def _visit_held(self, value: Any) -> None:
+        """Visit all that something holds that never changes itself."""
+        self._visit_fixed(gc.get_referents(value))
+
     def _visit_cell(self, cell: types.CellType) -> None:
         try:
             self._note_and_visit(partial(_attributes("cell_contents"), cell))
@@ -176,11 +190,23 @@ class Reach:
     def _visit_function(self, function: types.FunctionType) -> None:
         if self._is_by_reference(function) or pickling.steps_behind(function):
             return
+        if pickling.is_dispatcher(function):
+            self._visit_mapping(function.registry)  # type: ignore[attr-defined]
+            self._visit_made(function)
+            return
         parts = _function_parts(function)
         self._note(partial(_function_parts, function), parts)
         self._go_on_with(parts[1:])
+        self._visit_annotations(function)
         self._visit_mapping(function.__dict__)
         self._visit_globals(function)
+
+    def _visit_annotations(self, function: types.FunctionType) -> None:
+        # Not compared: pydantic has looked at them, and for the body they do nothing.
+        try:
+            self._go_on_with(function.__annotations__.values())
+        except Exception:  # evaluated here, from Python 3.14 on
+            self.volatile = True
 
     def _visit_globals(self, function: types.FunctionType) -> None:
         namespace = function.__globals__
@@ -202,16 +228,22 @@ class Reach:
         self._note_and_visit(partial(attrgetter("__bases__"), cls))
         self._visit_mapping(vars(cls))
         self._go_on_with((type(cls),))
+        if isinstance(cls, abc.ABCMeta):
+            # Which classes were registered travels too.
+            self._values.append((call, abc.get_cache_token, abc.get_cache_token()))
+            registered, *_ = abc._get_dump(cls)  # type: ignore[attr-defined]
+            self._go_on_with([made for reference in registered if (made := reference())])
 
     def _visit_module(self, module: types.ModuleType) -> None:
         if sys.modules.get(module.__name__) is not module:
             self.volatile = True
 
     def _visit_method(self, method: types.MethodType) -> None:
-        self._go_on_with((method.__func__, method.__self__))
+        if not pickling.home_of(method):
+            self._go_on_with((method.__func__, method.__self__))
 
     def _visit_builtin(self, function: types.BuiltinFunctionType) -> None:
-        if not isinstance(function.__self__, types.ModuleType):
+        if not isinstance(function.__self__, types.ModuleType) and not pickling.home_of(function):
             self._go_on_with((function.__self__,))
 
     def _visit_wrapper(self, wrapper: Any) -> None:
@@ -225,10 +257,18 @@ class Reach:
 
     def _visit_partial(self, found: partial[Any]) -> None:
         self._note_and_visit(partial(attrgetter("func", "args", "keywords"), found))
+        self._visit_mapping(found.__dict__)
 
     def _visit_cached_by_lru(self, found: Any) -> None:
         if not self._is_by_reference(found):
-            self._note_and_visit(partial(_attributes("__wrapped__"), found))
+            self._visit_made(found)
+
+    def _visit_made(self, found: Any) -> None:
+        """Visit what functools made of a function, but for what it set on that itself."""
+        attributes = vars(found)
+        self._note(attributes.keys, attributes.keys())
+        self._note(attributes.values, attributes.values())
+        self._go_on_with((found.__wrapped__, *pickling.set_on(found).values()))
 
     def _visit_task(self, task: Any) -> None:
         self._seen[id(task)] = task
@@ -291,6 +331,10 @@ _VISITS: Final[dict[type, Callable[[Reach, Any], None]]] = {
     property: Reach._visit_property,
     functools.cached_property: Reach._visit_cached_property,
     partial: Reach._visit_partial,
+    slice: Reach._visit_held,
+    types.GenericAlias: Reach._visit_held,
+    types.UnionType: Reach._visit_held,
+    types.MethodWrapperType: Reach._visit_held,
     functools._lru_cache_wrapper: Reach._visit_cached_by_lru,
 }
 
@@ -317,12 +361,12 @@ def _look_up(place: tuple[Any, str]) -> tuple[Any, ...]:
     return (found,)
 
 
-def _is_immutable(kind: type) -> bool:
-    if kind.__module__ in _IMMUTABLE_HOMES:
-        return True
+def _is_of_numpy(kind: type) -> bool:
+    """Return whether instances of a class of numpy never change."""
     if kind.__module__.partition(".")[0] != "numpy":
         return False
-    return any(base.__name__ in _NUMPY for base in kind.__mro__)
+    names = {base.__name__ for base in kind.__mro__}
+    return "void" not in names and not names.isdisjoint(_NUMPY)
 
 
 def _is_of_package(value: Any) -> bool:

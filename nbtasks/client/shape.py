@@ -9,6 +9,7 @@ is first used (`Task._wake`).
 from __future__ import annotations
 
 import abc
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,8 +20,11 @@ def name_of(made_of: Any) -> str:
     """Return the name of a task that is made of this function or class.
 
     `module.function`; `module.outer.function` for a nested one. What a notebook or script defines
-    has no module that anybody could import, so there the name is just `function`.
+    has no module that anybody could import, so there the name is just `function`. A partial is
+    called as what it is a part of.
     """
+    while isinstance(made_of, partial):
+        made_of = made_of.func
     qualname = getattr(made_of, "__qualname__", None) or type(made_of).__qualname__
     plain = qualname.replace("<locals>.", "")
     module = getattr(made_of, "__module__", None)

@@ -97,7 +97,7 @@ def register(
                 f"know. Give one such as 'utf-8', or 'binary' when decode wants bytes."
             ) from None
     codec = Codec(name, encode, decode, content_type, content_encoding)
-    add(codec, ())
+    add(codec)
     _note(("serializer", name), codec, ())
 
 
@@ -153,7 +153,7 @@ def _note(key: tuple[str, str], codec: Codec | None, aliases: tuple[str, ...]) -
         _custom[key] = (codec, aliases)
 
 
-def add(codec: Codec, _: tuple[str, ...] = ()) -> None:
+def add(codec: Codec) -> None:
     """Add a serializer that every process has."""
     _serializers[codec.name] = by_type[codec.content_type] = codec
 
@@ -172,7 +172,10 @@ def registered() -> tuple[Any, ...]:
 def register_all(rows: Iterable[Any]) -> None:
     """Add what another process has added."""
     for kind, codec, aliases in rows:
-        (add if kind == "serializer" else _add_compression)(Codec(*codec), aliases)
+        if kind == "serializer":
+            add(Codec(*codec))
+        else:
+            _add_compression(Codec(*codec), aliases)
 
 
 def find_serializer(name: str) -> Codec:

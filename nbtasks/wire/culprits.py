@@ -184,6 +184,10 @@ def of_object(value: Any) -> Iterable[Part]:
 def _of_function(function: types.FunctionType) -> Iterable[Part]:
     name = function.__qualname__.rpartition("<locals>.")[2]
     of = f" of the function {name!r}"
+    registry = getattr(function, "registry", None)  # of functools.singledispatch
+    if isinstance(registry, types.MappingProxyType):
+        for cls, implementation in registry.items():
+            yield Part(f"what the function {name!r} does with {cls.__name__}", implementation)
     for word in _global_names(function.__code__):
         if word in function.__globals__:
             yield Part(f"the global {word!r}{of}", function.__globals__[word])

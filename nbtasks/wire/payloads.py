@@ -190,8 +190,7 @@ def _dumps(
     packer = find_compression(compression) if compression else None
     if serializer == "pickle":
         if packer is None:
-            pickled = _pickle_or_explain(value, parts, keep)
-            return _sized(pickled.body, pickled.buffers, keep)
+            return _pickled(value, keep, parts)
         data = _pickle_or_explain(value, parts).body
         content_type, encoding = _PICKLE, "binary"
     else:
@@ -203,6 +202,22 @@ def _dumps(
     head = "\n".join((content_type, encoding, packer.content_type if packer else "")).encode()
     body = b"".join((bytes((_HEADED,)), len(head).to_bytes(2, "big"), head, data))
     return _sized(body, [], keep)
+
+
+def _pickled(value: Any, keep: Keep, parts: culprits.Parts | None) -> Payload:
+    """Return a pickle of which all pieces are kept or, after an interrupt, none."""
+    kept: list[Buffer] = []
+
+    def keep_and_note(view: memoryview) -> Buffer:
+        kept.append(keep(view))
+        return kept[-1]
+
+    try:
+        pickled = _pickle_or_explain(value, parts, keep_and_note)
+        return _sized(pickled.body, pickled.buffers, bytes if keep is bytes else keep_and_note)
+    except BaseException:
+        segments.withdraw(kept)
+        raise
 
 
 def _compress(packer: Codec, data: bytes) -> bytes:

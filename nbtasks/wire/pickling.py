@@ -1,15 +1,18 @@
 """cloudpickle, but for what a notebook and its workers need otherwise.
 
 What `__main__` and notebook cells define travels by value, as cloudpickle has it; functions that a
-decorator hides in an importable module go by reference, code keeps the names of its cells, caches
-and named types of a notebook arrive as what they are, and a class that comes back to where it was
-made is left as it is there.
+decorator hides in an importable module go by reference, as do methods of an instance that it hides
+(`from random import random`); code keeps the names of its cells, caches and named types of a
+notebook arrive as what they are, and a class that comes back to where it was made is left as it is
+there.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dis
+import enum
 import functools
 import importlib
 import inspect
@@ -25,7 +28,7 @@ from typing import Any, Final, NamedTuple
 
 import cloudpickle
 
-from nbtasks.wire import declared
+from nbtasks.wire import declared, modules
 
 Buffer = bytes | bytearray | memoryview
 #: What makes of a piece of memory something that does not change when the memory does.
@@ -81,12 +84,14 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif kind in _MANAGERS and hasattr(obj, "func"):
             # One that decorates makes another for each call. Entered ones have no `func` any more.
             return kind, (obj.func, obj.args, obj.kwds)
+        elif kind in _METHODS and (home := home_of(obj)):
+            return getattr, (sys.modules[home], obj.__name__)
         elif kind is functools._lru_cache_wrapper and (steps := steps_behind(obj)):
             return self._reduce_behind(obj, steps)
         elif kind in declared.PARAMETERS and declared.is_declared(obj):
             owner = self._owners.get(obj)
             return (declared.parameter_of, owner) if owner else declared.reduce_parameter(obj)
-        elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None):
+        elif kind in _NAMED and getattr(obj, "__module__", None) in ("__main__", None, __name__):
             return _NAMED[kind](obj)
         elif kind is _ALIAS and obj.__module__ in ("__main__", None):
             for place, parameter in enumerate(obj.__type_params__):
@@ -118,7 +123,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             self.modules.add(function.__module__)
             return reduced
         steps = steps_behind(function)
-        return self._reduce_behind(function, steps) if steps else reduced
+        if steps:
+            return self._reduce_behind(function, steps)
+        return _reduce_dispatcher(function) if is_dispatcher(function) else reduced
 
     def _reduce_behind(self, function: Any, steps: int) -> Any:
         self.modules.add(function.__module__)
@@ -153,13 +160,52 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif isinstance(reduced, tuple) and len(reduced) == 6:
             if cls not in _from_elsewhere:
                 _made_here.add(cls)
-            *others, state, _, _, set_state = reduced
+            make, parts, state, _, _, set_state = reduced
             if sys.version_info >= (3, 14):  # where cloudpickle leaves them out
                 state[0].pop("__annotations_cache__", None)
                 if (annotations := declared.annotations_of_class(cls)) is not None:
                     state[0]["__annotations__"] = annotations
-            return (*others, (set_state, state), None, None, set_class_state)
+            if issubclass(cls, enum.Enum):
+                *parts, state, more = _parts_of_enum(cls, *parts, state)
+            else:
+                parts, more = _parts_of_class(cls, *parts), {}
+            return make, tuple(parts), (set_state, state, more), None, None, set_class_state
         return reduced
+
+
+# cloudpickle 3.1.3 takes of a class what its metaclass does not make by itself, but for these:
+
+
+def _parts_of_class(
+    cls: type, made_by: Any, name: str, bases: Any, namespace: dict[str, Any], *more: Any
+) -> tuple[Any, ...]:
+    """Add slots and the names of the classes around it."""
+    namespace["__qualname__"] = cls.__qualname__
+    # Other metaclasses make their own, as named tuples do.
+    if "__slots__" in vars(cls) and type(cls) in _PLAIN and not issubclass(cls, tuple):
+        namespace["__slots__"] = vars(cls)["__slots__"]
+    if typing.is_typeddict(cls) and bases == (dict,):  # up to Python 3.11 it forgets its base
+        bases = (typing.TypedDict,)
+    return made_by, name, bases, namespace, *more
+
+
+def _parts_of_enum(cls: Any, bases: Any, name: str, qualname: str, _: Any, *rest: Any) -> list[Any]:
+    """Add aliases, combined flags, and what the members have for attributes."""
+    *more, (attributes, slots) = rest
+    members = cls.__members__
+    values = {name: member._value_ for name, member in members.items()}
+    attributes = {name: value for name, value in attributes.items() if name not in members}
+    details = {
+        name: {key: value for key, value in vars(member).items() if key not in _OF_ENUM}
+        for name, member in members.items()
+    }
+    details = {name: found for name, found in details.items() if found}
+    return [bases, name, qualname, values, *more, (attributes, slots), details]
+
+
+_PLAIN: Final = frozenset({type, abc.ABCMeta})
+#: What `enum` itself sets on a member.
+_OF_ENUM: Final = frozenset({"_value_", "_name_", "_sort_order_", "_inverted_", "__objclass__"})
 
 
 #: What is about a global; and how the body of a class reads what may be one.
@@ -201,6 +247,10 @@ _MANAGERS: Final = frozenset(
 )
 
 
+#: Functions that may belong to an instance.
+_METHODS: Final = frozenset({types.MethodType, types.BuiltinFunctionType})
+
+
 def _is_task(kind: type) -> bool:
     """Make sure; the class of a class may say that it has whatever is asked for."""
     return any("_by_value_for_nbtasks" in vars(base) for base in kind.__mro__)
@@ -215,13 +265,52 @@ def _reduce_array(array: Any) -> Any:
     return NotImplemented if plain is array else (type(plain).view, (plain, kind))
 
 
+def is_dispatcher(function: types.FunctionType) -> bool:
+    """Return whether `functools.singledispatch` has made a function."""
+    return function.__code__ is _dispatcher.__code__
+
+
+_dispatcher: Final[Any] = functools.singledispatch(is_dispatcher)
+#: What functools sets on what it makes of a function.
+_OF_FUNCTOOLS: Final = frozenset(vars(_dispatcher)) | frozenset(
+    vars(functools.lru_cache(is_dispatcher))
+)
+
+
+def set_on(made: Any) -> dict[str, Any]:
+    """Return the attributes that users have set on what functools made of a function."""
+    return {name: value for name, value in vars(made).items() if name not in _OF_FUNCTOOLS}
+
+
+# In these the functions are only put in afterwards, because they may refer to what holds them.
+
+
+def _reduce_dispatcher(dispatcher: Any) -> tuple[Any, ...]:
+    state = (dict(dispatcher.registry), dispatcher.__wrapped__, set_on(dispatcher))
+    return make_dispatcher, (dispatcher.__name__,), state, None, None, fill_dispatcher
+
+
+def make_dispatcher(name: str) -> Any:
+    def function(_: Any) -> None: ...
+
+    function.__name__ = name
+    return functools.singledispatch(function)
+
+
+def fill_dispatcher(dispatcher: Any, state: tuple[dict[type, Any], Any, dict[str, Any]]) -> None:
+    registry, function, attributes = state
+    for cls, implementation in registry.items():
+        dispatcher.register(cls, implementation)
+    functools.update_wrapper(dispatcher, function)
+    vars(dispatcher).update(attributes)
+
+
 def _reduce_cached(cached: Any) -> tuple[Any, ...]:
-    # The function is only put in afterwards, because it may refer to what caches it.
     parameters = cached.cache_parameters()
     return (
         make_cached,
         (parameters["maxsize"], parameters["typed"]),
-        cached.__wrapped__,
+        (cached.__wrapped__, set_on(cached)),
         None,
         None,
         fill_cached,
@@ -239,11 +328,21 @@ def make_cached(maxsize: int | None, typed: bool) -> Any:
     return cached
 
 
-def fill_cached(cached: Any, function: Callable[..., Any]) -> None:
+def fill_cached(cached: Any, state: Any) -> None:
+    # Former versions gave no attributes.
+    function, attributes = state if isinstance(state, tuple) else (state, {})
     inside = cached._inside
     functools.update_wrapper(cached, function)
+    vars(cached).update(attributes)
     del cached._inside
     inside.append(function)
+
+
+def make_type(make: Callable[..., Any], *arguments: Any) -> Any:
+    """Make a named type that is the notebook's there, too, so that it can come back."""
+    made = make(*arguments)
+    made.__module__ = "__main__"
+    return made
 
 
 def make_alias(name: str, value: Any, parameters: tuple[Any, ...]) -> Any:
@@ -254,9 +353,9 @@ def make_alias(name: str, value: Any, parameters: tuple[Any, ...]) -> Any:
 #: Things that say of themselves that their name is enough, which it is not in a notebook.
 _NAMED: Final[dict[type, Callable[[Any], tuple[Any, ...]]]] = {
     functools._lru_cache_wrapper: _reduce_cached,
-    typing.NewType: lambda it: (typing.NewType, (it.__name__, it.__supertype__)),
-    typing.ParamSpec: lambda it: (typing.ParamSpec, (it.__name__,)),
-    typing.TypeVarTuple: lambda it: (typing.TypeVarTuple, (it.__name__,)),
+    typing.NewType: lambda it: (make_type, (typing.NewType, it.__name__, it.__supertype__)),
+    typing.ParamSpec: lambda it: (make_type, (typing.ParamSpec, it.__name__)),
+    typing.TypeVarTuple: lambda it: (make_type, (typing.TypeVarTuple, it.__name__)),
 }
 #: The class of `type Json = ...`; there is none before Python 3.12.
 _ALIAS: Final = getattr(typing, "TypeAliasType", None)
@@ -282,17 +381,20 @@ def trial() -> Iterator[None]:
         _trial.on = False
 
 
-def set_class_state(cls: type, state: tuple[Callable[[type, Any], Any], Any]) -> type:
+def set_class_state(cls: Any, state: tuple[Any, ...]) -> Any:
     known = cls in _from_elsewhere
     if cls in _made_here or (known and getattr(_trial, "on", False)):
         return cls
-    set_state, inner = state
+    set_state, inner, *more = state  # former versions gave no more
     names = frozenset(inner[0])
     for name in _from_elsewhere.get(cls, names) - names:  # taken away there
         with contextlib.suppress(AttributeError):
             delattr(cls, name)
     _from_elsewhere[cls] = names
     set_state(cls, inner)
+    for details in more:
+        for name, attributes in details.items():
+            vars(cls[name]).update(attributes)
     return cls
 
 
@@ -310,6 +412,22 @@ def steps_behind(function: Any) -> int:
         if found is None:
             break
     return 0
+
+
+def home_of(method: Any) -> str:
+    """Return the installed module that has this very method of an instance; empty: none has.
+
+    By value, `random.random` would take along the state of its generator, and all workers would
+    draw the same numbers.
+    """
+    name = getattr(method, "__name__", "")
+    for home in (type(method.__self__).__module__, getattr(method, "__module__", None)):
+        if not isinstance(home, str) or home in ("builtins", "__main__"):
+            continue
+        found = getattr(sys.modules.get(home), "__dict__", {}).get(name)
+        if found is method and not modules.is_local_module(home):
+            return home
+    return ""
 
 
 def take_behind(module: str, qualname: str, steps: int = _MOST_STEPS) -> Any:

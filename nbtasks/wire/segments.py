@@ -114,10 +114,6 @@ class Segments:
         """Return what is to travel for a piece: a reference, or a copy of what is not large."""
         return self._in_file(view, self._refer)
 
-    def withdraw(self, frames: Iterable[Buffer]) -> None:
-        """Unlink what was kept for frames that will not travel after all."""
-        remove(self._folder, filter(None, map(name_in, frames)))
-
     def hold(self, view: memoryview) -> Buffer:
         """Return a piece as it is now, for `keep` to send again and again without a look at it.
 
@@ -227,6 +223,13 @@ def of_cluster(runtime: Path) -> Segments:
     except FileNotFoundError:
         settings = Settings(data=str(runtime), workers=1)
     return Segments(Path(settings.data) / SEGMENTS)
+
+
+def withdraw(frames: Iterable[Buffer]) -> None:
+    """Unlink what this process has kept for frames that will not travel after all."""
+    names = list(filter(None, map(name_in, frames)))
+    for folder in list(_folders):
+        remove(folder, names)
 
 
 def _new_name() -> str:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,93 @@ def test_recursive_cached_function_travels(notebook):
     assert notebook.load()(60) == 1548008755920
 
 
+def test_attributes_of_a_cached_function_travel(notebook, count_pickles):
+    notebook.run(
+        """
+        import functools
+        @functools.lru_cache
+        def scaled(x): return x * scaled.factor
+        scaled.factor = 3
+        @task
+        def f(x): return scaled(x)
+        """
+    )
+    assert notebook.load()(2) == 6
+    notebook.define()
+    assert count_pickles() == 1
+
+    notebook.run("scaled.factor = 4")
+
+    assert notebook.load()(2) == 8
+
+
+def test_function_that_looks_at_the_class_of_its_argument_travels(notebook, count_pickles):
+    notebook.run(
+        """
+        import functools
+        @functools.singledispatch
+        def show(x):
+            "Show it."
+            return show.other
+        @show.register(list)
+        def _(x): return [show(item) for item in x]
+        show.other = "?"
+        @task
+        def f(x): return show(x)
+        @task
+        def g(): return show.__name__, show.__doc__, show.registry[list] is show.dispatch(list)
+        """
+    )
+    assert notebook.load()([1, [2]]) == ["?", ["?"]]
+    assert notebook.load("g")() == ("show", "Show it.", True)
+    notebook.define()
+    assert count_pickles() == 2
+
+    notebook.run("show.register(int, lambda x: OFFSET + x); OFFSET = 1")
+    assert notebook.load()([1, [2.5]]) == [2, ["?"]]
+    notebook.run("OFFSET = 2; show.other = '!'")
+
+    assert notebook.load()([1, [2.5]]) == [3, ["!"]]
+    with pytest.raises(TypeError, match="show requires at least 1"):
+        notebook.load("g").__wrapped__.__globals__["show"]()
+
+
+def test_method_that_looks_at_the_class_of_its_argument_travels(notebook):
+    notebook.run(
+        """
+        import functools
+        class Shower:
+            @functools.singledispatchmethod
+            def show(self, x): return "?"
+            @show.register(int)
+            def _(self, x): return x + 1
+        @task
+        def f(x): return Shower().show(x)
+        """
+    )
+
+    assert notebook.load()(1) == 2
+    assert notebook.load()("a") == "?"
+
+
+def test_culprit_among_what_is_done_with_a_class_is_named(notebook):
+    notebook.run(
+        """
+        import functools, threading
+        lock = threading.Lock()
+        @functools.singledispatch
+        def show(x): pass
+        @show.register(int)
+        def _(x): return lock
+        @task
+        def f(x): return show(x)
+        """
+    )
+
+    with pytest.raises(EncodeError, match="'show' does with int → the global 'lock'"):
+        notebook.define()
+
+
 def test_context_manager_that_decorates_travels(notebook):
     notebook.run(
         """
@@ -187,6 +275,27 @@ def test_large_array_among_the_globals_travels_beside_the_body(notebook):
 
     assert (define.frames, len(buffers)) == (1, 1)
     assert notebook.load()() == 100_000
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("random", "random"), ("random", "shuffle"), ("numpy.random", "rand")],
+)
+def test_method_of_an_instance_that_a_module_hides_is_taken_from_there(
+    notebook, count_pickles, module, name
+):
+    notebook.run(f"import {module} as module\nfrom {module} import {name}")
+    notebook.run(f"@task\ndef f(): return {name} is module.{name}")
+
+    assert notebook.load()()
+    assert notebook.define() is notebook.define()
+    assert count_pickles() == 1
+
+
+def test_method_of_ones_own_instance_takes_its_state_along(notebook):
+    notebook.run("import random\ndraw = random.Random(7).random\n@task\ndef f(): return draw()")
+
+    assert notebook.load()() == notebook["draw"]()
 
 
 def test_shared_value_among_the_globals_is_pickled_once(notebook, count_pickles, short_path):
@@ -334,6 +443,61 @@ def test_change_is_pickled_once(notebook, count_pickles, change):
     assert count_pickles() == 2 or Reach(notebook["f"]).volatile
 
 
+#: What never changes itself, and holds what may: `held` is rebuilt from nothing but it.
+HOLDERS = {
+    "a method that C has wrapped": "held = (many := [1]).__contains__",
+    "the call of a function": "held = (lambda: many).__call__; many = [1]",
+    "a generic type": "class C: many = [1]\nheld, many = list[C], C.many",
+    "a generic type of typing": "class C: many = [1]\nheld, many = typing.List[C], C.many",
+    "a union": "class C: many = [1]\nheld, many = C | int, C.many",
+    "an optional type": "class C: many = [1]\nheld, many = typing.Optional[C], C.many",
+    "an annotated type": "many = [1]; held = typing.Annotated[int, many]",
+    "a new type": "class C: many = [1]\nheld, many = typing.NewType('held', C), C.many",
+    "a type variable": "class C: many = [1]\nheld, many = typing.TypeVar('held', bound=C), C.many",
+    "a slice": "many = [1]; held = slice(many)",
+    "a signature": "many = [1]\ndef g(x=many): pass\nheld = inspect.signature(g)",
+    "an attribute of a partial": "held = partial(max); held.many = many = [1]",
+    "an annotation": "class C: many = [1]\nmany = C.many\ndef held(x): pass\n"
+    "held.__annotations__ = {'x': C}",  # this file's are text
+    "a field": "many = [1]\n@dataclass\nclass held:\n  x: int = field(metadata={1: many})",
+}
+
+
+@pytest.mark.parametrize("held", HOLDERS.values(), ids=HOLDERS)
+def test_change_of_what_is_held_is_seen(notebook, count_pickles, held):
+    notebook.run("import inspect, typing\nfrom functools import partial")
+    notebook.run("from dataclasses import dataclass, field")
+    notebook.run(held)
+    notebook.run("@task\ndef f(): return held")
+    before = notebook.define().digest
+    assert (notebook.define().digest, count_pickles()) == (before, 1)
+
+    notebook.run("many.append(2)")
+
+    assert notebook.define().digest != before
+
+
+def test_scalar_with_fields_may_change(notebook):
+    notebook.run("import numpy\nrow = numpy.zeros(1, [('x', int)])[0]\n@task\ndef f(): return row")
+    before = notebook.define().digest
+
+    notebook.run("row['x'] = 1")
+
+    assert notebook.define().digest != before
+
+
+def test_class_that_is_registered_later_is_seen(notebook, count_pickles):
+    notebook.run("import abc\nclass A(abc.ABC): pass\nclass B: pass")
+    notebook.run("@task\ndef f(): return issubclass(B, A)")
+    before = notebook.define().digest
+    assert (notebook.define().digest, count_pickles()) == (before, 1)
+
+    notebook.run("A.register(B)")
+
+    assert notebook.define().digest != before
+    assert notebook.load()()
+
+
 def test_change_taken_back_gives_the_same_digest(notebook):
     notebook.run(PLAIN)
     before = notebook.define().digest
@@ -375,6 +539,28 @@ def test_array_that_is_written_to_is_seen(notebook):
 
     assert notebook.define().digest != before
     assert notebook.load()()[7] == 1
+
+
+def test_array_that_is_deleted_is_let_go(notebook):
+    notebook.run("import numpy\ndata = numpy.zeros(50_000)\n@task\ndef f(): return data")
+    notebook.define()
+    there = weakref.ref(notebook["data"])
+
+    notebook.run("del data")
+
+    assert there() is None
+
+
+def test_task_that_reaches_what_changes_without_a_trace_may_cease_to(notebook, count_pickles):
+    notebook.run("import numpy\ndata = numpy.zeros(9)\n@task\ndef f(): return data")
+    notebook.define()
+
+    notebook.run("data = 1")
+    assert notebook.load()() == 1
+    before = count_pickles()
+    notebook.define()
+
+    assert count_pickles() == before
 
 
 def test_name_that_comes_later_is_seen(notebook):

@@ -264,6 +264,10 @@ def test_anything_that_can_be_called_can_be_a_task():
         task(bind=True)(functools.partial(max, 1))
 
 
+def test_a_partial_is_called_as_what_it_is_a_part_of():
+    assert task(functools.partial(functools.partial(max, 1), 2)).name == "builtins.max"
+
+
 def test_a_direct_call_of_a_coroutine_function_gives_the_coroutine():
     @task
     async def f(x):

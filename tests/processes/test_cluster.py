@@ -22,7 +22,7 @@ import pytest
 
 import nbtasks
 from nbtasks import cluster as clusters
-from nbtasks import config, start_options
+from nbtasks import config, exceptions, start_options
 from nbtasks import place as places
 from nbtasks.exceptions import (
     BrokerUnavailable,
@@ -292,6 +292,16 @@ def test_shutdown_leaves_nothing_of_a_cluster_that_stands_still(
     cluster.shutdown()
 
     eventually(lambda: not any(lives(pid) for pid in pids))
+
+
+def test_broker_that_does_not_answer_in_time_says_what_to_do(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(workers=0)
+    kill(cluster.broker_pid, by=signal.SIGSTOP)
+
+    with pytest.raises(exceptions.TimeoutError, match=r"0\.2 s\. .*`nbtasks doctor`"):
+        cluster.client.ask("status", timeout=0.2)
+    with pytest.raises(exceptions.TimeoutError, match=r"0\.2 s\. .*`nbtasks doctor`"):
+        cluster.client.learn(cluster.client.record("x"), 0.2)
 
 
 @pytest.mark.parametrize("text", ["", "-1", "0", "nobody"])

@@ -796,6 +796,72 @@ def test_what_main_defines_travels_by_value(expression, action, expected):
     assert python(RECEIVER.replace("{action}", action), sent).decode().strip() == expected
 
 
+CLASSES = """
+import enum, sys, typing
+from nbtasks.wire.payloads import *
+
+class Slotted:
+    __slots__ = ("__hidden", "free")
+    def __init__(self): self.__hidden = 4
+    def hidden(self): return self.__hidden
+class Planet(enum.Enum):
+    EARTH = 3, 6
+    HOME = 3, 6
+    MARS = 1, 3
+    def __init__(self, mass, radius): self.density = mass / radius
+class Right(enum.Flag):
+    READ = 1
+    WRITE = 2
+    BOTH = 3
+    NONE = 0
+class Outer:
+    class Inner: pass
+class Options(typing.TypedDict): a: int
+class More(Options, total=False): b: int
+Odd = typing.TypedDict("Odd", {"a b": int})
+Meters = typing.NewType("Meters", int)
+Given, Many = typing.ParamSpec("Given"), typing.TypeVarTuple("Many")
+class Generic(typing.Generic[Given]): length: Meters
+
+sys.stdout.buffer.write(join(*dumps({expression})))
+"""
+
+AGAIN = """
+import sys
+from nbtasks.wire.payloads import *
+sys.stdout.buffer.write(join(*dumps(loads(sys.stdin.buffer.read()))))
+"""
+
+
+@pytest.mark.parametrize(
+    ("expression", "action", "expected"),
+    [
+        (
+            "Slotted()",
+            "print(value.hidden(), hasattr(value, '__dict__'), type(value).free.__name__)",
+            "4 False free",
+        ),
+        ("Planet", "print(value['HOME'], value.HOME.density)", "Planet.EARTH 0.5"),
+        (
+            "Right",
+            "print(value['NONE'], value.BOTH, *value)",
+            "Right.NONE Right.BOTH Right.READ Right.WRITE",
+        ),
+        ("Outer.Inner", "print(value.__qualname__)", "Outer.Inner"),
+        ("More", "print(*value.__required_keys__, *value.__optional_keys__)", "a b"),
+        ("Odd", "print(value.__annotations__)", "{'a b': <class 'int'>}"),
+        ("[Meters, Given, Many]", "print(*{it.__module__ for it in value})", "__main__"),
+        ("Generic", "print(value.__annotations__['length'])", "__main__.Meters"),
+    ],
+)
+def test_class_of_the_notebook_arrives_as_it_is_and_can_be_sent_on(expression, action, expected):
+    sent = python(CLASSES.replace("{expression}", expression))
+    once = python(RECEIVER.replace("{action}", action), sent)
+    twice = python(RECEIVER.replace("{action}", action), python(AGAIN, sent))
+
+    assert once.decode().strip() == twice.decode().strip() == expected
+
+
 def test_value_whose_module_is_missing_says_which_and_where(tmp_path):
     (tmp_path / "only_there.py").write_text("class Thing: pass")
     program = f"import sys; sys.path.append({str(tmp_path)!r}); import only_there\n"

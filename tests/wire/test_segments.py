@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from nbtasks.exceptions import DecodeError, EncodeError
 from nbtasks.wire import segments as segments_module
 from nbtasks.wire.connection import Settings, write_settings
-from nbtasks.wire.payloads import dumps, loads
+from nbtasks.wire.payloads import INLINE_LIMIT, Buffer, dumps, loads
 from nbtasks.wire.segments import LARGE, Segments, name_in, opened
 from tests.conftest import short_directory
 
@@ -297,6 +297,19 @@ def test_failed_or_interrupted_write_leaves_no_file(segments, folder, monkeypatc
     else:
         with pytest.raises(KeyboardInterrupt):
             segments.keep(memoryview(piece()))
+
+    assert files(folder) == []
+
+
+@pytest.mark.parametrize("text", ["", "x" * (LARGE + INLINE_LIMIT)])
+def test_interrupt_between_two_pieces_leaves_no_file(segments, folder, text):
+    def interrupted(view: memoryview) -> Buffer:
+        if len(files(folder)) == (2 if text else 1):
+            raise KeyboardInterrupt
+        return segments.keep(view)
+
+    with pytest.raises(KeyboardInterrupt):
+        dumps([numpy.zeros(LARGE), numpy.ones(LARGE), text], keep=interrupted)
 
     assert files(folder) == []
 
