@@ -29,6 +29,7 @@ import pathlib
 import re
 import sys
 import types
+import typing
 import uuid
 import zoneinfo
 from collections import OrderedDict
@@ -57,7 +58,7 @@ _IMMUTABLE: Final[frozenset[type]] = frozenset(
         *(pathlib.PureWindowsPath, logging.Logger, logging.RootLogger, types.CodeType),
         *(types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType),
         *(types.MethodDescriptorType, types.ClassMethodDescriptorType),
-        type(vars(abc.ABC)["_abc_impl"]),
+        *(type(vars(abc.ABC)["_abc_impl"]), type(getattr(typing, "NoDefault", None))),
     }
 )
 #: Modules of classes whose instances, found in classes and annotations, never change themselves.

@@ -81,6 +81,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         elif kind is functools.cached_property:
             # Up to Python 3.11 it holds a lock. The name is told to it when its class is made only.
             return kind, (obj.func,), {"attrname": obj.attrname}
+        elif kind is functools.singledispatchmethod:
+            # From Python 3.13 on it has a cache, which its class makes.
+            state = {name: value for name, value in vars(obj).items() if name != "_method_cache"}
+            return kind, (obj.func,), state
         elif kind in _MANAGERS and hasattr(obj, "func"):
             # One that decorates makes another for each call. Entered ones have no `func` any more.
             return kind, (obj.func, obj.args, obj.kwds)
