@@ -35,7 +35,8 @@ class Callbacks:
         """Call `function` soon; what it raises is logged."""
         with self._lock:
             self._waiting.append(function)
-            if self._thread is None:
+            # One that was never started, as after an interrupt right here, calls nobody.
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._run, name="nbtasks-callbacks", daemon=True
                 )
@@ -53,7 +54,7 @@ class Callbacks:
                 function = self._waiting.popleft()
             try:
                 function()
-            except Exception:
+            except BaseException:  # also a CancelledError out of `get`: others want to be called
                 log.exception("A callback of a task's result failed; the result itself is fine.")
 
 

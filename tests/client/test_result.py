@@ -22,7 +22,7 @@ import pytest
 
 from nbtasks import context, exceptions
 from nbtasks.client import outcome, waiting
-from nbtasks.client.callbacks import callbacks
+from nbtasks.client.callbacks import Callbacks, callbacks
 from nbtasks.client.eager_result import EagerResult
 from nbtasks.client.result import AsyncResult
 from nbtasks.client.result_set import GroupResult, ResultSet, result_from_tuple
@@ -893,6 +893,35 @@ def test_error_in_a_callback_without_on_error_is_logged_and_others_are_called(
 
     assert "callback" in caplog.text
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit])
+def test_callback_that_raises_whatever_keeps_no_other_from_being_called(error, caplog):
+    called = Gathered()
+
+    def leave():
+        raise error
+
+    callbacks.post(leave)
+    callbacks.post(lambda: called("after"))
+
+    assert called.wait() == ["after"]
+    assert error.__name__ in caplog.text
+
+
+def test_callbacks_are_called_after_an_interrupt_kept_their_thread_from_starting(monkeypatch):
+    called, posted = Gathered(), Callbacks()
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            posted.post(lambda: called("first"))
+    posted.post(lambda: called("second"))
+
+    assert called.wait(2) == ["first", "second"]
 
 
 def test_weak_callback_goes_with_its_result(client, record):
