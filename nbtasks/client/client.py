@@ -33,12 +33,11 @@ from nbtasks.client import ids
 from nbtasks.client.ids import new_id
 from nbtasks.client.link import Link, Question
 from nbtasks.client.record import (
-    Bell,
     Callback,
     Record,
     load_value,
     locked,
-    one_over,
+    release,
     take_away,
 )
 from nbtasks.client.records import Records
@@ -244,18 +243,12 @@ class Client:
             When there is no cluster any more.
         """
         if record.known is None and not record.over and record.call is None:
-            arrived = self._wait_until(record, lambda: record.known is not None, timeout)
+            arrived = self.wait_until(record, lambda: record.known is not None, timeout)
             if not arrived:
                 raise exceptions.TimeoutError(f"The broker has not answered within {timeout} s.")
 
-    def wait(
-        self,
-        records: Iterable[Record],
-        timeout: float | None = None,
-        *,
-        any: bool = False,
-    ) -> bool:
-        """Wait until all tasks are over (or any of them); return False when time ran out.
+    def wait(self, records: Iterable[Record], timeout: float | None = None) -> bool:
+        """Wait until all tasks are over; return False when time ran out.
 
         Parameters
         ----------
@@ -263,8 +256,6 @@ class Client:
             What to wait for.
         timeout
             Seconds, or None for no end.
-        any
-            Be content with one.
 
         Raises
         ------
@@ -272,18 +263,20 @@ class Client:
             When there is no cluster any more.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        if any:
-            several = list(records)
-            return self._wait_for(several, partial(one_over, several), deadline)
         for record in records:
-            over = partial(one_over, (record,))
-            if not over() and not self._wait_for((record,), over, deadline):
+            if not self._wait_for(record, partial(getattr, record, "over"), deadline):
                 return False
         return True
 
-    def wait_event(self, record: Record, after: int, timeout: float | None = None) -> bool:
-        """Wait until there is an event after number `after`, or the task is over."""
-        return self._wait_until(record, lambda: record.n > after or record.over, timeout, each=True)
+    def wait_until(
+        self, record: Record, condition: Callable[[], bool], timeout: float | None = None
+    ) -> bool:
+        """Wait until what is known of a task is so; return False when time ran out.
+
+        It is looked at anew with each piece of news; raises as `wait`.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return self._wait_for(record, condition, deadline, each=True)
 
     def add_waiter(self, record: Record, callback: Callable[[], Any]) -> Callback:
         """Call `callback` once when the task is over: at once if it is, else in the I/O thread.
@@ -460,44 +453,35 @@ class Client:
             time.sleep(pause(0.002))
 
     def _await_acceptance(self, record: Record) -> None:
-        self._wait_until(record, lambda: record.accepted or record.error is not None, None)
+        self.wait_until(record, lambda: record.accepted or record.error is not None)
         if record.error is not None:
             raise record.error
 
-    def _wait_until(
+    def _wait_for(
         self,
         record: Record,
         condition: Callable[[], bool],
-        timeout: float | None,
+        deadline: float | None,
+        *,
         each: bool = False,
     ) -> bool:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        waiter = Bell() if each else None
-        if waiter is not None:
-            record.listen(waiter.ring)
-        try:
-            return self._wait_for([record], condition, deadline, waiter)
-        finally:
-            if waiter is not None:
-                record.unsubscribe(waiter.ring)
-
-    def _wait_for(
-        self,
-        records: Sequence[Record],
-        condition: Callable[[], bool],
-        deadline: float | None,
-        bell: Bell | None = None,
-    ) -> bool:
+        """Sleep until a condition holds that the end of a task, or each event of it, may make."""
         if condition():
             return True
-        waiter = bell.lock if bell is not None else locked()
+        waiter = locked()
+
+        def wake(*_: object) -> None:
+            release(waiter)
+
         try:
-            for record in records:
-                record.waiters.append(waiter)
+            record.waiters.append(waiter)
+            if each:
+                record.listen(wake)
             return self._sleep_on(waiter, condition, deadline)
         finally:
-            for record in records:
-                take_away(record, waiter)
+            take_away(record, waiter)
+            if each:
+                record.unsubscribe(wake)
 
     def _sleep_on(self, waiter: Any, condition: Callable[[], bool], deadline: float | None) -> bool:
         """Sleep until a condition holds; whoever may have made it hold releases the lock."""

@@ -44,21 +44,22 @@ class Messages:
     def __init__(self, result: AsyncResult, listener: Listener) -> None:
         self._result = result
         self._listener = listener
-        #: Number of the last event that was told.
+        #: Number of the last event that was looked at.
         self.seen = 0
         #: What is the same in all messages of the run after so many retries.
         self._facts: dict[str, Any] = {}
         self._retries = -1
 
+    def owed(self, record: Record) -> bool:
+        """Say whether something is not told yet: more may come while the listener is called."""
+        return record.n > self.seen or record.over
+
     def tell(self, record: Record) -> None:
         """Tell what has not been told yet."""
-        for event in outcome.state_messages(record, self.seen):
-            self.tell_of(record, event)
-
-    def tell_of(self, record: Record, event: Event) -> None:
-        if event.n > self.seen:
+        for event in outcome.news(record, self.seen):
             self.seen = event.n
-            self._listener(self._body(record, event))
+            if event.kind == "state":
+                self._listener(self._body(record, event))
 
     def _body(self, record: Record, event: Event) -> dict[str, Any]:
         done = event.final or event.state in states.READY_STATES

@@ -60,16 +60,6 @@ class Record(View):
         """Whether there is nothing more to wait for."""
         return self.final is not None or self.error is not None
 
-    def subscribe(self, listener: Callable[[Record, Event], None]) -> None:
-        """Call `listener` with what is known so far, and from now on with each event.
-
-        It is called here for what is known, and in the client's I/O thread later; an event may be
-        told twice around the moment of subscribing: its number `n` says so.
-        """
-        self.listen(listener)
-        for event in list(self.events):
-            listener(self, event)
-
     def listen(self, listener: Callable[[Record, Event], None]) -> None:
         """Call `listener` with each event from now on, in the client's I/O thread."""
         with _listening:
@@ -92,18 +82,6 @@ class Callback:
         callback, self._callback = self._callback, None
         if callback is not None:
             callback()
-
-
-class Bell:
-    """A lock that each event of a task releases."""
-
-    __slots__ = ("lock",)
-
-    def __init__(self) -> None:
-        self.lock = locked()
-
-    def ring(self, _record: Record, _event: Event) -> None:
-        release(self.lock)
 
 
 def locked() -> Any:
@@ -135,11 +113,6 @@ def ring(record: Record) -> None:
         elif record.over:
             take_away(record, waiter)
             release(waiter)
-
-
-def one_over(records: Sequence[Record]) -> bool:
-    """Whether any of these tasks is over."""
-    return any(record.over for record in records)
 
 
 def size_of(record: Record) -> int:

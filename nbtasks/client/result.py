@@ -32,7 +32,7 @@ from nbtasks.client.family import Callback, Family, Listener, ResultBase
 from nbtasks.client.listening import Facts, Messages
 from nbtasks.client.options import text_of
 from nbtasks.client.outcome import Moment
-from nbtasks.client.record import locked, release, take_away
+from nbtasks.client.record import take_away
 from nbtasks.core import states
 from nbtasks.core.messages import Call, Event, Hasten, Redo, Revoke
 
@@ -378,7 +378,7 @@ class AsyncResult(Family):
             if messages is None:
                 client.wait([record], pause)
             else:
-                client.wait_event(record, record.n, pause)
+                client.wait_until(record, functools.partial(messages.owed, record), pause)
 
     def _late(self, record: Record, timeout: float) -> exceptions.TimeoutError:
         if record.known is False:
@@ -543,11 +543,21 @@ class AsyncResult(Family):
         messages = Messages(self, listener)
         record = self._follow()
 
-        def hear(record: Record, event: Event) -> None:
-            if event.kind == "state":
-                callbacks.post(functools.partial(messages.tell_of, record, event))
+        def tell() -> None:
+            if hear not in record.listeners:
+                return
+            try:
+                messages.tell(record)
+            except BaseException:
+                callbacks.post(tell)  # of the rest
+                raise
 
-        record.subscribe(hear)
+        def hear(_: Record, event: Event) -> None:
+            if event.kind == "state":
+                callbacks.post(tell)
+
+        record.listen(hear)
+        callbacks.post(tell)
         return lambda: record.unsubscribe(hear)
 
     # ---------------------------------------------------------------------- what else is known
@@ -686,6 +696,7 @@ class AsyncResult(Family):
         nbtasks.exceptions.TimeoutError
             When the task is not over in time.
         """
+        timeout = waiting.seconds_of(timeout)
         self._client.tell(Revoke((self.id,), terminate, waiting.signal_name(signal)))
         if wait:
             self._wait(self._follow(), timeout)
@@ -728,8 +739,12 @@ class AsyncResult(Family):
         Raises
         ------
         ValueError
-            When the task is not in such a state; tasks that succeeded are not repeated.
+            When the task is not in such a state, or is forgotten; tasks that succeeded are not
+            repeated.
+        nbtasks.exceptions.TimeoutError
+            When the broker has not confirmed it in time.
         """
+        timeout = waiting.seconds_of(timeout)
         record = self._learned()
         if record.state == states.RETRY:
             self._client.tell(Hasten((self.id,)))
@@ -749,23 +764,18 @@ class AsyncResult(Family):
 
     def _redo(self, record: Record, timeout: float | None) -> None:
         """Have the task run again, and return when the record says so."""
-        before, told = record.n, locked()
-
-        def hear(_: Record, event: Event) -> None:
-            if event.n > before:
-                release(told)
-
-        record.subscribe(hear)
-        try:
-            self._client.follow(record)
-            self._client.tell(Redo((self.id,)))
-            if not told.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
-                raise exceptions.TimeoutError(
-                    f"The broker did not confirm within {timeout:g} s that {self._title()} will "
-                    f"run again. Its result may have expired; look at result.exists()."
-                )
-        finally:
-            record.unsubscribe(hear)
+        client, before = self._client, record.n
+        client.follow(record)
+        client.tell(Redo((self.id,)))
+        if not client.wait_until(
+            record, lambda: record.n > before or record.known is False, timeout
+        ):
+            raise exceptions.TimeoutError(
+                f"The broker did not confirm within {timeout:g} s that {self._title()} will "
+                f"run again. Its result may have expired; look at result.exists()."
+            )
+        if record.known is False:
+            raise ValueError(self._unknown())
 
     def forget(self) -> None:
         """Delete the task's result, and its parents', from the store; it is PENDING afterwards.

@@ -200,6 +200,7 @@ class ResultSet(ResultBase):
         connection: Any = None,
     ) -> None:
         """Revoke all members, with one message; the arguments are those of `AsyncResult.revoke`."""
+        timeout = waiting.seconds_of(timeout)
         for client, leaves in waiting.by_client(self._leaves()).items():
             ids = tuple(leaf.id for leaf in leaves)
             client.tell(Revoke(ids, terminate, waiting.signal_name(signal)))
