@@ -116,8 +116,8 @@ def ring(record: Record) -> None:
 
 
 def size_of(record: Record) -> int:
-    """Return the bytes of arguments and result that the record of an ended task holds."""
-    size = len(record.final.body) if record.final is not None else 0
+    """Return the bytes that the record of an ended task holds: arguments, result, output."""
+    size = sum(len(each.body) + len(each.text) + len(each.traceback) for each in record.events)
     if record.call is not None:
         size += len(record.call.body)
     if record.buffers:
