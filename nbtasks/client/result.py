@@ -34,7 +34,7 @@ from nbtasks.client.options import text_of
 from nbtasks.client.outcome import Moment
 from nbtasks.client.record import take_away
 from nbtasks.core import states
-from nbtasks.core.messages import Call, Event, Hasten, Redo, Revoke
+from nbtasks.core.messages import Event, Hasten, Redo, Revoke
 
 if TYPE_CHECKING:
     from nbtasks.client.client import Client, Record
@@ -149,22 +149,24 @@ class AsyncResult(Family):
             self._client.learn(record, waiting.PATIENCE)
         return record
 
-    def _facts(self, retries: int | None = None) -> Facts:
+    def _facts(self, retries: int | None = None, timeout: float = waiting.PATIENCE) -> Facts:
         """Return what was fixed at the call, from the call itself or from the broker.
 
         Parameters
         ----------
         retries
             Of which run: arguments and queue may change with each retry. None: the last one.
+        timeout
+            Seconds to wait for the broker.
         """
         record = self._learned()
         call = record.call
         again = self.retries if retries is None else retries
         if call is not None and not call.frames and not again:
-            return _facts_of(call)
-        shown = self._client.ask("show", id=self.id)
+            return self._own_facts()
+        shown = self._client.ask("show", id=self.id, timeout=timeout)
         if shown is None:
-            return Facts(self._name) if call is None else _facts_of(call)
+            return self._own_facts()
         return Facts(
             shown["name"],
             shown["queue"],
@@ -173,6 +175,14 @@ class AsyncResult(Family):
             shown["body"],
             shown["buffers"],
         )
+
+    def _own_facts(self) -> Facts:
+        """Return the same as far as it is known here."""
+        call = self._record.call if self._record is not None else None
+        if call is None:
+            return Facts(self._name)
+        group = call.options.group if call.options is not None else None
+        return Facts(call.name, call.queue, call.parent or None, group, call.body)
 
     # ------------------------------------------------------------------------- state and value
 
@@ -340,7 +350,7 @@ class AsyncResult(Family):
         record = self._follow()
         if on_message is not None or record.final is None:
             beat = waiting.Beat(on_interval, parents)
-            messages = None if on_message is None else Messages(self, on_message)
+            messages = None if on_message is None else Messages(self, on_message, timeout)
             with context.joining():
                 self._wait(record, timeout, beat, messages)
         value = self._settle(record, propagate)
@@ -823,8 +833,3 @@ class AsyncResult(Family):
         # What is known of the task stays here: whoever loads this asks for itself.
         made = type(self), (self.id, None, self._name, None, self.parent)
         return (*made, (None, {"_ignored": True})) if self._ignored else made
-
-
-def _facts_of(call: Call) -> Facts:
-    group = call.options.group if call.options is not None else None
-    return Facts(call.name, call.queue, call.parent or None, group, call.body)

@@ -405,7 +405,9 @@ class _Gathering:
         #: The same of members that `apply()` has run: they tell all at once.
         self._eager: list[Callable[[], object]] = []
         if on_message is not None:
-            self._messages = [(leaf._follow(), Messages(leaf, on_message)) for leaf in leaves]
+            self._messages = [
+                (leaf._follow(), Messages(leaf, on_message, timeout)) for leaf in leaves
+            ]
             self._eager = [
                 functools.partial(one.listen, on_message)
                 for one in results._everyone()

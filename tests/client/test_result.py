@@ -839,6 +839,23 @@ def test_on_message_tells_of_a_task_of_another_process_with_all_keys(client):
     )
 
 
+@pytest.mark.parametrize(("timeout", "asked"), [(None, 10.0), (3, 3.0), (0, 1.0)])
+def test_on_message_waits_for_large_arguments_as_long_as_get(client, timeout, asked):
+    record = client.send(frames=1, args=(b"large",))
+    client.succeed(record, 3)
+    heard, patience = [], []
+
+    def ask(what, *, timeout, **args):
+        patience.append(timeout)
+        raise exceptions.TimeoutError("no answer")
+
+    client.ask = ask
+
+    assert AsyncResult._of(record).get(timeout=timeout, on_message=heard.append) == 3
+    assert [(message["name"], message["queue"]) for message in heard] == [("demo.add", "default")]
+    assert patience == [pytest.approx(asked, abs=0.5)]
+
+
 def test_error_in_on_message_is_the_callers(client, record, task):
     client.succeed(record, 1)
 
