@@ -41,7 +41,7 @@ from nbtasks.client.record import (
     take_away,
 )
 from nbtasks.client.records import Records
-from nbtasks.client.waiting import pause
+from nbtasks.client.waiting import afresh, pause
 from nbtasks.core.messages import (
     Answer,
     Ask,
@@ -303,7 +303,7 @@ class Client:
         self._check_usable()
         check_sendable(*messages)
         if self._link.gone is not None:
-            raise self._link.gone.with_traceback(None)
+            raise afresh(self._link.gone)
         self._link.outbox.append((messages, buffers))
         if self._link.sleeping:
             self._link.wake()
@@ -379,7 +379,7 @@ class Client:
         with suppress(ValueError):
             _clients.remove(self)
         self._link.release_all()
-        self._link.bereave(BrokerUnavailable(self.runtime, 0.0))
+        self._link.bereave(self._let_go_of())
         return said
 
     def bury(self) -> None:
@@ -416,7 +416,13 @@ class Client:
         if self._forked:
             raise ForkedError()
         if self._link.closing:
-            raise BrokerUnavailable(self.runtime, 0.0)
+            raise self._let_go_of()
+
+    def _let_go_of(self) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"The connection to the cluster in {self.runtime} was closed here, by close() or "
+            f"shutdown(). Connect again: nbtasks.start(), with the same dir if there was one."
+        )
 
     def _await_link(self, retry: bool, policy: dict[str, Any] | None) -> None:
         """Wait for a broker as the publish policy says; raise when there is none in the end."""
@@ -455,7 +461,7 @@ class Client:
     def _await_acceptance(self, record: Record) -> None:
         self.wait_until(record, lambda: record.accepted or record.error is not None)
         if record.error is not None:
-            raise record.error
+            raise afresh(record.error)
 
     def _wait_for(
         self,
@@ -490,10 +496,9 @@ class Client:
             self._link.waiting.add(waiter)
             while not condition():
                 if self._link.gone is not None:
-                    # Raised many times, it would gather the frames of all who met it.
-                    raise self._link.gone.with_traceback(None)
+                    raise afresh(self._link.gone)
                 if self._link.closing:
-                    raise BrokerUnavailable(self.runtime, 0.0)
+                    raise self._let_go_of()
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return False

@@ -93,7 +93,7 @@ class TaskFuture(Future[T]):
 
     def lose(self, error: Exception) -> None:
         """End with an error: the cluster is gone."""
-        self._end(self.set_exception, error)
+        self._end(self.set_exception, waiting.afresh(error))
 
     def _settle(self, task: AsyncResult) -> None:
         if self.cancelled():

@@ -419,7 +419,7 @@ class AsyncResult(Family):
         if event is not None and event.state in states.PROPAGATE_STATES:
             error = self._error(record, event)
         elif record.error is not None and record.final is None:
-            error = record.error.with_traceback(None)  # the broker has refused the task
+            error = waiting.afresh(record.error)  # the broker has refused the task
         else:
             return None if event is None else self._load(record, event)
         if not propagate:

@@ -1207,6 +1207,24 @@ def test_time_outs_of_retry_are_those_of_get(client, record, task):
     task.retry(timeout=float("inf"))
 
 
+def test_error_that_many_meet_is_raised_afresh_each_time(client, record, task):
+    record.error = exceptions.BrokerUnavailable("deleted")
+    record.error.__cause__ = KeyError("why")
+    record.home = Path("elsewhere")
+    client.drop([record.id])
+    client.runtime = Path("here")
+    met = []
+
+    for call in (task.get, task.exists) * 3:
+        with pytest.raises(exceptions.BrokerUnavailable, match="deleted") as told:
+            call()
+        assert told.value.__cause__ is record.error.__cause__
+        met.append(told.value)
+
+    assert len({id(error) for error in (record.error, *met)}) == 7
+    assert record.error.__traceback__ is None
+
+
 def test_forgotten_result_is_pending_and_so_are_its_parents(client):
     first, last = client.send("first"), client.send("last")
     client.succeed(first, 1)

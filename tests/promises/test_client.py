@@ -211,6 +211,22 @@ def test_whoever_waits_for_a_broker_that_is_gone_hears_of_it(cluster, gate, meas
     measure("P13", "error for whoever waits when all is gone", seconds, most=2.0, unit="s")
 
 
+def test_whoever_waits_hears_that_the_connection_was_closed_here(cluster, gate):
+    result, executor = wait_for.delay(str(gate)), nbtasks.Executor()
+    future = executor.submit(time.sleep, SOON)
+    eventually(lambda: result.accepted)
+
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(result.get)
+        eventually(lambda: len(cluster.client._link.waiting) >= 1)
+        cluster.close()
+
+        for call in (waits.result, future.result, cluster.status):
+            with pytest.raises(OperationalError, match="was closed here"):
+                call()
+    nbtasks.start(dir=cluster.dir)
+
+
 def test_client_whose_thread_has_left_can_still_be_closed(cluster):
     """It may look at `_closing` before it is woken to do so."""
     client = clients.Client(cluster.dir)
