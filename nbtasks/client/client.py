@@ -124,8 +124,8 @@ class Client:
         #: Who has promised an outcome: `lose(error)` is called when there can be none any more.
         self.dependents = self._link.dependents
         _clients.append(self)
-        self._link.start()
         try:
+            self._link.start()
             if not self._link_comes(connect_timeout):
                 raise BrokerUnavailable(self.runtime, connect_timeout)
         except BaseException:  # an interrupt, too: nobody will have this client
@@ -137,6 +137,11 @@ class Client:
     @property
     def closed(self) -> bool:
         return self._link.closing
+
+    @property
+    def failed(self) -> bool:
+        """Whether nothing goes through it any more, for a fault of its own."""
+        return self._link.failed
 
     @property
     def connected(self) -> bool:

@@ -122,6 +122,8 @@ class Link:
         #: As `Client.dependents`.
         self.dependents: set[Any] = set()
         self.closing = False
+        #: Whether the thread has met with an error of ours, and left.
+        self.failed = False
         # What they look at:
         #: Sent and not accepted yet.
         self.batches = Batches()
@@ -151,17 +153,20 @@ class Link:
             Replayed: self._take_replayed, Welcome: self._take_welcome,
             Refused: self._take_refused, Lacking: self._take_lacking,
         }  # fmt: skip
+        self._waker, self._wakened = sockets_of_the_system.socketpair()
+        self._waker.setblocking(False)
+        self._wakened.setblocking(False)
+        # Last: nobody else lets go of what it holds, a thread and its descriptors.
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._socket, self._monitor = sockets.watched_dealer(
                 self._context, self._runtime, sockets.identity("client")
             )
         except BaseException:
-            self._context.term()
+            self._context.destroy(0)
+            self._waker.close()
+            self._wakened.close()
             raise
-        self._waker, self._wakened = sockets_of_the_system.socketpair()
-        self._waker.setblocking(False)
-        self._wakened.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="nbtasks-client", daemon=True)
 
     # -------------------------------------------------------------------- from the users' threads
@@ -190,7 +195,10 @@ class Link:
         """Say good-bye, and let go of the sockets and the thread."""
         self.closing = True
         self.wake()
-        self._thread.join(2.0)
+        if self._thread.ident is None:  # it could not be started
+            self._leave()
+        else:
+            self._thread.join(2.0)
 
     def release_all(self) -> None:
         """Let everybody look again who waits."""
@@ -228,7 +236,14 @@ class Link:
                 self._look_after()
         except Exception as error:  # whoever waits must hear of it
             log.exception("the client's thread failed")
-            self._give_up(OperationalError(f"The client failed: {type(error).__name__}: {error}"))
+            self.failed = True
+            self._give_up(
+                OperationalError(
+                    f"The connection to the cluster in {self._runtime} has failed: "
+                    f"{type(error).__name__}: {error}. Tasks go on; connect again: "
+                    f"nbtasks.start(), with the same dir if there was one."
+                )
+            )
         finally:
             self._leave()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+import zmq
 
 import nbtasks
 from nbtasks.client import client as clients
@@ -225,6 +227,53 @@ def test_whoever_waits_hears_that_the_connection_was_closed_here(cluster, gate):
             with pytest.raises(OperationalError, match="was closed here"):
                 call()
     nbtasks.start(dir=cluster.dir)
+
+
+def test_connection_that_has_failed_says_so_and_the_next_start_makes_another(cluster, gate):
+    result = wait_for.delay(str(gate))
+    eventually(lambda: result.accepted)
+
+    def fail():
+        raise MemoryError("once")
+
+    cluster.client._link._take_in = fail
+    for call in (result.get, partial(add.delay, 1, 2), result.exists):
+        with pytest.raises(OperationalError, match=r"MemoryError: once.*connect again"):
+            call()
+        eventually(lambda: cluster.client.failed)
+    assert not cluster.running
+
+    again = nbtasks.start(dir=cluster.dir)
+
+    assert add.delay(1, 2).get(timeout=SOON) == 3
+    gate.touch()
+    assert result.get(timeout=SOON)
+    assert clients.open_clients() == (again.client,)
+
+
+def test_connection_that_cannot_be_made_leaves_nothing_behind(cluster, monkeypatch):
+    def none(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def no(_):
+        raise RuntimeError("can't start new thread")
+
+    process = psutil.Process()
+    before = process.num_fds(), process.num_threads(), clients.open_clients()
+
+    for place, name, refuse in (
+        (link.sockets_of_the_system, "socketpair", none),
+        (zmq.Socket, "get_monitor_socket", none),
+        (threading.Thread, "start", no),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, refuse)
+            for _ in range(3):
+                with pytest.raises((OSError, RuntimeError)):
+                    clients.Client(cluster.dir)
+
+    after = process.num_fds(), process.num_threads(), clients.open_clients()
+    assert after == before
 
 
 def test_client_whose_thread_has_left_can_still_be_closed(cluster):
