@@ -62,8 +62,10 @@ class Callbacks:
 callbacks = Callbacks()
 #: Ours, of futures and maps: what users hang on results may wait for those.
 settling = Callbacks()
+#: Those of users, of futures: they may wait for other futures.
+finishing = Callbacks()
 
 if hasattr(os, "register_at_fork"):
     # The thread does not exist in the child, and its lock may be held for ever.
-    os.register_at_fork(after_in_child=callbacks._reset)
-    os.register_at_fork(after_in_child=settling._reset)
+    for each in (callbacks, settling, finishing):
+        os.register_at_fork(after_in_child=each._reset)
