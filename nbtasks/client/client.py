@@ -32,14 +32,7 @@ from nbtasks import exceptions
 from nbtasks.client import ids
 from nbtasks.client.ids import new_id
 from nbtasks.client.link import Link, Question
-from nbtasks.client.record import (
-    Callback,
-    Record,
-    load_value,
-    locked,
-    release,
-    take_away,
-)
+from nbtasks.client.record import Callback, Record, locked, release, take_away
 from nbtasks.client.records import Records
 from nbtasks.client.waiting import afresh, pause
 from nbtasks.core.messages import (
@@ -51,17 +44,13 @@ from nbtasks.core.messages import (
 )
 from nbtasks.exceptions import BrokerUnavailable, ForkedError, OperationalError
 from nbtasks.wire import segments
-from nbtasks.wire.frames import (
-    Buffer,
-    pack,
-)
+from nbtasks.wire.frames import Buffer, check_sendable
 
 __all__ = [
     "Client",
     "Record",
     "current",
     "keep",
-    "load_value",
     "new_id",
     "open_clients",
     "set_current",
@@ -121,8 +110,6 @@ class Client:
         self._records = Records()
         self._forked = False
         self._link = Link(self.runtime, self.name, self._records, revive)
-        #: Who has promised an outcome: `lose(error)` is called when there can be none any more.
-        self.dependents = self._link.dependents
         _clients.append(self)
         try:
             self._link.start()
@@ -152,6 +139,11 @@ class Client:
     def forked(self) -> bool:
         """Whether this is a copy in a child made by fork, which can do nothing."""
         return self._forked
+
+    @property
+    def dependents(self) -> set[Any]:
+        """Who has promised an outcome: `lose(error)` is called when there can be none any more."""
+        return self._link.dependents
 
     @property
     def instance(self) -> str:
@@ -383,7 +375,6 @@ class Client:
         self._link.close()
         with suppress(ValueError):
             _clients.remove(self)
-        self._link.release_all()
         self._link.bereave(self._let_go_of())
         return said
 
@@ -513,20 +504,6 @@ class Client:
             return True
         finally:
             self._link.waiting.discard(waiter)
-
-
-def check_sendable(*messages: Any) -> None:
-    """Raise EncodeError for what cannot be sent, in the thread of whoever says it.
-
-    Met in the I/O thread, it would be the end of that thread, and of all that others have to say.
-    """
-    try:
-        pack(b"", messages)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise exceptions.EncodeError(
-            f"This cannot be sent to the broker: {type(error).__name__}: {error}. Ids, names and "
-            f"states must be text that UTF-8 can carry, and whole numbers must fit into 64 bits."
-        ) from None
 
 
 # ----------------------------------------------------------------------- the client of the process

@@ -119,7 +119,7 @@ class Link:
         self.requests = itertools.count(1)
         #: Locks of all who wait for something that may never come.
         self.waiting: set[Any] = set()
-        #: As `Client.dependents`.
+        #: Who has promised an outcome: `lose(error)` is called when there can be none any more.
         self.dependents: set[Any] = set()
         self.closing = False
         #: Whether the thread has met with an error of ours, and left.
@@ -200,15 +200,15 @@ class Link:
         else:
             self._thread.join(2.0)
 
-    def release_all(self) -> None:
-        """Let everybody look again who waits."""
-        for waiter in list(self.waiting):
-            release(waiter)
-
     def bereave(self, error: Exception) -> None:
-        """Tell those who have promised an outcome that there will be none."""
+        """Let everybody look again who waits, and those lose who have promised an outcome."""
+        self._release_all()
         for each in list(self.dependents):
             settling.post(partial(each.lose, error))
+
+    def _release_all(self) -> None:
+        for waiter in list(self.waiting):
+            release(waiter)
 
     # -------------------------------------------------------------------------- in the I/O thread
 
@@ -333,7 +333,7 @@ class Link:
         )
         self._orders.clear()
         self.up = True
-        self.release_all()
+        self._release_all()
 
     def _take_refused(self, refused: Refused, _: Any) -> None:
         if refused.reason == STRANGER:
@@ -524,5 +524,4 @@ class Link:
         """Tell everybody who waits that there is nothing to wait for."""
         self.gone = error
         self.up = False
-        self.release_all()
         self.bereave(error)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from nbtasks import exceptions
 from nbtasks.core.messages import Call, Event
 from nbtasks.core.view import View
 from nbtasks.wire.frames import Buffer
@@ -123,18 +121,3 @@ def size_of(record: Record) -> int:
     if record.buffers:
         size += sum(len(buffer) for buffers in record.buffers.values() for buffer in buffers)
     return size
-
-
-def load_value(event: Event, buffers: Sequence[Buffer] = ()) -> Any:
-    """Return the value that an event carries: result, meta or exception.
-
-    An event without a payload carries None, or one of our own exceptions by name.
-    """
-    if event.body or event.frames:
-        from nbtasks.wire import payloads
-
-        return payloads.loads(event.body, buffers, ours=True)
-    if event.text and event.kind == "state":
-        name, args = json.loads(event.text)
-        return getattr(exceptions, name)(*args)
-    return None
