@@ -108,6 +108,7 @@ class Client:
         #: Where large arguments are put, and large results are found.
         self.segments = segments.of_cluster(self.runtime)
         self._records = Records()
+        self._records.open.update(_left.pop(self.runtime, {}))
         self._forked = False
         self._link = Link(self.runtime, self.name, self._records, revive)
         _clients.append(self)
@@ -375,6 +376,13 @@ class Client:
         self._link.close()
         with suppress(ValueError):
             _clients.remove(self)
+        awaited = {
+            record.id: record
+            for record in list(self._records.open.values())
+            if record.waiters or record.listeners
+        }
+        if awaited:
+            _left[self.runtime] = awaited
         self._link.bereave(self._let_go_of())
         return said
 
@@ -509,6 +517,9 @@ class Client:
 # ----------------------------------------------------------------------- the client of the process
 
 _clients: list[Client] = []
+#: Open tasks that somebody wants to hear of (`then`, `listen`), by the runtime directory of a
+#: cluster that no client is connected to: the next one of that cluster goes on with them.
+_left: dict[Path, dict[str, Record]] = {}
 _current: Client | None = None
 _opening = threading.RLock()
 
@@ -561,6 +572,7 @@ def _after_fork() -> None:
     global _opening
     _opening = threading.RLock()
     ids.renew()
+    _left.clear()
     for client in _clients:
         client._forked = True
 

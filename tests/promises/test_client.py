@@ -229,6 +229,20 @@ def test_whoever_waits_hears_that_the_connection_was_closed_here(cluster, gate):
     nbtasks.start(dir=cluster.dir)
 
 
+def test_callbacks_come_also_after_the_cluster_was_shut_down_and_started_again(cluster):
+    result, heard = add.apply_async((1, 2), countdown=1.5), []
+    result.then(lambda _: heard.append("then"))
+    nbtasks.ResultSet([result]).then(lambda _: heard.append("set"))
+    result.listen(lambda message: heard.append(message["status"]))
+    eventually(lambda: result.accepted)
+
+    cluster.shutdown()
+    nbtasks.start(dir=cluster.dir, workers=1)
+
+    assert result.get(timeout=SOON) == 3
+    eventually(lambda: sorted(heard) == ["SUCCESS", "set", "then"])
+
+
 def test_connection_that_has_failed_says_so_and_the_next_start_makes_another(cluster, gate):
     result = wait_for.delay(str(gate))
     eventually(lambda: result.accepted)
