@@ -204,6 +204,9 @@ class ResultSet(ResultBase):
         for client, leaves in waiting.by_client(self._leaves()).items():
             ids = tuple(leaf.id for leaf in leaves)
             client.tell(Revoke(ids, terminate, waiting.signal_name(signal)))
+        for member in self._everyone():
+            if isinstance(member, EagerResult):
+                member.revoke()
         if wait:
             _Gathering(self, timeout).run()
 

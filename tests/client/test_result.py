@@ -1764,6 +1764,15 @@ def test_eager_failure_raises_the_very_exception_with_a_traceback_that_does_not_
     assert (eager.failed(), eager.traceback) == (True, REMOTE)
 
 
+def test_set_revokes_its_eager_members_too(client, record, task):
+    eager, nested = EagerResult("1", 4, "SUCCESS"), EagerResult("2", 4, "SUCCESS")
+
+    ResultSet([eager, task, ResultSet([nested])]).revoke()
+
+    assert (eager.state, nested.state) == ("REVOKED", "REVOKED")
+    assert client.told == [Revoke((task.id,), False, "SIGTERM")]
+
+
 def test_revoked_eager_result_raises_that():
     eager = EagerResult("1", 4, "SUCCESS")
 
