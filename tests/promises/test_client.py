@@ -251,7 +251,7 @@ def test_connection_that_has_failed_says_so_and_the_next_start_makes_another(clu
         raise MemoryError("once")
 
     cluster.client._link._take_in = fail
-    for call in (result.get, partial(add.delay, 1, 2), result.exists):
+    for call in (cluster.status, result.get, partial(add.delay, 1, 2), result.exists):
         with pytest.raises(OperationalError, match=r"MemoryError: once.*connect again"):
             call()
         eventually(lambda: cluster.client.failed)
