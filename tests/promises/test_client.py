@@ -226,7 +226,7 @@ def test_whoever_waits_hears_that_the_connection_was_closed_here(cluster, gate):
         for call in (waits.result, future.result, cluster.status):
             with pytest.raises(OperationalError, match="was closed here"):
                 call()
-    nbtasks.start(dir=cluster.dir)
+    nbtasks.start(dir=cluster.dir).shutdown()
 
 
 def test_callbacks_come_also_after_the_cluster_was_shut_down_and_started_again(cluster):
@@ -237,10 +237,9 @@ def test_callbacks_come_also_after_the_cluster_was_shut_down_and_started_again(c
     eventually(lambda: result.accepted)
 
     cluster.shutdown()
-    nbtasks.start(dir=cluster.dir, workers=1)
-
-    assert result.get(timeout=SOON) == 3
-    eventually(lambda: sorted(heard) == ["SUCCESS", "set", "then"])
+    with nbtasks.start(dir=cluster.dir, workers=1):
+        assert result.get(timeout=SOON) == 3
+        eventually(lambda: sorted(heard) == ["SUCCESS", "set", "then"])
 
 
 def test_connection_that_has_failed_says_so_and_the_next_start_makes_another(cluster, gate):
@@ -257,12 +256,11 @@ def test_connection_that_has_failed_says_so_and_the_next_start_makes_another(clu
         eventually(lambda: cluster.client.failed)
     assert not cluster.running
 
-    again = nbtasks.start(dir=cluster.dir)
-
-    assert add.delay(1, 2).get(timeout=SOON) == 3
-    gate.touch()
-    assert result.get(timeout=SOON)
-    assert clients.open_clients() == (again.client,)
+    with nbtasks.start(dir=cluster.dir):
+        assert add.delay(1, 2).get(timeout=SOON) == 3
+        gate.touch()
+        assert result.get(timeout=SOON)
+        assert cluster.client not in clients.open_clients()
 
 
 def test_connection_that_cannot_be_made_leaves_nothing_behind(cluster, monkeypatch):
