@@ -145,8 +145,8 @@ def start(
     )
     with _opening:
         place = place_of(dir)
-        known = _clusters.get(place.runtime)
-        if known is not None and known.running:
+        known = _known_at(place)
+        if known is not None:
             start_options.compare(place, options)
             return _make_current(known)
         return _make_current(_open(place, options, dir is not None))
@@ -169,8 +169,8 @@ def connect(dir: str | os.PathLike[str] | None = None) -> Cluster:
     """
     with _opening:
         place = place_of(dir)
-        known = _clusters.get(place.runtime)
-        if known is not None and known.running:
+        known = _known_at(place)
+        if known is not None:
             return _make_current(known)
         end = time.monotonic() + START_TIMEOUT
         if not is_running(place) or not _await_broker(place.runtime, None, "", end):
@@ -252,6 +252,7 @@ class Cluster:
         return (
             not self._closed
             and not self._client.closed
+            and not self._client.failed
             and is_running(self._place)
             and (self.dir / CONNECTION_FILE).exists()
         )
@@ -430,6 +431,16 @@ def _make_current(cluster: Cluster) -> Cluster:
     _current = cluster
     set_current(cluster.client)
     return cluster
+
+
+def _known_at(place: Place) -> Cluster | None:
+    """Return the connection that this process has to the cluster of a place, if it can be used."""
+    known = _clusters.get(place.runtime)
+    if known is None or known.running:
+        return known
+    if known.client.failed:
+        known.close()
+    return None
 
 
 def _drop(cluster: Cluster) -> None:

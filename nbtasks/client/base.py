@@ -414,7 +414,7 @@ class Task:
 
             throw = settings.task_eager_propagates
             return eager.apply_instead(self, args, kwargs, options, throw)
-        return send(self, args, kwargs, options)
+        return send(self, prepared, args, kwargs, options)
 
     def apply(
         self,
@@ -797,13 +797,18 @@ _SETTING_OPTIONS: Final = tuple(
 
 
 def send(
-    task: Task, args: tuple[Any, ...], kwargs: dict[str, Any], given: dict[str, Any], **more: Any
+    task: Task,
+    prepared: Prepared,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    given: dict[str, Any],
+    **more: Any,
 ) -> AsyncResult:
     """Replace itself, at the first call, by what brings the sockets."""
     from nbtasks.client import calls
 
     globals()["send"] = calls.send
-    return calls.send(task, args, kwargs, given, **more)
+    return calls.send(task, prepared, args, kwargs, given, **more)
 
 
 def as_args(args: Any, kwargs: Any = None) -> tuple[Any, ...]:

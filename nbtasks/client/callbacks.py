@@ -36,11 +36,12 @@ class Callbacks:
         """Call `function` soon; what it raises is logged."""
         with self._lock:
             self._waiting.append(function)
-            if self._thread is None:
+            # One that was never started, as after an interrupt right here, calls nobody.
+            if self._thread is None or not self._thread.is_alive():
                 thread = threading.Thread(target=self._run, name="nbtasks-callbacks", daemon=True)
                 with suppress(RuntimeError):  # the interpreter is going; nobody waits for it now
                     thread.start()
-                    self._thread = thread  # not before: an interrupt may keep it from its start
+                    self._thread = thread
 
     def _run(self) -> None:
         while True:
@@ -51,7 +52,7 @@ class Callbacks:
                 function = self._waiting.popleft()
             try:
                 function()
-            except Exception:
+            except BaseException:  # also a CancelledError out of `get`: others want to be called
                 log.exception("A callback of a task's result failed; the result itself is fine.")
 
 
@@ -59,8 +60,10 @@ class Callbacks:
 callbacks = Callbacks()
 #: Ours, of futures and maps: what users hang on results may wait for those.
 settling = Callbacks()
+#: Those of users, of futures: they may wait for other futures.
+finishing = Callbacks()
 
 if hasattr(os, "register_at_fork"):
     # The thread does not exist in the child, and its lock may be held for ever.
-    os.register_at_fork(after_in_child=callbacks._reset)
-    os.register_at_fork(after_in_child=settling._reset)
+    for each in (callbacks, settling, finishing):
+        os.register_at_fork(after_in_child=each._reset)

@@ -87,6 +87,7 @@ class Prepared:
 
 def send(
     task: Task,
+    prepared: Prepared,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     given: dict[str, Any],
@@ -97,8 +98,11 @@ def send(
 
     Parameters
     ----------
-    task, args, kwargs
-        Which, and with what; the arguments have been checked.
+    task, prepared
+        Which, and what holds for all its calls. (Another thread, or its `shadow_name`, may set
+        something on the task meanwhile, which then has nothing prepared.)
+    args, kwargs
+        With what; the arguments have been checked.
     given
         Options of the call.
     known
@@ -113,7 +117,6 @@ def send(
     OperationalError
         When there is no broker.
     """
-    prepared: Prepared = task._prepared
     if prepared.shadowed and "shadow" not in given:
         given = {**given, "shadow": task.shadow_name(args, kwargs, given)}
     frame = context.current_frame()
@@ -129,7 +132,9 @@ def send(
     if priority is None:
         priority = prepared.default_priority
     if given or prepared.expires is not None:
-        return _send_with_options(task, args, kwargs, given, known, frame, root, parent, priority)
+        return _send_with_options(
+            task, prepared, args, kwargs, given, known, frame, root, parent, priority
+        )
     plain, named = models.dumped(args, kwargs) if prepared.dump_models else (args, kwargs)
     define = definitions.current(task) if known else None
     # Last: from here on there are files that somebody must hear of.
@@ -161,6 +166,7 @@ def send(
 
 def _send_with_options(
     task: Task,
+    prepared: Prepared,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     given: dict[str, Any],
@@ -170,7 +176,6 @@ def _send_with_options(
     parent: str,
     priority: int,
 ) -> AsyncResult:
-    prepared: Prepared = task._prepared
     options.check_known("apply_async()", given)
     get = given.get
     instant = now()

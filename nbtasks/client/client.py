@@ -32,17 +32,9 @@ from nbtasks import exceptions
 from nbtasks.client import ids
 from nbtasks.client.ids import new_id
 from nbtasks.client.link import Link, Question
-from nbtasks.client.record import (
-    Bell,
-    Callback,
-    Record,
-    load_value,
-    locked,
-    one_over,
-    take_away,
-)
+from nbtasks.client.record import Callback, Record, locked, release, take_away
 from nbtasks.client.records import Records
-from nbtasks.client.waiting import pause
+from nbtasks.client.waiting import afresh, pause
 from nbtasks.core.messages import (
     Answer,
     Ask,
@@ -52,17 +44,13 @@ from nbtasks.core.messages import (
 )
 from nbtasks.exceptions import BrokerUnavailable, ForkedError, OperationalError
 from nbtasks.wire import segments
-from nbtasks.wire.frames import (
-    Buffer,
-    pack,
-)
+from nbtasks.wire.frames import Buffer, check_sendable
 
 __all__ = [
     "Client",
     "Record",
     "current",
     "keep",
-    "load_value",
     "new_id",
     "open_clients",
     "set_current",
@@ -124,10 +112,9 @@ class Client:
         #: Where large arguments are put, and large results are found.
         self.segments = segments.of_cluster(self.runtime)
         self._records = Records()
+        self._records.open.update(_left.pop(self.runtime, {}))
         self._forked = False
         self._link = Link(self.runtime, self.name, self._records, revive)
-        #: Who has promised an outcome: `lose(error)` is called when there can be none any more.
-        self.dependents = self._link.dependents
         _clients.append(self)
         try:
             self._link.start()
@@ -144,6 +131,11 @@ class Client:
         return self._link.closing
 
     @property
+    def failed(self) -> bool:
+        """Whether nothing goes through it any more, for a fault of its own."""
+        return self._link.failed
+
+    @property
     def connected(self) -> bool:
         """Whether the broker has welcomed us and has not been lost since."""
         return self._link.up
@@ -152,6 +144,11 @@ class Client:
     def forked(self) -> bool:
         """Whether this is a copy in a child made by fork, which can do nothing."""
         return self._forked
+
+    @property
+    def dependents(self) -> set[Any]:
+        """Who has promised an outcome: `lose(error)` is called when there can be none any more."""
+        return self._link.dependents
 
     @property
     def instance(self) -> str:
@@ -248,20 +245,14 @@ class Client:
             When there is no cluster any more.
         """
         if record.known is None and not record.over and record.call is None:
-            arrived = self._wait_until(record, lambda: record.known is not None, timeout)
+            arrived = self.wait_until(record, lambda: record.known is not None, timeout)
             if not arrived:
                 raise exceptions.TimeoutError(
                     f"The broker has not answered within {timeout:g} s. {_BUSY}"
                 )
 
-    def wait(
-        self,
-        records: Iterable[Record],
-        timeout: float | None = None,
-        *,
-        any: bool = False,
-    ) -> bool:
-        """Wait until all tasks are over (or any of them); return False when time ran out.
+    def wait(self, records: Iterable[Record], timeout: float | None = None) -> bool:
+        """Wait until all tasks are over; return False when time ran out.
 
         Parameters
         ----------
@@ -269,8 +260,6 @@ class Client:
             What to wait for.
         timeout
             Seconds, or None for no end.
-        any
-            Be content with one.
 
         Raises
         ------
@@ -278,18 +267,20 @@ class Client:
             When there is no cluster any more.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        if any:
-            several = list(records)
-            return self._wait_for(several, partial(one_over, several), deadline)
         for record in records:
-            over = partial(one_over, (record,))
-            if not over() and not self._wait_for((record,), over, deadline):
+            if not self._wait_for(record, partial(getattr, record, "over"), deadline):
                 return False
         return True
 
-    def wait_event(self, record: Record, after: int, timeout: float | None = None) -> bool:
-        """Wait until there is an event after number `after`, or the task is over."""
-        return self._wait_until(record, lambda: record.n > after or record.over, timeout, each=True)
+    def wait_until(
+        self, record: Record, condition: Callable[[], bool], timeout: float | None = None
+    ) -> bool:
+        """Wait until what is known of a task is so; return False when time ran out.
+
+        It is looked at anew with each piece of news; raises as `wait`.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return self._wait_for(record, condition, deadline, each=True)
 
     def add_waiter(self, record: Record, callback: Callable[[], Any]) -> Callback:
         """Call `callback` once when the task is over: at once if it is, else in the I/O thread.
@@ -316,7 +307,7 @@ class Client:
         self._check_usable()
         check_sendable(*messages)
         if self._link.gone is not None:
-            raise self._link.gone.with_traceback(None)
+            raise afresh(self._link.gone)
         self._link.outbox.append((messages, buffers))
         if self._link.sleeping:
             self._link.wake()
@@ -393,8 +384,14 @@ class Client:
         finally:  # when we are interrupted, too: nobody comes back to it
             with suppress(ValueError):
                 _clients.remove(self)
-            self._link.release_all()
-            self._link.bereave(BrokerUnavailable(self.runtime, 0.0))
+            awaited = {
+                record.id: record
+                for record in list(self._records.open.values())
+                if record.waiters or record.listeners
+            }
+            if awaited:
+                _left[self.runtime] = awaited
+            self._link.bereave(self._let_go_of())
         return said
 
     def bury(self) -> None:
@@ -431,7 +428,13 @@ class Client:
         if self._forked:
             raise ForkedError()
         if self._link.closing:
-            raise BrokerUnavailable(self.runtime, 0.0)
+            raise self._let_go_of()
+
+    def _let_go_of(self) -> BrokerUnavailable:
+        return BrokerUnavailable(
+            f"The connection to the cluster in {self.runtime} was closed here, by close() or "
+            f"shutdown(). Connect again: nbtasks.start(), with the same dir if there was one."
+        )
 
     def _await_link(self, retry: bool, policy: dict[str, Any] | None) -> None:
         """Wait for a broker as the publish policy says; raise when there is none in the end."""
@@ -468,44 +471,35 @@ class Client:
             time.sleep(pause(0.002))
 
     def _await_acceptance(self, record: Record) -> None:
-        self._wait_until(record, lambda: record.accepted or record.error is not None, None)
+        self.wait_until(record, lambda: record.accepted or record.error is not None)
         if record.error is not None:
-            raise record.error
-
-    def _wait_until(
-        self,
-        record: Record,
-        condition: Callable[[], bool],
-        timeout: float | None,
-        each: bool = False,
-    ) -> bool:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        waiter = Bell() if each else None
-        if waiter is not None:
-            record.listen(waiter.ring)
-        try:
-            return self._wait_for([record], condition, deadline, waiter)
-        finally:
-            if waiter is not None:
-                record.unsubscribe(waiter.ring)
+            raise afresh(record.error)
 
     def _wait_for(
         self,
-        records: Sequence[Record],
+        record: Record,
         condition: Callable[[], bool],
         deadline: float | None,
-        bell: Bell | None = None,
+        *,
+        each: bool = False,
     ) -> bool:
+        """Sleep until a condition holds that the end of a task, or each event of it, may make."""
         if condition():
             return True
-        waiter = bell.lock if bell is not None else locked()
+        waiter = locked()
+
+        def wake(*_: object) -> None:
+            release(waiter)
+
         try:
-            for record in records:
-                record.waiters.append(waiter)
+            record.waiters.append(waiter)
+            if each:
+                record.listen(wake)
             return self._sleep_on(waiter, condition, deadline)
         finally:
-            for record in records:
-                take_away(record, waiter)
+            take_away(record, waiter)
+            if each:
+                record.unsubscribe(wake)
 
     def _sleep_on(self, waiter: Any, condition: Callable[[], bool], deadline: float | None) -> bool:
         """Sleep until a condition holds; whoever may have made it hold releases the lock."""
@@ -514,10 +508,9 @@ class Client:
             self._link.waiting.add(waiter)
             while not condition():
                 if self._link.gone is not None:
-                    # Raised many times, it would gather the frames of all who met it.
-                    raise self._link.gone.with_traceback(None)
+                    raise afresh(self._link.gone)
                 if self._link.closing:
-                    raise BrokerUnavailable(self.runtime, 0.0)
+                    raise self._let_go_of()
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return False
@@ -529,23 +522,12 @@ class Client:
             self._link.waiting.discard(waiter)
 
 
-def check_sendable(*messages: Any) -> None:
-    """Raise EncodeError for what cannot be sent, in the thread of whoever says it.
-
-    Met in the I/O thread, it would be the end of that thread, and of all that others have to say.
-    """
-    try:
-        pack(b"", messages)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise exceptions.EncodeError(
-            f"This cannot be sent to the broker: {type(error).__name__}: {error}. Ids, names and "
-            f"states must be text that UTF-8 can carry, and whole numbers must fit into 64 bits."
-        ) from None
-
-
 # ----------------------------------------------------------------------- the client of the process
 
 _clients: list[Client] = []
+#: Open tasks that somebody wants to hear of (`then`, `listen`), by the runtime directory of a
+#: cluster that no client is connected to: the next one of that cluster goes on with them.
+_left: dict[Path, dict[str, Record]] = {}
 _current: Client | None = None
 _opening = threading.RLock()
 
@@ -598,6 +580,7 @@ def _after_fork() -> None:
     global _opening
     _opening = threading.RLock()
     ids.renew()
+    _left.clear()
     for client in _clients:
         client._forked = True
 

@@ -23,9 +23,10 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
-from nbtasks import context
+from nbtasks import config, context
 from nbtasks.client import waiting
-from nbtasks.client.callbacks import settling
+from nbtasks.client.callbacks import finishing, settling
+from nbtasks.client.eager_result import EagerResult
 from nbtasks.client.result import AsyncResult
 from nbtasks.client.shape import name_of
 from nbtasks.client.task import Task, make
@@ -61,7 +62,17 @@ class TaskFuture(Future[T]):
         # A task may wait for it in ways that we do not see: `wait`, `as_completed`, an event loop.
         joining = ExitStack()
         joining.enter_context(context.joining())
-        self.add_done_callback(lambda _: joining.close())
+        super().add_done_callback(lambda _: joining.close())
+
+    def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
+        """Call a function once this is done; see `concurrent.futures.Future`.
+
+        It is called in a thread of its own, and may wait for other futures.
+        """
+        if self.done():
+            super().add_done_callback(fn)
+        else:
+            super().add_done_callback(lambda _: finishing.post(partial(fn, self)))
 
     def result(self, timeout: float | None = None) -> T:
         """Return the value once it is there; see `concurrent.futures.Future`."""
@@ -73,7 +84,7 @@ class TaskFuture(Future[T]):
 
     def running(self) -> bool:
         """Say whether the task is running, as far as it is known here."""
-        return not self.done() and self.task._follow().running
+        return not (self.done() or self.task.ready()) and self.task._follow().running
 
     def cancel(self) -> bool:
         """Revoke the task, and forget about it; return whether it was not too late.
@@ -93,7 +104,7 @@ class TaskFuture(Future[T]):
 
     def lose(self, error: Exception) -> None:
         """End with an error: the cluster is gone."""
-        self._end(self.set_exception, error)
+        self._end(self.set_exception, waiting.afresh(error))
 
     def _settle(self, task: AsyncResult) -> None:
         if self.cancelled():
@@ -156,10 +167,11 @@ class Executor(BaseExecutor):
         future: TaskFuture[T] = TaskFuture(self._task_of(fn).delay(*args, **kwargs))
         with self._lock:
             self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
-        dependents = waiting.client_of(future.task._follow()).dependents
-        dependents.add(future)
-        future.add_done_callback(dependents.discard)
+        Future.add_done_callback(future, self._pending.discard)
+        if not isinstance(future.task, EagerResult):
+            dependents = waiting.client_of(future.task._follow()).dependents
+            dependents.add(future)
+            Future.add_done_callback(future, dependents.discard)
         _when_over(future.task, future._settle)
         return future
 
@@ -285,7 +297,9 @@ class _Chunks:
         self._size, self._adapts = size or 1, size is None
         #: So many items are worth a journey.
         self._least = 1
-        self._workers = max(1, int(waiting.client().ask("status")["wanted"]))
+        self._workers = 1
+        if not config.settings().task_always_eager:
+            self._workers = max(1, int(waiting.client().ask("status")["wanted"]))
         #: Chunks in order, as far as nobody has fetched their values.
         self._sent: deque[AsyncResult] = deque()
         #: Each chunk that is not over → its items, and the seconds that it took to send it.
@@ -409,12 +423,14 @@ def _columns(iterables: Sequence[Iterable[Any]]) -> list[Sequence[Any]]:
 
 def _each(fn: Callable[..., Any]) -> Callable[..., list[Any]]:
     """Return a function that calls `fn` with each row of some columns."""
+    from nbtasks.life import finish
+
     before = _BEFORE
 
     def each(*columns: Sequence[Any]) -> list[Any]:
         values: list[Any] = []
         try:
-            values.extend(map(fn, *columns))
+            values.extend(map(finish, map(fn, *columns)))
             if len(values) < len(columns[0]):  # to `extend`, this is the end of the items
                 raise RuntimeError("The function raised StopIteration, which no call may.")
         except Exception as error:

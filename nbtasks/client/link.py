@@ -119,9 +119,11 @@ class Link:
         self.requests = itertools.count(1)
         #: Locks of all who wait for something that may never come.
         self.waiting: set[Any] = set()
-        #: As `Client.dependents`.
+        #: Who has promised an outcome: `lose(error)` is called when there can be none any more.
         self.dependents: set[Any] = set()
         self.closing = False
+        #: Whether the thread has met with an error of ours, and left.
+        self.failed = False
         # What they look at:
         #: Sent and not accepted yet.
         self.batches = Batches()
@@ -186,18 +188,21 @@ class Link:
         """Say good-bye, and let go of the sockets and the thread."""
         self.closing = True
         self.wake()
-        with suppress(RuntimeError):  # an interrupt came before its start
+        if self._thread.ident is None:  # it could not be started
+            self._waker.close()
+            self._wakened.close()
+        else:
             self._thread.join(2.0)
 
-    def release_all(self) -> None:
-        """Let everybody look again who waits."""
-        for waiter in list(self.waiting):
-            release(waiter)
-
     def bereave(self, error: Exception) -> None:
-        """Tell those who have promised an outcome that there will be none."""
+        """Let everybody look again who waits, and those lose who have promised an outcome."""
+        self._release_all()
         for each in list(self.dependents):
             settling.post(partial(each.lose, error))
+
+    def _release_all(self) -> None:
+        for waiter in list(self.waiting):
+            release(waiter)
 
     # -------------------------------------------------------------------------- in the I/O thread
 
@@ -241,7 +246,14 @@ class Link:
                 self._look_after()
         except Exception as error:  # whoever waits must hear of it
             log.exception("the client's thread failed")
-            self._give_up(OperationalError(f"The client failed: {type(error).__name__}: {error}"))
+            self.failed = True
+            self._give_up(
+                OperationalError(
+                    f"The connection to the cluster in {self._runtime} has failed: "
+                    f"{type(error).__name__}: {error}. Tasks go on; connect again: "
+                    f"nbtasks.start(), with the same dir if there was one."
+                )
+            )
 
     def _leave(self) -> None:
         with suppress(zmq.ZMQError):
@@ -326,7 +338,7 @@ class Link:
         )
         self._orders.clear()
         self.up = True
-        self.release_all()
+        self._release_all()
 
     def _take_refused(self, refused: Refused, _: Any) -> None:
         if refused.reason == STRANGER:
@@ -517,5 +529,4 @@ class Link:
         """Tell everybody who waits that there is nothing to wait for."""
         self.gone = error
         self.up = False
-        self.release_all()
         self.bereave(error)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nbtasks.client import outcome
+from nbtasks.client import outcome, waiting
 from nbtasks.client.family import Listener
 from nbtasks.core import states
 from nbtasks.core.messages import Event
+from nbtasks.exceptions import OperationalError
 from nbtasks.wire import payloads
 
 if TYPE_CHECKING:
@@ -39,26 +42,31 @@ class Facts(NamedTuple):
 class Messages:
     """Tells one listener of each state message of one task, in order and once."""
 
-    __slots__ = ("_facts", "_listener", "_result", "_retries", "seen")
+    __slots__ = ("_end", "_facts", "_listener", "_result", "_retries", "seen")
 
-    def __init__(self, result: AsyncResult, listener: Listener) -> None:
+    def __init__(
+        self, result: AsyncResult, listener: Listener, timeout: float | None = None
+    ) -> None:
         self._result = result
+        #: When whoever waits will give up.
+        self._end = time.monotonic() + (math.inf if timeout is None else timeout)
         self._listener = listener
-        #: Number of the last event that was told.
+        #: Number of the last event that was looked at.
         self.seen = 0
         #: What is the same in all messages of the run after so many retries.
         self._facts: dict[str, Any] = {}
         self._retries = -1
 
+    def owed(self, record: Record) -> bool:
+        """Say whether something is not told yet: more may come while the listener is called."""
+        return record.n > self.seen or record.over
+
     def tell(self, record: Record) -> None:
         """Tell what has not been told yet."""
-        for event in outcome.state_messages(record, self.seen):
-            self.tell_of(record, event)
-
-    def tell_of(self, record: Record, event: Event) -> None:
-        if event.n > self.seen:
+        for event in outcome.news(record, self.seen):
             self.seen = event.n
-            self._listener(self._body(record, event))
+            if event.kind == "state":
+                self._listener(self._body(record, event))
 
     def _body(self, record: Record, event: Event) -> dict[str, Any]:
         done = event.final or event.state in states.READY_STATES
@@ -82,7 +90,12 @@ class Messages:
         return outcome.load(record, event)
 
     def _fixed(self, retries: int) -> dict[str, Any]:
-        facts = self._result._facts(retries)
+        # A moment for a mere question (`timeout=0`), too.
+        patience = min(waiting.PATIENCE, max(waiting.BEAT, self._end - time.monotonic()))
+        try:
+            facts = self._result._facts(retries, patience)
+        except (TimeoutError, OperationalError):  # the broker does not answer
+            facts = self._result._own_facts()
         args = kwargs = None
         with contextlib.suppress(Exception):  # a message about the task matters more
             args, kwargs = facts.arguments()

@@ -53,9 +53,13 @@ class Moment(NamedTuple):
 # ----------------------------------------------------------------------------- which event counts
 
 
-def state_messages(record: Record, after: int = 0) -> list[Event]:
-    """Return the task's state messages after event number `after`, in order."""
-    return [event for event in list(record.events) if event.n > after and event.kind == "state"]
+def news(record: Record, after: int) -> list[Event]:
+    """Return the task's events after number `after`, in order."""
+    events = record.events
+    place = len(events)  # from the end: a task may have said a lot, and there be one more
+    while place and events[place - 1].n > after:
+        place -= 1
+    return events[place:]
 
 
 # What becomes of a run whose result is ignored is told, so that panels can show it, but not stored.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from nbtasks import exceptions
 from nbtasks.core.messages import Call, Event
 from nbtasks.core.view import View
 from nbtasks.wire.frames import Buffer
@@ -60,16 +58,6 @@ class Record(View):
         """Whether there is nothing more to wait for."""
         return self.final is not None or self.error is not None
 
-    def subscribe(self, listener: Callable[[Record, Event], None]) -> None:
-        """Call `listener` with what is known so far, and from now on with each event.
-
-        It is called here for what is known, and in the client's I/O thread later; an event may be
-        told twice around the moment of subscribing: its number `n` says so.
-        """
-        self.listen(listener)
-        for event in list(self.events):
-            listener(self, event)
-
     def listen(self, listener: Callable[[Record, Event], None]) -> None:
         """Call `listener` with each event from now on, in the client's I/O thread."""
         with _listening:
@@ -92,18 +80,6 @@ class Callback:
         callback, self._callback = self._callback, None
         if callback is not None:
             callback()
-
-
-class Bell:
-    """A lock that each event of a task releases."""
-
-    __slots__ = ("lock",)
-
-    def __init__(self) -> None:
-        self.lock = locked()
-
-    def ring(self, _record: Record, _event: Event) -> None:
-        release(self.lock)
 
 
 def locked() -> Any:
@@ -137,31 +113,11 @@ def ring(record: Record) -> None:
             release(waiter)
 
 
-def one_over(records: Sequence[Record]) -> bool:
-    """Whether any of these tasks is over."""
-    return any(record.over for record in records)
-
-
 def size_of(record: Record) -> int:
-    """Return the bytes of arguments and result that the record of an ended task holds."""
-    size = len(record.final.body) if record.final is not None else 0
+    """Return the bytes that the record of an ended task holds: arguments, result, output."""
+    size = sum(len(each.body) + len(each.text) + len(each.traceback) for each in record.events)
     if record.call is not None:
         size += len(record.call.body)
     if record.buffers:
         size += sum(len(buffer) for buffers in record.buffers.values() for buffer in buffers)
     return size
-
-
-def load_value(event: Event, buffers: Sequence[Buffer] = ()) -> Any:
-    """Return the value that an event carries: result, meta or exception.
-
-    An event without a payload carries None, or one of our own exceptions by name.
-    """
-    if event.body or event.frames:
-        from nbtasks.wire import payloads
-
-        return payloads.loads(event.body, buffers, ours=True)
-    if event.text and event.kind == "state":
-        name, args = json.loads(event.text)
-        return getattr(exceptions, name)(*args)
-    return None

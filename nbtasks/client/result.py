@@ -32,9 +32,9 @@ from nbtasks.client.family import Callback, Family, Listener, ResultBase
 from nbtasks.client.listening import Facts, Messages
 from nbtasks.client.options import text_of
 from nbtasks.client.outcome import Moment
-from nbtasks.client.record import locked, release, take_away
+from nbtasks.client.record import take_away
 from nbtasks.core import states
-from nbtasks.core.messages import Call, Event, Hasten, Redo, Revoke
+from nbtasks.core.messages import Event, Hasten, Redo, Revoke
 
 if TYPE_CHECKING:
     from nbtasks.client.client import Client, Record
@@ -149,22 +149,24 @@ class AsyncResult(Family):
             self._client.learn(record, waiting.PATIENCE)
         return record
 
-    def _facts(self, retries: int | None = None) -> Facts:
+    def _facts(self, retries: int | None = None, timeout: float = waiting.PATIENCE) -> Facts:
         """Return what was fixed at the call, from the call itself or from the broker.
 
         Parameters
         ----------
         retries
             Of which run: arguments and queue may change with each retry. None: the last one.
+        timeout
+            Seconds to wait for the broker.
         """
         record = self._learned()
         call = record.call
         again = self.retries if retries is None else retries
         if call is not None and not call.frames and not again:
-            return _facts_of(call)
-        shown = self._client.ask("show", id=self.id)
+            return self._own_facts()
+        shown = self._client.ask("show", id=self.id, timeout=timeout)
         if shown is None:
-            return Facts(self._name) if call is None else _facts_of(call)
+            return self._own_facts()
         return Facts(
             shown["name"],
             shown["queue"],
@@ -173,6 +175,14 @@ class AsyncResult(Family):
             shown["body"],
             shown["buffers"],
         )
+
+    def _own_facts(self) -> Facts:
+        """Return the same as far as it is known here."""
+        call = self._record.call if self._record is not None else None
+        if call is None:
+            return Facts(self._name)
+        group = call.options.group if call.options is not None else None
+        return Facts(call.name, call.queue, call.parent or None, group, call.body)
 
     # ------------------------------------------------------------------------- state and value
 
@@ -340,7 +350,7 @@ class AsyncResult(Family):
         record = self._follow()
         if on_message is not None or record.final is None:
             beat = waiting.Beat(on_interval, parents)
-            messages = None if on_message is None else Messages(self, on_message)
+            messages = None if on_message is None else Messages(self, on_message, timeout)
             with context.joining():
                 self._wait(record, timeout, beat, messages)
         value = self._settle(record, propagate)
@@ -378,7 +388,7 @@ class AsyncResult(Family):
             if messages is None:
                 client.wait([record], pause)
             else:
-                client.wait_event(record, record.n, pause)
+                client.wait_until(record, functools.partial(messages.owed, record), pause)
 
     def _late(self, record: Record, timeout: float) -> exceptions.TimeoutError:
         if record.known is False:
@@ -409,7 +419,7 @@ class AsyncResult(Family):
         if event is not None and event.state in states.PROPAGATE_STATES:
             error = self._error(record, event)
         elif record.error is not None and record.final is None:
-            error = record.error.with_traceback(None)  # the broker has refused the task
+            error = waiting.afresh(record.error)  # the broker has refused the task
         else:
             return None if event is None else self._load(record, event)
         if not propagate:
@@ -543,11 +553,21 @@ class AsyncResult(Family):
         messages = Messages(self, listener)
         record = self._follow()
 
-        def hear(record: Record, event: Event) -> None:
-            if event.kind == "state":
-                callbacks.post(functools.partial(messages.tell_of, record, event))
+        def tell() -> None:
+            if hear not in record.listeners:
+                return
+            try:
+                messages.tell(record)
+            except BaseException:
+                callbacks.post(tell)  # of the rest
+                raise
 
-        record.subscribe(hear)
+        def hear(_: Record, event: Event) -> None:
+            if event.kind == "state":
+                callbacks.post(tell)
+
+        record.listen(hear)
+        callbacks.post(tell)
         return lambda: record.unsubscribe(hear)
 
     # ---------------------------------------------------------------------- what else is known
@@ -686,6 +706,7 @@ class AsyncResult(Family):
         nbtasks.exceptions.TimeoutError
             When the task is not over in time.
         """
+        timeout = waiting.seconds_of(timeout)
         self._client.tell(Revoke((self.id,), terminate, waiting.signal_name(signal)))
         if wait:
             self._wait(self._follow(), timeout)
@@ -728,8 +749,12 @@ class AsyncResult(Family):
         Raises
         ------
         ValueError
-            When the task is not in such a state; tasks that succeeded are not repeated.
+            When the task is not in such a state, or is forgotten; tasks that succeeded are not
+            repeated.
+        nbtasks.exceptions.TimeoutError
+            When the broker has not confirmed it in time.
         """
+        timeout = waiting.seconds_of(timeout)
         record = self._learned()
         if record.state == states.RETRY:
             self._client.tell(Hasten((self.id,)))
@@ -749,23 +774,18 @@ class AsyncResult(Family):
 
     def _redo(self, record: Record, timeout: float | None) -> None:
         """Have the task run again, and return when the record says so."""
-        before, told = record.n, locked()
-
-        def hear(_: Record, event: Event) -> None:
-            if event.n > before:
-                release(told)
-
-        record.subscribe(hear)
-        try:
-            self._client.follow(record)
-            self._client.tell(Redo((self.id,)))
-            if not told.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
-                raise exceptions.TimeoutError(
-                    f"The broker did not confirm within {timeout:g} s that {self._title()} will "
-                    f"run again. Its result may have expired; look at result.exists()."
-                )
-        finally:
-            record.unsubscribe(hear)
+        client, before = self._client, record.n
+        client.follow(record)
+        client.tell(Redo((self.id,)))
+        if not client.wait_until(
+            record, lambda: record.n > before or record.known is False, timeout
+        ):
+            raise exceptions.TimeoutError(
+                f"The broker did not confirm within {timeout:g} s that {self._title()} will "
+                f"run again. Its result may have expired; look at result.exists()."
+            )
+        if record.known is False:
+            raise ValueError(self._unknown())
 
     def forget(self) -> None:
         """Delete the task's result, and its parents', from the store; it is PENDING afterwards.
@@ -813,8 +833,3 @@ class AsyncResult(Family):
         # What is known of the task stays here: whoever loads this asks for itself.
         made = type(self), (self.id, None, self._name, None, self.parent)
         return (*made, (None, {"_ignored": True})) if self._ignored else made
-
-
-def _facts_of(call: Call) -> Facts:
-    group = call.options.group if call.options is not None else None
-    return Facts(call.name, call.queue, call.parent or None, group, call.body)

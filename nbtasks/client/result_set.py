@@ -200,9 +200,13 @@ class ResultSet(ResultBase):
         connection: Any = None,
     ) -> None:
         """Revoke all members, with one message; the arguments are those of `AsyncResult.revoke`."""
+        timeout = waiting.seconds_of(timeout)
         for client, leaves in waiting.by_client(self._leaves()).items():
             ids = tuple(leaf.id for leaf in leaves)
             client.tell(Revoke(ids, terminate, waiting.signal_name(signal)))
+        for member in self._everyone():
+            if isinstance(member, EagerResult):
+                member.revoke()
         if wait:
             _Gathering(self, timeout).run()
 
@@ -406,7 +410,9 @@ class _Gathering:
         #: The same of members that `apply()` has run: they tell all at once.
         self._eager: list[Callable[[], object]] = []
         if on_message is not None:
-            self._messages = [(leaf._follow(), Messages(leaf, on_message)) for leaf in leaves]
+            self._messages = [
+                (leaf._follow(), Messages(leaf, on_message, timeout)) for leaf in leaves
+            ]
             self._eager = [
                 functools.partial(one.listen, on_message)
                 for one in results._everyone()

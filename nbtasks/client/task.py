@@ -153,8 +153,8 @@ def send_task(name: str, args: Any = None, kwargs: Any = None, **options: Any) -
     target = known or Task()
     if known is None:
         target.name = name
-    target._prepare(settings)
-    return send(target, as_args(args, kwargs), as_kwargs(kwargs), options, known=known is not None)
+    prepared, is_known = target._prepare(settings), known is not None
+    return send(target, prepared, as_args(args, kwargs), as_kwargs(kwargs), options, known=is_known)
 
 
 def _make(function: Callable[..., Any], options: dict[str, Any]) -> Task:

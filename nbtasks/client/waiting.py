@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal as signals
 import threading
@@ -72,11 +73,21 @@ def client_of(record: Record | None) -> Client:
         if one.runtime == record.home:
             return one
     if record.error is not None:
-        raise record.error
+        raise afresh(record.error)
     raise BrokerUnavailable(
         f"Task {record.id} is in the cluster in {record.home}, which was shut down or let go of. "
         f"Start it again, or attach to it: nbtasks.start(dir={str(record.home)!r})."
     )
+
+
+def afresh(error: Exception) -> Exception:
+    """Return a copy of an error that is kept, to be raised.
+
+    Raised many times itself, it would gather the frames of all who met it, and keep them alive.
+    """
+    copied = copy.copy(error)
+    copied.__cause__, copied.__suppress_context__ = error.__cause__, error.__suppress_context__
+    return copied
 
 
 def remember_home(client: Client) -> None:

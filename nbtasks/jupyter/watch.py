@@ -173,7 +173,7 @@ class Watch:
             self._index[record.id] = index
         if index == 0:
             self.home, self._began = home_of(record), record.created
-        record.subscribe(self._listener)
+        record.listen(self._listener)
         record.waiters.append(_Alarm(self, index))
         self._note(index)
 
@@ -362,7 +362,9 @@ class Watch:
         for row in self.rows:
             if not row.final and not here.hears_of(row.record):
                 row.thaw(here.record(row.id))
-                row.record.subscribe(self._listener)
+                row.record.listen(self._listener)
+                if row.record.n:
+                    self._note(row.index)
 
     # ------------------------------------------------------------------- when all tasks are over
 

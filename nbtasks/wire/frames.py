@@ -20,12 +20,14 @@ from typing import Any
 import msgspec
 
 from nbtasks.core.messages import PROTOCOL_VERSION, FromBroker, ToBroker, take
+from nbtasks.exceptions import EncodeError
 
 __all__ = [
     "PIECE",
     "Buffer",
     "ForeignVersion",
     "ProtocolError",
+    "check_sendable",
     "pack",
     "pack_to_broker",
     "take",
@@ -57,6 +59,20 @@ class ForeignVersion(ProtocolError):
 def pack(instance: bytes, messages: Sequence[Any], buffers: Sequence[Buffer] = ()) -> list[Buffer]:
     """Return the frames of one batch."""
     return [MAGIC + instance, _encoder.encode(messages), *buffers]
+
+
+def check_sendable(*messages: Any) -> None:
+    """Raise EncodeError for what cannot be sent, in the thread of whoever says it.
+
+    Met in the thread that sends, it would be the end of all that others have to say.
+    """
+    try:
+        pack(b"", messages)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise EncodeError(
+            f"This cannot be sent to the broker: {type(error).__name__}: {error}. Ids, names and "
+            f"states must be text that UTF-8 can carry, and whole numbers must fit into 64 bits."
+        ) from None
 
 
 def pack_to_broker(

@@ -115,20 +115,14 @@ class FakeClient:
             record.apply(event)
         record.known = events is not None
 
-    def wait(
-        self,
-        records: Iterable[Record],
-        timeout: float | None = None,
-        *,
-        any: bool = False,
-        on_slice: Callable[[], Any] | None = None,
-        slice: float | None = None,
-    ) -> bool:
+    def wait(self, records: Iterable[Record], timeout: float | None = None) -> bool:
         several = list(records)
         return self._sleep(lambda: all(record.over for record in several), timeout)
 
-    def wait_event(self, record: Record, after: int, timeout: float | None = None) -> bool:
-        return self._sleep(lambda: record.n > after or record.over, timeout)
+    def wait_until(
+        self, record: Record, condition: Callable[[], bool], timeout: float | None = None
+    ) -> bool:
+        return self._sleep(condition, timeout)
 
     def _sleep(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         if self.scenes and not condition():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import copy
+import functools
 import gc
 import itertools
 import pickle
@@ -22,8 +23,9 @@ import pytest
 
 from nbtasks import context, exceptions
 from nbtasks.client import outcome, waiting
-from nbtasks.client.callbacks import callbacks
+from nbtasks.client.callbacks import Callbacks, callbacks
 from nbtasks.client.eager_result import EagerResult
+from nbtasks.client.record import Record
 from nbtasks.client.result import AsyncResult
 from nbtasks.client.result_set import GroupResult, ResultSet, result_from_tuple
 from nbtasks.core.messages import Event, Forget, Hasten, Redo, Revoke
@@ -791,6 +793,26 @@ def test_on_message_hears_the_last_state_even_when_it_comes_with_the_end(client,
     assert [message["result"] for message in messages] == [*range(100), "end"]
 
 
+def test_on_message_hears_soon_what_came_while_it_was_called(client, record, task):
+    messages, told = [], []
+
+    def hear(message):
+        messages.append(message["status"])
+        if message["status"] == "A":
+            client.happen(record, state="B")
+
+    def end():
+        told.extend(messages)
+        client.succeed(record)
+
+    client.scenes += [lambda: client.happen(record, state="A"), end]
+
+    task.get(on_message=hear)
+
+    assert told == ["A", "B"]
+    assert messages == ["A", "B", "SUCCESS"]
+
+
 def test_on_message_tells_of_a_task_of_another_process_with_all_keys(client):
     client.elsewhere["theirs"] = [
         Event("theirs", 1, 6.0, "state", "SUCCESS", pickle.dumps(3), final=True, worker="w1@host")
@@ -817,6 +839,23 @@ def test_on_message_tells_of_a_task_of_another_process_with_all_keys(client):
     )
 
 
+@pytest.mark.parametrize(("timeout", "asked"), [(None, 10.0), (3, 3.0), (0, 1.0)])
+def test_on_message_waits_for_large_arguments_as_long_as_get(client, timeout, asked):
+    record = client.send(frames=1, args=(b"large",))
+    client.succeed(record, 3)
+    heard, patience = [], []
+
+    def ask(what, *, timeout, **args):
+        patience.append(timeout)
+        raise exceptions.TimeoutError("no answer")
+
+    client.ask = ask
+
+    assert AsyncResult._of(record).get(timeout=timeout, on_message=heard.append) == 3
+    assert [(message["name"], message["queue"]) for message in heard] == [("demo.add", "default")]
+    assert patience == [pytest.approx(asked, abs=0.5)]
+
+
 def test_error_in_on_message_is_the_callers(client, record, task):
     client.succeed(record, 1)
 
@@ -838,6 +877,39 @@ def test_listener_hears_all_states_without_get(client, record, task):
 
     assert [message["result"] for message in heard[:2]] == [1, 2]
     assert heard[2:] == ["after"]
+
+
+def test_listener_hears_all_in_order_also_what_comes_as_it_begins(
+    client, record, task, monkeypatch
+):
+    listen, heard = Record.listen, Gathered()
+    for step in range(3):
+        client.happen(record, state="PROGRESS", value=step)
+
+    def listen_amid_news(record, listener):
+        listen(record, listener)
+        client.happen(record, state="PROGRESS", value=3)
+
+    monkeypatch.setattr(Record, "listen", listen_amid_news)
+    task.listen(heard)
+    heard.wait(4)
+
+    assert [message["result"] for message in heard] == [0, 1, 2, 3]
+
+
+def test_listener_that_fails_hears_the_rest(client, record, task, caplog):
+    heard = Gathered()
+    for step in range(3):
+        client.happen(record, state="PROGRESS", value=step)
+
+    def hear(message):
+        heard(message["result"])
+        assert message["result"]
+
+    task.listen(hear)
+
+    assert heard.wait(3) == [0, 1, 2]
+    assert "AssertionError" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------ then
@@ -910,6 +982,35 @@ def test_error_in_a_callback_without_on_error_is_logged_and_others_are_called(
 
     assert "callback" in caplog.text
     assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit])
+def test_callback_that_raises_whatever_keeps_no_other_from_being_called(error, caplog):
+    called = Gathered()
+
+    def leave():
+        raise error
+
+    callbacks.post(leave)
+    callbacks.post(lambda: called("after"))
+
+    assert called.wait() == ["after"]
+    assert error.__name__ in caplog.text
+
+
+def test_callbacks_are_called_after_an_interrupt_kept_their_thread_from_starting(monkeypatch):
+    called, posted = Gathered(), Callbacks()
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            posted.post(lambda: called("first"))
+    posted.post(lambda: called("second"))
+
+    assert called.wait(2) == ["first", "second"]
 
 
 def test_weak_callback_goes_with_its_result(client, record):
@@ -1087,6 +1188,58 @@ def test_retry_that_the_broker_does_not_confirm_is_an_error(client, record, task
 
     with pytest.raises(exceptions.TimeoutError, match=r"did not confirm within 0\.01 s"):
         task.retry(timeout=0.01)
+
+
+def test_retry_of_what_was_forgotten_waits_for_nobody(client, record, task):
+    client.fail(record, ValueError("x"))
+    client.scenes.append(lambda: setattr(record, "known", False))
+
+    with pytest.raises(ValueError, match="forgotten"):
+        task.retry(timeout=None)
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), "3"])
+def test_time_out_that_is_no_number_of_seconds_is_refused_before_anything_is_told(
+    client, record, task, timeout
+):
+    client.fail(record, ValueError("x"))
+
+    for call in (
+        task.retry,
+        functools.partial(task.revoke, wait=True),
+        functools.partial(task.cancel, wait=True),
+        functools.partial(ResultSet([task]).cancel, wait=True),
+    ):
+        with pytest.raises((TypeError, ValueError), match="timeout"):
+            call(timeout=timeout)
+    assert client.told == []
+
+
+def test_time_outs_of_retry_are_those_of_get(client, record, task):
+    client.fail(record, ValueError("x"))
+
+    with pytest.raises(exceptions.TimeoutError, match=r"did not confirm within 0\.01 s"):
+        task.retry(timeout=timedelta(seconds=0.01))
+    client.scenes.append(lambda: client.happen(record, "again"))
+    task.retry(timeout=float("inf"))
+
+
+def test_error_that_many_meet_is_raised_afresh_each_time(client, record, task):
+    record.error = exceptions.BrokerUnavailable("deleted")
+    record.error.__cause__ = KeyError("why")
+    record.home = Path("elsewhere")
+    client.drop([record.id])
+    client.runtime = Path("here")
+    met = []
+
+    for call in (task.get, task.exists) * 3:
+        with pytest.raises(exceptions.BrokerUnavailable, match="deleted") as told:
+            call()
+        assert told.value.__cause__ is record.error.__cause__
+        met.append(told.value)
+
+    assert len({id(error) for error in (record.error, *met)}) == 7
+    assert record.error.__traceback__ is None
 
 
 def test_forgotten_result_is_pending_and_so_are_its_parents(client):
@@ -1637,6 +1790,15 @@ def test_eager_failure_raises_the_very_exception_with_a_traceback_that_does_not_
     assert len(lengths) == 1
     assert eager.get(propagate=False) is held
     assert (eager.failed(), eager.traceback) == (True, REMOTE)
+
+
+def test_set_revokes_its_eager_members_too(client, record, task):
+    eager, nested = EagerResult("1", 4, "SUCCESS"), EagerResult("2", 4, "SUCCESS")
+
+    ResultSet([eager, task, ResultSet([nested])]).revoke()
+
+    assert (eager.state, nested.state) == ("REVOKED", "REVOKED")
+    assert client.told == [Revoke((task.id,), False, "SIGTERM")]
 
 
 def test_revoked_eager_result_raises_that():

@@ -638,6 +638,23 @@ def test_the_shadow_name_travels(client):
     assert client.call.options.shadow == "other"
 
 
+def test_a_shadow_name_may_set_something_on_the_task(client):
+    class Counted(Task):
+        calls = 0
+
+        def shadow_name(self, args, kwargs, options):
+            self.calls += 1
+            return f"call {self.calls}"
+
+    @task(base=Counted)
+    def load(path):
+        pass
+
+    for count in (1, 2):
+        load.delay("a.csv")
+        assert client.call.options.shadow == f"call {count}"
+
+
 @pytest.mark.parametrize("priority", [-1, 10, 5.5, "high"])
 def test_a_priority_is_a_whole_number_from_0_to_9(add, priority):
     with pytest.raises(ValueError, match=r"0 \(last\) to 9 \(first\)"):

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 import nbtasks
+from nbtasks.client import client as clients
 from nbtasks.client import executor as executor_module
 from nbtasks.exceptions import BrokerUnavailable, EncodeError
 from tests.living import SOON, eventually, note
@@ -140,6 +141,26 @@ def test_callback_is_called_when_it_is_done(executor):
     eventually(lambda: heard == [4])
 
 
+def test_callback_may_wait_for_another_future(executor):
+    heard = []
+
+    executor.submit(double, 2).add_done_callback(
+        lambda future: heard.append(executor.submit(double, future.result()).result(SOON))
+    )
+
+    eventually(lambda: heard == [8])
+
+
+def test_callback_of_a_future_that_is_done_is_called_at_once(executor):
+    heard = []
+    future = executor.submit(double, 2)
+    future.result(SOON)
+
+    future.add_done_callback(heard.append)
+
+    assert heard == [future]
+
+
 def test_cancelled_future_never_runs(executor, short_path):
     gate = short_path / "gate"
     blockers = [executor.submit(until, gate) for _ in range(2)]
@@ -223,6 +244,40 @@ def test_many_functions_do_not_pile_up(executor):
 
 def test_values_come_in_order(executor):
     assert list(executor.map(double, range(20_000))) == list(range(0, 40_000, 2))
+
+
+@pytest.mark.parametrize("is_task", [False, True], ids=["function", "task"])
+def test_coroutines_are_awaited(executor, is_task):
+    async def double_slowly(number):
+        await asyncio.sleep(0.001)
+        return 2 * number
+
+    function = nbtasks.task(double_slowly) if is_task else double_slowly
+
+    assert list(executor.map(function, range(3))) == [0, 2, 4]
+    assert executor.submit(function, 4).result(SOON) == 8
+
+
+def test_nothing_is_started_where_all_runs_here(short_path, monkeypatch):
+    def refused(*_):
+        raise AssertionError("a cluster was started")
+
+    monkeypatch.setattr(nbtasks.cluster, "start", refused)
+    monkeypatch.setattr(clients, "_current", None)
+    nbtasks.configure(task_always_eager=True)
+    try:
+        with nbtasks.Executor() as executor:
+            future = executor.submit(double, 4)
+            assert not future.running()
+            assert future.result(SOON) == 8
+            assert isinstance(executor.submit(fail_at, 1, 1).exception(SOON), KeyError)
+            assert list(executor.map(double, range(5))) == [0, 2, 4, 6, 8]
+            values = executor.map(fail_at, itertools.repeat(2), range(5))
+            assert [next(values), next(values)] == [0, 1]
+            with pytest.raises(KeyError):
+                next(values)
+    finally:
+        nbtasks.configure(task_always_eager=False)
 
 
 def test_several_iterables_end_with_the_shortest(executor):

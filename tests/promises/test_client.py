@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+import zmq
 
 import nbtasks
 from nbtasks.client import client as clients
@@ -209,6 +211,86 @@ def test_whoever_waits_for_a_broker_that_is_gone_hears_of_it(cluster, gate, meas
 
     seconds = time.monotonic() - began
     measure("P13", "error for whoever waits when all is gone", seconds, most=2.0, unit="s")
+
+
+def test_whoever_waits_hears_that_the_connection_was_closed_here(cluster, gate):
+    result, executor = wait_for.delay(str(gate)), nbtasks.Executor()
+    future = executor.submit(time.sleep, SOON)
+    eventually(lambda: result.accepted)
+
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(result.get)
+        eventually(lambda: len(cluster.client._link.waiting) >= 1)
+        cluster.close()
+
+        for call in (waits.result, future.result, cluster.status):
+            with pytest.raises(OperationalError, match="was closed here"):
+                call()
+    nbtasks.start(dir=cluster.dir).shutdown()
+
+
+def test_callbacks_come_also_after_the_cluster_was_shut_down_and_started_again(cluster):
+    result, heard = add.apply_async((1, 2), countdown=1.5), []
+    result.then(lambda _: heard.append("then"))
+    nbtasks.ResultSet([result]).then(lambda _: heard.append("set"))
+    result.listen(lambda message: heard.append(message["status"]))
+    eventually(lambda: result.accepted)
+
+    cluster.shutdown()
+    with nbtasks.start(dir=cluster.dir, workers=1):
+        assert result.get(timeout=SOON) == 3
+        eventually(lambda: sorted(heard) == ["SUCCESS", "set", "then"])
+
+
+def test_connection_that_has_failed_says_so_and_the_next_start_makes_another(cluster, gate):
+    result = wait_for.delay(str(gate))
+    eventually(lambda: result.accepted)
+
+    def fail():
+        raise MemoryError("once")
+
+    cluster.client._link._take_in = fail
+    for call in (cluster.status, result.get, partial(add.delay, 1, 2), result.exists):
+        with pytest.raises(OperationalError, match=r"MemoryError: once.*connect again"):
+            call()
+        eventually(lambda: cluster.client.failed)
+    assert not cluster.running
+
+    with nbtasks.start(dir=cluster.dir):
+        assert add.delay(1, 2).get(timeout=SOON) == 3
+        gate.touch()
+        assert result.get(timeout=SOON)
+        assert cluster.client not in clients.open_clients()
+
+
+def test_connection_that_cannot_be_made_leaves_nothing_behind(cluster, monkeypatch):
+    def none(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def no(_):
+        raise RuntimeError("can't start new thread")
+
+    process = psutil.Process()
+    descriptors, threads, open_ones = (
+        process.num_fds(),
+        process.num_threads(),
+        clients.open_clients(),
+    )
+
+    for place, name, refuse in (
+        (link.sockets_of_the_system, "socketpair", none),
+        (zmq.Socket, "get_monitor_socket", none),
+        (threading.Thread, "start", no),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, refuse)
+            for _ in range(3):
+                with pytest.raises((OSError, RuntimeError)):
+                    clients.Client(cluster.dir)
+
+    # Others may come to an end meanwhile, and ZeroMQ ends its own in its own time.
+    eventually(lambda: process.num_fds() <= descriptors and process.num_threads() <= threads)
+    assert clients.open_clients() == open_ones
 
 
 def test_client_whose_thread_has_left_can_still_be_closed(cluster):
