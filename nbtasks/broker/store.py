@@ -658,23 +658,36 @@ class Store:
             found.setdefault(seq, []).append((frame, data))
         return {seq: joined(frames) for seq, frames in found.items()}
 
-    def events(self, seq: int, after: int = 0) -> list[tuple[Event, tuple[bytes, ...]]]:
-        """Return what happened to a task after event number `after`, with payload frames."""
-        events = self.bare_events(seq, after)
+    def events(
+        self, seq: int, after: int = 0, most: int | None = None
+    ) -> list[tuple[Event, tuple[bytes, ...]]]:
+        """Return what happened to a task after event number `after`, with payload frames.
+
+        As `bare_events`.
+        """
+        events = self.bare_events(seq, after, most)
         if not any(event.frames for event in events):
             return [(event, ()) for event in events]
         found: dict[int, list[tuple[int, bytes]]] = {}
         for n, frame, data in self._db.all(
-            "SELECT n, frame, data FROM payloads WHERE seq = ? AND n > ? ORDER BY n, frame, part",
-            (seq, max(after, 0)),
+            "SELECT n, frame, data FROM payloads WHERE seq = ? AND n > ? AND n <= ? "
+            "ORDER BY n, frame, part",
+            (seq, max(after, 0), events[-1].n),
         ):
             found.setdefault(n, []).append((frame, data))
         return [(event, tuple(joined(found.get(event.n, ())).values())) for event in events]
 
-    def bare_events(self, seq: int, after: int = 0) -> list[Event]:
-        """Return what happened to a task after event number `after`, without payload frames."""
-        query = "SELECT event FROM events WHERE seq = ? AND n > ? ORDER BY n"
-        events = [self._event(data) for (data,) in self._read(query, (seq, after))]
+    def bare_events(self, seq: int, after: int = 0, most: int | None = None) -> list[Event]:
+        """Return what happened to a task after event number `after`, without payload frames.
+
+        Parameters
+        ----------
+        most
+            How many events, about; None: all.
+        """
+        query = "SELECT event FROM events WHERE seq = ? AND n > ? ORDER BY n LIMIT ?"
+        limit = -1 if most is None else most
+        events = [self._event(data) for (data,) in self._read(query, (seq, after, limit))]
         if after < 1 and not (events and events[0].n == 1):
             # Not from the table itself: on a full disk the journal's events are not there.
             for (only,) in self._read("SELECT only_event FROM tasks WHERE seq = ?", (seq,)):

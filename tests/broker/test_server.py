@@ -18,21 +18,26 @@ from typing import Any
 import pytest
 import zmq
 
-from nbtasks.broker.server import Server
+from nbtasks.broker.server import PARCEL, Server
 from nbtasks.client.client import Client, load_value
 from nbtasks.core.messages import (
     Ask,
     Call,
     Define,
+    Done,
+    Event,
     Hello,
     Kill,
+    Output,
     Policy,
     Refused,
     Revoke,
     Run,
     Submit,
     Welcome,
+    take,
 )
+from nbtasks.core.turn import Send
 from nbtasks.exceptions import (
     BrokerUnavailable,
     EncodeError,
@@ -40,7 +45,7 @@ from nbtasks.exceptions import (
     OperationalError,
     TaskRevokedError,
 )
-from nbtasks.wire import segments, sockets
+from nbtasks.wire import frames, segments, sockets
 from nbtasks.wire.connection import (
     CONNECTION_FILE,
     EXIT_BUSY,
@@ -51,7 +56,7 @@ from nbtasks.wire.connection import (
     prepare_directory,
     read_connection,
 )
-from nbtasks.wire.frames import pack, unpack_from_broker
+from nbtasks.wire.frames import pack, pack_to_broker, unpack_from_broker
 from nbtasks.wire.segments import LARGE
 from tests.promises.peers import DEFINE, DIGEST, Broker, a_call
 
@@ -360,6 +365,73 @@ def test_order_decided_before_the_supervisor_said_hello_reaches_it(
             assert supervisor.hear() == [kill]
     finally:
         server.close()
+
+
+def test_task_that_printed_more_than_a_batch_holds_is_told_in_several(
+    broker: Broker, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = client.submit(a_call(), (), DEFINE, confirm=True)
+    with Peer(broker.runtime) as worker:
+        hello = Hello("worker", "w", os.getpid(), platform.python_version())
+        said = worker.say(*pack(b"", [hello]))
+        while not (runs := [message for message in said if isinstance(message, Run)]):
+            said = worker.hear()
+        lines = [Output(record.id, "stdout", f"{n:050000}", 1.0) for n in range(400)]
+        done = Done(runs[0].ticket, "SUCCESS", b"", frames=2, at=1.0)
+        buffers = (b"value", b"buffer")
+        worker.socket.send_multipart(pack_to_broker(broker.instance, [*lines[:200], done], buffers))
+        assert client.wait([record], 20)
+        worker.socket.send_multipart(pack_to_broker(broker.instance, lines[200:]))
+        until(lambda: len(record.events) == 401)
+    monkeypatch.setattr(frames, "HEADER_LIMIT", 2 * PARCEL)
+
+    other = Client(broker.runtime)
+    told = other.record(record.id)
+    other.follow(told)
+
+    until(lambda: len(told.events) == 401)
+    assert told.final is not None
+    assert told.events == record.events
+    assert list(map(bytes, told.buffers[told.final.n])) == list(buffers)
+    other.close()
+
+
+def test_what_many_turns_have_to_say_goes_in_several_batches(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbtasks.broker.server.PARCEL", 10_000)
+    server = Server(runtime, Settings(data=str(runtime), workers=0))
+    try:
+        with Peer(runtime) as peer:
+            hello = Hello("client", "c", os.getpid(), platform.python_version())
+            peer.socket.send_multipart(pack(b"", [hello]))
+            assert server.socket.poll(10_000)
+            server.turn(now())
+            peer.hear()
+            [name] = server.scheduler.clients
+            events = [
+                Event("t", n, 1.0, "output", frames=n % 2, text="x" * 3_000) for n in range(9)
+            ]
+            for event in events:
+                server.scheduler.turn.say(name, Send(event, (b"%d" % event.n,) * event.frames))
+            server.carry_out(now())
+
+            told: list[Any] = []
+            while len(told) < 9:
+                assert peer.socket.poll(10_000)
+                batch = peer.socket.recv_multipart()
+                assert len(batch[1]) <= 10_000
+                told += zip_frames(batch)
+    finally:
+        server.close()
+    assert told == [(event, [b"%d" % event.n] * event.frames) for event in events]
+
+
+def zip_frames(batch: list[bytes]) -> list[tuple[Any, list[Any]]]:
+    """Return the messages of a batch with their payload frames."""
+    _, messages, buffers = unpack_from_broker(batch)
+    rest = iter(buffers)
+    return [(message, list(take(rest, message.frames))) for message in messages]
 
 
 def test_broker_that_serves_takes_away_why_a_former_one_would_not(runtime: Path) -> None:
