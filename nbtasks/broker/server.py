@@ -149,8 +149,9 @@ class Server:
         self.started = now()
         self.scheduler = Scheduler(
             StoredFacts(self.store),
-            # Above those of a former broker, even if that one lived for a few milliseconds only.
-            first_ticket=int(self.started.boot * 1000) << 16,
+            # Above those of a former broker, even if that one lived for a few milliseconds only,
+            # or before a reboot.
+            first_ticket=max(int(self.started.boot * 1000) << 12, self.store.last_ticket()),
             first_seq=self.store.last_seq(),
         )
         self.questions = Questions(

@@ -808,6 +808,14 @@ class Store:
         [(seq,)] = self._read("SELECT ifnull(max(seq), 0) FROM tasks")
         return int(seq)
 
+    def last_ticket(self) -> int:
+        """Return the highest ticket of a note or of an open task, 0 when there is none."""
+        [(ticket,)] = self._read(
+            "SELECT max((SELECT ifnull(max(last), 0) FROM given), "
+            "(SELECT ifnull(max(ticket), 0) FROM tasks WHERE ended_at IS NULL))"
+        )
+        return int(ticket)
+
     # ------------------------------------------------------------------------------- small things
 
     def put(self, key: str, value: bytes) -> None:

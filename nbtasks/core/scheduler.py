@@ -591,6 +591,7 @@ class Scheduler:
             task.state, task.ended_at, task.client = states.PENDING, None, peer
             task.due = task.eta = task.expires = None
             task.deaths, task.wish = 0, ""
+            task.ticket = min(task.ticket, self._ticket)  # it may be from before a reboot
             # Whoever has seen it end counts on that: nobody follows what is over.
             self._followers.setdefault(task_id, set()).update(self.clients)
             self._tell_again(task, "run again by hand", now)

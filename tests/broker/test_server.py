@@ -322,9 +322,17 @@ def test_call_of_an_unknown_definition_is_asked_for(broker: Broker) -> None:
     assert answer.digests == (DIGEST,)
 
 
-def test_no_ticket_is_given_twice_however_briefly_brokers_live(
-    broker: Broker, client: Client
-) -> None:
+UP_FOR_LONG = """
+from nbtasks.wire import connection
+boot = connection.boot
+connection.boot = lambda: boot() + 6 * 365 * 86_400
+"""
+
+
+@pytest.mark.parametrize("before", ["", UP_FOR_LONG])
+def test_no_ticket_is_given_twice_however_briefly_brokers_live(runtime: Path, before: str) -> None:
+    broker = Broker(runtime, before=before)
+    client = Client(runtime)
     tickets = []
     for number in range(4):
         client.submit(a_call(), (), DEFINE, confirm=True)
@@ -335,9 +343,13 @@ def test_no_ticket_is_given_twice_however_briefly_brokers_live(
                 said = worker.hear()
         tickets += [message.ticket for message in said if isinstance(message, Run)]
         broker.kill()
+        broker.before = ""  # as after a reboot
         broker.start()
 
+    assert len(tickets) >= 4
     assert tickets == sorted(set(tickets))
+    client.close()
+    broker.close()
 
 
 @pytest.mark.parametrize("known", [False, True])

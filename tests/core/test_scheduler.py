@@ -531,6 +531,20 @@ def test_redo_runs_a_failed_task_once_more(world: Simulation) -> None:
     assert finals(world, task_id) == ["FAILURE", "SUCCESS"]
 
 
+def test_redo_of_what_ran_before_a_reboot_gets_a_higher_ticket(world: Simulation) -> None:
+    task_id = world.submit(ends="fail ok")
+    world.run()
+    seq = world.store.seqs[task_id]
+    world.store.rows[seq].ticket = 1 << 50  # the boot clock was far ahead then
+
+    world.scheduler.receive(CLIENT, Redo((task_id,)), world.now)
+    former = world.scheduler.tasks[task_id].ticket
+    world.scheduler.tick(world.now)
+
+    [(ticket, _)] = [pair for pairs in world.scheduler.turn.given.values() for pair in pairs]
+    assert ticket > former  # or a note of it would not count
+
+
 def test_task_that_was_just_forgotten_does_not_run_again(world: Simulation) -> None:
     task_id = world.submit(ends="fail ok")
     world.run()
