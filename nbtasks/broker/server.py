@@ -299,10 +299,13 @@ class Server:
         while room > 0 and sockets.has_news(self.socket):
             peer, *parts = self.socket.recv_multipart(zmq.NOBLOCK)
             room -= self._take_in(peer, parts, instant, questions)
-        if instant.boot >= self._next_look:
+        looks = instant.boot >= self._next_look
+        if looks:
             self._look_around(instant)
         self.scheduler.tick(instant)
         self.carry_out(instant)
+        if looks:
+            self._tidy(instant)
         if self._deaths and instant.boot >= self._next_burial:
             self._bury(instant)
         self._tell_supervisor()
@@ -592,7 +595,7 @@ class Server:
     # ------------------------------------------------------------------------------ now and then
 
     def _look_around(self, instant: Now) -> None:
-        """Notice clients that are gone, drop what has expired, and leave when nobody is here."""
+        """Notice clients that are gone, and leave when nobody is here."""
         self._next_look = instant.boot + HOUSEKEEPING
         self._refusals.clear()
         living = set(filter(alive, self._pids))
@@ -603,7 +606,6 @@ class Server:
             if hello.pid not in living:
                 self.scheduler.gone(peer, instant)
         self._unkept = {key: wish for key, wish in self._unkept.items() if key[0] in clients}
-        self._tidy(instant)
         self._introduce_again()
         if self.scheduler.clients or self.scheduler.tasks:
             self._busy_at = instant.boot
@@ -636,6 +638,9 @@ class Server:
             if instant.boot >= self._next_sweep and self.store_failed_at is None:
                 self._next_sweep = instant.boot + SWEEP
                 self.store.sweep(instant.wall - LONG_AGO)
+                if kept is not None:
+                    for digest in self.store.expire_functions(instant.wall - kept):
+                        self.scheduler.pool.forget(digest)
         except StoreCorrupt:
             raise
         except ClusterError as error:

@@ -96,6 +96,14 @@ ON CONFLICT (digest, name) DO UPDATE SET
     saved_at = excluded.saved_at, version = excluded.version, definition = excluded.definition
 """
 
+_OLD_FUNCTIONS = "SELECT function FROM functions WHERE saved_at < ?"
+#: The last version of each name; what is known by its name only has no other.
+_LAST_FUNCTIONS = """
+SELECT function FROM functions AS mine WHERE definition IS NULL OR version = (
+    SELECT max(version) FROM functions WHERE name = mine.name AND definition IS NOT NULL
+)
+"""
+
 _ENDED = f"""
 SELECT {_COLUMNS} FROM tasks WHERE seq IN (
     SELECT seq FROM (
@@ -174,7 +182,7 @@ class Store:
         #: (digest, name) → key of the function, and back.
         self._functions: dict[tuple[bytes, str], int] = {}
         self._function_names: dict[int, tuple[bytes, str]] = {}
-        #: Functions that this broker may have in mind: never dropped under it.
+        #: Functions that this broker has saved or looked up.
         self._in_use: set[int] = set()
         #: Where large pieces lie.
         self._folder = path.parent / SEGMENTS
@@ -839,9 +847,7 @@ class Store:
     # ------------------------------------------------------------------------------- housekeeping
 
     def expire(self, before: float, limit: int = 1_000) -> int:
-        """Drop tasks that ended before a time, and functions that nobody needs any more.
-
-        Functions that this broker has saved or looked up stay: it would give them out unasked.
+        """Drop tasks that ended before a time; return how many that were.
 
         Parameters
         ----------
@@ -856,25 +862,39 @@ class Store:
             with self._unlinking(), self._db.transaction("drop what has expired"):
                 self._delete(seqs)
             self._tasks_gone = True
-        if len(seqs) < limit and self._tasks_gone:
-            self._expire_functions(before)
-            self._tasks_gone = False
         return len(seqs)
 
-    def _expire_functions(self, before: float) -> None:
-        old = self._db.all("SELECT function FROM functions WHERE saved_at < ?", (before,))
-        spare = {function for (function,) in old} - self._in_use
+    def expire_functions(self, before: float) -> list[bytes]:
+        """Drop functions that no task needs any more; return the digests of their codes.
+
+        Of what this broker has saved or looked up, the last version of each name stays: it may be
+        sent by that. Call it while all that was accepted is saved.
+
+        Parameters
+        ----------
+        before
+            Wall clock: what has come since then stays.
+        """
+        if not self._tasks_gone:
+            return []
+        old = {function for (function,) in self._db.all(_OLD_FUNCTIONS, (before,))}
+        last = {function for (function,) in self._db.all(_LAST_FUNCTIONS)}
+        spare = old - (self._in_use & last)
         if spare:
             used = self._read("SELECT DISTINCT function FROM tasks INDEXED BY tasks_by_end")
             spare.difference_update(function for (function,) in used)
+        self._tasks_gone = False
         if not spare:
-            return
+            return []
         values = [(function,) for function in spare]
         with self._db.transaction("drop what has expired"):
             for table in ("function_payloads", "functions"):
                 self._db.executemany(f"DELETE FROM {table} WHERE function = ?", values)
-        for function in spare:
-            del self._functions[self._function_names.pop(function)]
+        self._in_use -= spare
+        names = [self._function_names.pop(function) for function in spare]
+        for name in names:
+            del self._functions[name]
+        return [digest for digest, _ in names]
 
     def shrink(self) -> bool:
         """Give some unused pages back to the file system; return whether there are more."""

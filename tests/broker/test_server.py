@@ -21,6 +21,7 @@ import zmq
 from nbtasks.broker.server import PARCEL, Server
 from nbtasks.client.client import Client, load_value
 from nbtasks.core.messages import (
+    Accepted,
     Ask,
     Call,
     Define,
@@ -28,6 +29,8 @@ from nbtasks.core.messages import (
     Event,
     Hello,
     Kill,
+    Lacking,
+    Now,
     Output,
     Policy,
     Refused,
@@ -437,6 +440,36 @@ def test_what_many_turns_have_to_say_goes_in_several_batches(
     finally:
         server.close()
     assert told == [(event, [b"%d" % event.n] * event.frames) for event in events]
+
+
+def test_former_version_of_a_function_goes_with_its_last_task(runtime: Path) -> None:
+    server = Server(runtime, Settings(data=str(runtime), workers=0))
+    call, again = a_call(), a_call()
+    versions = Define(DIGEST, "f", Policy(), b"1"), Define(b"e" * 16, "f", Policy(), b"2")
+    hello = Hello("client", "c", os.getpid(), platform.python_version())
+    try:
+        with Peer(runtime) as peer:
+
+            def say(instance: bytes, *said: Any) -> list[Any]:
+                peer.socket.send_multipart(pack(instance, said))
+                assert server.socket.poll(10_000)
+                server.turn(now())
+                time.sleep(0.01)
+                server.turn(now())
+                return peer.hear()
+
+            say(b"", hello)
+            say(server.instance, *versions, Submit(1, (call,), urgent=True))
+            say(server.instance, Revoke((call.id,)))
+
+            instant = now()
+            server._tidy(Now(instant.wall + 1e6, instant.boot + 1e6))
+
+            assert say(server.instance, Submit(2, (again,))) == [Lacking((DIGEST,))]
+            versions = versions[:1]
+            assert say(server.instance, *versions, Submit(2, (again,))) == [Accepted((2,))]
+    finally:
+        server.close()
 
 
 def zip_frames(batch: list[bytes]) -> list[tuple[Any, list[Any]]]:

@@ -632,6 +632,7 @@ def test_function_that_no_task_needs_expires(path, opened):
     second = opened(path)
 
     assert second.expire(later(50).wall, 100) == 1
+    assert second.expire_functions(later(50).wall) == [gone]
 
     assert second.definition(gone) is None
     assert second._db.execute("SELECT count(*) FROM function_payloads").fetchall() == [(0,)]
@@ -640,19 +641,22 @@ def test_function_that_no_task_needs_expires(path, opened):
     assert second.find("task-1").definition == kept
 
 
-def test_function_that_this_broker_may_have_in_mind_does_not_expire(path, opened):
+def test_of_what_this_broker_has_in_mind_the_last_versions_do_not_expire(path, opened):
     first = opened(path)
-    looked_up, saved = b"l" * 16, b"s" * 16
+    looked_up = b"l" * 16
     commit(first, [SaveDefinition(define(looked_up))], NOW)
     first.close()
     second = opened(path)
-    commit(second, [SaveDefinition(define(saved, "other"))], NOW)
+    former, last = b"s" * 16, b"t" * 16
+    for digest in (former, last):
+        commit(second, [SaveDefinition(define(digest, "other"))], NOW)
     assert second.definition(looked_up) is not None
 
-    second.expire(later(50).wall, 100)
+    assert second.expire_functions(later(50).wall) == [former]
 
     assert second.definition(looked_up) is not None
-    assert second.definition(saved) is not None
+    assert second.definition(former) is None
+    assert second.definition(last) is not None
 
 
 def test_space_comes_back_after_expiry(store):

@@ -521,6 +521,24 @@ def test_time_that_passes_while_all_is_down_does_not_count_for_limits(
     assert world.runs[task_id] == 2
 
 
+def test_what_was_revoked_long_ago_may_stand_in_line_without_its_function(
+    world: Simulation,
+) -> None:
+    task_id = world.submit(queue="nobody")
+    world.run()
+    world.say(CLIENT, Revoke((task_id,)))
+    world.say(CLIENT, Forget((task_id,)))
+    [digest] = world.store.definitions
+    world.store.definitions.clear()
+    world.scheduler.pool.forget(digest)
+
+    world.add_worker(("nobody",))
+    other = world.submit(queue="nobody", policy=Policy(ignore_result=True))
+    world.run()
+
+    assert world.runs[other] == 1
+
+
 def test_redo_runs_a_failed_task_once_more(world: Simulation) -> None:
     task_id = world.submit(ends="fail ok")
     world.run()
