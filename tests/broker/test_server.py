@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -470,6 +471,46 @@ def test_former_version_of_a_function_goes_with_its_last_task(runtime: Path) -> 
             assert say(server.instance, *versions, Submit(2, (again,))) == [Accepted((2,))]
     finally:
         server.close()
+
+
+STANDS_STILL = """
+import sys
+from pathlib import Path
+from nbtasks.client.client import Client
+from nbtasks.wire import sockets
+sockets.SIGN, sockets.SILENCE = 100, 500
+client = Client(Path(sys.argv[1]))
+for _ in range(2):
+    print(client.ask("status")["phases"], flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_broker_keeps_nothing_for_a_client_that_stands_still(runtime: Path, transport: str) -> None:
+    broker = Broker(runtime, transport=transport)
+    time.sleep(0.2)
+    alone = broker.descriptors()
+    command = [sys.executable, "-c", STANDS_STILL, str(runtime)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        assert client.stdout.readline() == "{}\n"
+        time.sleep(0.3)
+        assert broker.descriptors() > alone
+
+        client.send_signal(signal.SIGSTOP)
+        try:
+            until(lambda: broker.descriptors() == alone)
+        finally:
+            client.send_signal(signal.SIGCONT)
+
+        client.stdin.write("\n")
+        assert client.stdout.readline() == "{}\n"
+        client.stdin.write("\n")
+    broker.close()
 
 
 def zip_frames(batch: list[bytes]) -> list[tuple[Any, list[Any]]]:
