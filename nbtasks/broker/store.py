@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -138,6 +139,16 @@ def boot_id() -> str:
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
+        return _boot_id_of_mac() if sys.platform == "darwin" else ""
+
+
+def _boot_id_of_mac() -> str:
+    import subprocess
+
+    command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return ""
 
 
@@ -229,11 +240,18 @@ class Store:
         if self._clock_set:
             return
         present = boot_id()
-        if not present or self._db.meta("boot_id") != present:
+        if present:
+            is_new = self._db.meta("boot_id") != present
+        else:  # a clock that went back has begun anew
+            is_new = now.boot < float(self._db.meta("boot_clock") or "inf")
+        if is_new:
             self.settle()
+        if is_new or not present:
             with self._db.transaction("save"):
-                self._db.execute(_TURN_CLOCK, (now.wall - now.boot,))
+                if is_new:
+                    self._db.execute(_TURN_CLOCK, (now.wall - now.boot,))
                 self._db.set_meta("boot_id", present)
+                self._db.set_meta("boot_clock", str(now.boot))
         self._clock_set = True
 
     # --------------------------------------------------------------------------------- saving

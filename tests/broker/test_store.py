@@ -577,6 +577,23 @@ def test_countdown_saved_after_a_reboot_is_not_turned_again(path, opened, monkey
     assert [row.due for row in second.open_tasks(booted)] == pytest.approx([43.0, 8.0])
 
 
+def test_without_a_boot_id_a_clock_that_goes_on_is_that_of_the_same_boot(path, opened, monkeypatch):
+    monkeypatch.setattr(store_module, "boot_id", lambda: "")
+    first = opened(path)
+    task = accept(first, 1)
+    task.phase, task.worker, task.limit_at = "running", "w", NOW.boot + 10
+    commit(first, [SaveTask(task)], NOW)
+    accept(first, 2, due=NOW.boot + 60)
+    first.close()
+
+    later_by_steps = Now(NOW.wall - 7_200, NOW.boot + 1)  # somebody has set the wall clock
+    running, waiting = opened(path).open_tasks(later_by_steps)
+
+    assert running.limit_at == NOW.boot + 10
+    assert waiting.due == NOW.boot + 60
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has another one")
 def test_machine_without_a_boot_id_has_none(monkeypatch, short_path):
     monkeypatch.setattr(store_module, "_BOOT_ID", short_path / "nothing")
 
