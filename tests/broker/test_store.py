@@ -1155,7 +1155,7 @@ def test_what_is_saved_is_synced_once_where_that_is_promised(
     assert seen == [f"{path}-wal"] * synced
 
 
-def test_disk_that_fails_is_told_and_asked_again(path, opened, monkeypatch):
+def test_disk_that_fails_is_told_and_not_believed_the_next_time(path, opened, monkeypatch):
     store = opened(path, "full")
     accept(store, 1)
 
@@ -1170,6 +1170,28 @@ def test_disk_that_fails_is_told_and_asked_again(path, opened, monkeypatch):
     monkeypatch.setattr(database_module, "_sync_data", synced.append)
     store.sync()
 
+    # The system may have forgotten what it could not write: it is written once more, elsewhere.
+    assert database_module.log_of(path).stat().st_size == 0
+    assert synced == []
+    accept(store, 2)
+    store.sync()
+    assert len(synced) == 1
+
+
+def test_what_a_killed_broker_has_left_is_synced_by_the_next_one(path, opened, monkeypatch):
+    first = opened(path, "full")
+    accept(first, 1)
+    copy = path.with_name("killed") / path.name  # as it stands, with its log
+    copy.parent.mkdir(mode=0o700)
+    for file in (path, database_module.log_of(path)):
+        shutil.copy(file, copy.parent)
+    synced: list[int] = []
+    monkeypatch.setattr(database_module, "_sync_data", synced.append)
+
+    second = opened(copy, "full")
+    second.sync()
+
+    assert second.find("task-1") is not None
     assert len(synced) == 1
 
 
