@@ -732,7 +732,8 @@ class Scheduler:
             worker.recalled_at = now.boot
             self.turn.say(worker.peer, Recall())
         for worker, function in self.pool.to_prepare():
-            self._send_definition(worker.peer, function.digest)
+            # A full disk is no reason not to load it: its code is saved, as a call of it has ended.
+            self._send_definition(worker.peer, function.digest, free=True)
             self._mind_loading(worker, function.digest, now)
 
     def _mind_loading(self, worker: Worker, digest: bytes, now: Now) -> None:
@@ -1128,9 +1129,9 @@ class Scheduler:
         if worker is not None and worker.prepares == prepared.digest:
             worker.prepares = b""
 
-    def _send_definition(self, peer: bytes, digest: bytes) -> None:
+    def _send_definition(self, peer: bytes, digest: bytes, free: bool = False) -> None:
         placeholder = Define(digest, "", Policy(), b"")
-        self.turn.say(peer, Send(placeholder, fetch=digest))
+        self.turn.say(peer, Send(placeholder, fetch=digest, free=free))
 
     # ------------------------------------------------------------------------------------ deaths
 

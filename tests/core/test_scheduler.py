@@ -11,12 +11,14 @@ from nbtasks.core import scheduler as scheduler_module
 from nbtasks.core.messages import (
     MOST_RETRIES,
     Again,
+    Define,
     Died,
     Done,
     Follow,
     Forget,
     Handling,
     Hasten,
+    Hello,
     Kill,
     Now,
     Output,
@@ -537,6 +539,22 @@ def test_what_was_revoked_long_ago_may_stand_in_line_without_its_function(
     world.run()
 
     assert world.runs[other] == 1
+
+
+def test_what_a_worker_is_to_load_ahead_reaches_it_though_the_disk_is_full() -> None:
+    world = Simulation(workers=1)
+    world.submit()
+    world.run()
+    scheduler = world.scheduler
+    scheduler.turn.revoked["something to be saved"] = True
+
+    scheduler.receive(b"new", Hello("worker", "new", 1, "3.11"), world.now)
+    scheduler.tick(world.now)
+
+    # It would be killed for not loading it, and that goes out in any case.
+    assert scheduler.workers["new"].prepares
+    free = [said.message for said in scheduler.turn.take_free()[b"new"]]
+    assert [type(message) for message in free] == [Define]
 
 
 def test_redo_runs_a_failed_task_once_more(world: Simulation) -> None:
