@@ -242,7 +242,7 @@ class Database:
         return more
 
     def vacuum(self, pages: int) -> None:
-        """Give so many unused pages back, 0: all of them."""
+        """Give so many unused pages back."""
         # The one statement that must be stepped without giving rows, which `execute` does not do.
         with self.errors("be made smaller"):
             self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")

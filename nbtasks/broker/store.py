@@ -20,7 +20,6 @@ The tables and their units are in `schema.sql`.
 from __future__ import annotations
 
 import contextlib
-import secrets
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -55,11 +54,6 @@ from nbtasks.wire import segments
 from nbtasks.wire.connection import SEGMENTS
 from nbtasks.wire.parent import alive
 
-#: All that is emptied when everything is to be forgotten.
-TABLES: Final = (
-    *("payloads", "events", "given", "tasks", "function_payloads", "functions", "notes", "revoked"),
-    "journal",
-)
 #: Values that one query names (SQLite before 3.32 takes 999).
 NAMED: Final = 999
 #: Ended tasks among which those that ended in some state are looked for.
@@ -917,21 +911,6 @@ class Store:
     def shrink(self) -> bool:
         """Give some unused pages back to the file system; return whether there are more."""
         return self._db.shrink()
-
-    def clear(self) -> None:
-        """Forget everything; the store gets another name."""
-        name = secrets.token_hex(16)
-        with self._unlinking(), self._db.transaction("be emptied"):
-            self._let_go(_FILES)
-            for table in TABLES:
-                self._db.execute(f"DELETE FROM {table}")
-            self._db.set_meta("name", name)
-        self.name, self._top, self._backlog = name, 0, Backlog()
-        self._in_use.clear()
-        self._large.clear()
-        self._load_functions()
-        self._db.vacuum(0)  # all
-        self._db.checkpoint()
 
     def size(self) -> int:
         """Return the bytes that the store takes, its log and large pieces included."""

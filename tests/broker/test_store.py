@@ -712,26 +712,6 @@ def test_ids_revoked_early_are_kept_in_order_until_they_are_not(store, path, ope
     assert opened(path).revoked() == ["c", "b"]
 
 
-def test_cleared_store_is_empty_small_and_has_another_name(store, path, opened):
-    commit(store, [SaveDefinition(define(), (b"f",))], NOW)
-    for seq in range(1, 101):
-        finish(store, accept(store, seq, (bytes(10_000),), frames=1, body=b""))
-    store.put("note", b"x")
-    name = store.name
-
-    store.clear()
-
-    assert store.name != name
-    assert (store.counts(), store.last_seq(), store.peek("note")) == ({}, 0, None)
-    assert store.definition(DIGEST) is None
-    assert store.size() < 200_000
-    task = accept(store, 1)
-    store.close()
-    again = opened(path)
-    assert again.name == store.name
-    assert says(again.find("task-1")) == columns(task)
-
-
 # ------------------------------------------------------------------------------- any order of saves
 
 
@@ -1209,7 +1189,6 @@ def test_durability_none_leaves_no_file(path, opened):
     assert says(store.find("task-1")) == columns(task)
     assert store.size() > 0
     store._db.checkpoint()
-    store.clear()
     assert list(path.parent.iterdir()) == []
 
 

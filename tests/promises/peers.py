@@ -314,7 +314,7 @@ def nonsense(rng: random.Random, tickets: list[int]) -> Leaf:
     words = {
         **dict.fromkeys(("id", "ids", "needs", "root", "parent"), ("", "1", "2", "3", "\0", "é")),
         **dict.fromkeys(("name", "workers"), ("w1", "w2", "f")),
-        "what": ("status", "list", "show", "purge", "outlook", "children", "put", "peek", "take"),
+        "what": ("status", "list", "show", "purge", "outlook", "put", "peek", "take"),
         "state": ("SUCCESS", "FAILURE", "REVOKED", "IGNORED", "REQUEUE", "RETRY", "", "PROGRESS"),
         "signal": ("SIGTERM", "SIGKILL", "SIGNOTHING"),
         "python": (PYTHON, PYTHON, PYTHON, "", "2.7"),
