@@ -71,8 +71,12 @@ class Database:
             raise ValueError(f"durability {durability!r} is not known: give one of {known}.")
         self.path = path
         self.durability = durability
-        #: Whether something was saved that a loss of power could take back.
-        self.unsynced = False
+        #: Whether something was saved that a loss of power could take back; a former process may
+        #: not have come to see to that.
+        self.unsynced = True
+        #: Whether the disk has failed on the log. The system may take for written what it could not
+        #: write, so that the next attempt succeeds and means nothing.
+        self._doubtful = False
         #: Descriptor of the write-ahead log.
         self._log: int | None = None
         self._shrinking = False
@@ -209,13 +213,19 @@ class Database:
             if self._log is None:
                 self._log = os.open(log_of(self.path), os.O_RDWR)
                 sync(self.path.parent)
-            _sync_data(self._log)
-        except OSError as error:
+            if self._doubtful:
+                # All of it is written once more, elsewhere.
+                if not self.checkpoint():
+                    raise StoreError("somebody else reads the file, so its log cannot be emptied")
+            else:
+                _sync_data(self._log)
+        except (OSError, StoreError) as error:
+            self._doubtful = True
             raise StoreError(
                 f"The store {self.path} could not be synced: {error}. What was saved last may not "
                 f"survive a loss of power, so nobody is told of it until it can. Look at the disk."
             ) from error
-        self.unsynced = False
+        self.unsynced = self._doubtful = False
 
     def shrink(self) -> bool:
         """Give some unused pages back to the file system; return whether there are more.
@@ -232,15 +242,19 @@ class Database:
         return more
 
     def vacuum(self, pages: int) -> None:
-        """Give so many unused pages back, 0: all of them."""
+        """Give so many unused pages back."""
         # The one statement that must be stepped without giving rows, which `execute` does not do.
         with self.errors("be made smaller"):
             self._connection.executescript(f"PRAGMA incremental_vacuum({pages})")
 
-    def checkpoint(self) -> None:
-        """Move all of the write-ahead log into the file and empty it; for quiet moments."""
+    def checkpoint(self) -> bool:
+        """Move all of the write-ahead log into the file and empty it; for quiet moments.
+
+        Return whether nobody stood in the way.
+        """
         with self.errors("be tidied up"):
-            self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            [(busy, _, _)] = self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return not busy
 
     def size(self) -> int:
         """Return the bytes that it takes, its log included."""

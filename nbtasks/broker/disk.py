@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,6 +32,8 @@ MOMENT = 0.2
 LATEST = 1.0
 #: What a disk says that fails, or is full.
 FAILING = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
+#: Bytes of a file that are written again at once.
+PIECE = 1024 * 1024
 #: Seconds between two attempts where the disk would not.
 RETRY = 0.2
 #: Seconds that the end of the broker waits for what is being written.
@@ -137,13 +140,28 @@ class Disk:
 
     def _sync(self, name: str) -> bool:
         """Make the disk keep a file; one that is gone, or none of ours, is not needed."""
+        path, failed = self._folder / name, False
         while not self._closing.is_set():
             try:
-                sync(self._folder / name)
+                if failed and path.is_file():
+                    write_again(path)
+                sync(path)
             except OSError as error:
                 if error.errno in FAILING:
-                    log.error("the disk does not keep %s: %s", self._folder / name, error)
+                    failed = True
+                    log.error("the disk does not keep %s: %s", path, error)
                     self._closing.wait(RETRY)
                     continue
             return True
         return False
+
+
+def write_again(path: Path) -> None:
+    """Write a file once more, as it is.
+
+    What the disk has failed on the system may take for written, and say so the next time.
+    """
+    with path.open("r+b", buffering=0) as file:
+        while piece := file.read(PIECE):
+            file.seek(-len(piece), os.SEEK_CUR)
+            file.write(piece)

@@ -280,9 +280,6 @@ class Questions:
         self._carry_out(instant)
         return count
 
-    def _answer_children(self, instant: Now, id: str) -> list[str]:
-        return self._store.children(id)
-
     def _answer_put(self, instant: Now, key: str, value: bytes) -> None:
         if not isinstance(value, bytes):
             raise TypeError(f"bytes are wanted, not {value!r:.80}")

@@ -25,7 +25,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from nbtasks.core.messages import (
     Now,
     Policy,
     Refused,
+    Replayed,
     Stop,
     Submit,
     Welcome,
@@ -95,6 +96,11 @@ LONG_AGO = 86_400.0
 EXPIRE = 1_000
 #: Seconds that a broker just killed may hold its lock.
 LOCK_PATIENCE = 5.0
+#: Bytes after which what a peer is told goes on in another batch: no peer takes a batch of over
+#: `HEADER_LIMIT`, and all of it lies in our memory.
+PARCEL = 8 * 1024 * 1024
+#: Events of a task that are read at once to be told again.
+PAGE = 100
 #: Times that one peer is told no until the next look around: who does not listen shall fill neither
 #: our memory nor the log.
 REFUSALS = 20
@@ -143,8 +149,9 @@ class Server:
         self.started = now()
         self.scheduler = Scheduler(
             StoredFacts(self.store),
-            # Above those of a former broker, even if that one lived for a few milliseconds only.
-            first_ticket=int(self.started.boot * 1000) << 16,
+            # Above those of a former broker, even if that one lived for a few milliseconds only,
+            # or before a reboot.
+            first_ticket=max(int(self.started.boot * 1000) << 12, self.store.last_ticket()),
             first_seq=self.store.last_seq(),
         )
         self.questions = Questions(
@@ -292,10 +299,13 @@ class Server:
         while room > 0 and sockets.has_news(self.socket):
             peer, *parts = self.socket.recv_multipart(zmq.NOBLOCK)
             room -= self._take_in(peer, parts, instant, questions)
-        if instant.boot >= self._next_look:
+        looks = instant.boot >= self._next_look
+        if looks:
             self._look_around(instant)
         self.scheduler.tick(instant)
         self.carry_out(instant)
+        if looks:
+            self._tidy(instant)
         if self._deaths and instant.boot >= self._next_burial:
             self._bury(instant)
         self._tell_supervisor()
@@ -463,19 +473,21 @@ class Server:
             if not peer:
                 self._for_supervisor += mail[peer]
                 continue
-            messages, payload = self._made_ready(peer, mail[peer], calls)
-            if not messages:
-                continue
-            if role_of(peer) != "worker":
-                self._sync()
-            self._send(peer, self._lazy.pop(peer, []) + messages, payload)
+            for messages, payload in self._made_ready(peer, mail[peer], calls):
+                if role_of(peer) != "worker":
+                    self._sync()
+                self._send(peer, self._lazy.pop(peer, []) + messages, payload)
 
     def _made_ready(
         self, peer: bytes, said: list[Any], calls: dict[int, tuple[Call, tuple[Any, ...]]]
-    ) -> tuple[list[Any], list[Buffer]]:
-        """Return the messages for a peer with their payload; what may wait is put aside."""
+    ) -> Iterator[tuple[list[Any], list[Buffer]]]:
+        """Yield the messages for a peer with their payload, not too much that is read at once.
+
+        What may wait is put aside.
+        """
         messages: list[Any] = []
         payload: list[Buffer] = []
+        size = 0
         for each in said:
             if type(each) is not Send:
                 messages.append(each)
@@ -494,7 +506,12 @@ class Server:
                 for found, buffers in self._look_up(each, calls):
                     messages.append(found)
                     payload.extend(buffers)
-        return messages, payload
+                    size += size_of(found, buffers)
+                    if size > PARCEL:
+                        yield messages, payload
+                        messages, payload, size = [], [], 0
+        if messages:
+            yield messages, payload
 
     def _sync(self) -> None:
         """Let what was saved reach the disk; where that fails, nobody hears anything meanwhile."""
@@ -525,19 +542,11 @@ class Server:
 
     def _look_up(
         self, send: Send, calls: dict[int, tuple[Call, tuple[Any, ...]]]
-    ) -> list[tuple[Any, Iterable[Buffer]]]:
+    ) -> Iterable[tuple[Any, Sequence[Buffer]]]:
         """Return the messages that a Send stands for, with their payload frames, from the store."""
         message, task = send.message, send.task
         if send.replay is not None:
-            seq, after = send.replay
-            told: list[tuple[Any, Iterable[Buffer]]] = list(self.store.events(seq, after))
-            is_new = message.phase == DONE and after < message.n
-            if is_new and not any(event.final for event, _ in told):
-                # Nothing was kept of its end, but over it is.
-                row = self.store.find(message.id)
-                at = now().wall if row is None or row.ended_at is None else row.ended_at
-                told.append((Event(message.id, message.n, at, "end", final=True), ()))
-            return [*told, (message, ())]
+            return self._replay(message, *send.replay)
         if send.fetch:
             found = self.store.definition(send.fetch)
             return [] if found is None else [found]
@@ -549,8 +558,34 @@ class Server:
         task.options = call.options
         return [(msgspec.structs.replace(message, call=call_now(call, task)), buffers)]
 
+    def _replay(
+        self, message: Replayed, seq: int, after: int
+    ) -> Iterator[tuple[Any, Sequence[Buffer]]]:
+        """Yield what happened to a task after event number `after`, read some at a time."""
+        last, final, more = after, False, True
+        while more:
+            some = self.store.events(seq, last, PAGE)
+            yield from some
+            more = len(some) == PAGE
+            if more:
+                last = some[-1][0].n
+            final |= any(event.final for event, _ in some)
+        if message.phase == DONE and after < message.n and not final:
+            # Nothing was kept of its end, but over it is.
+            row = self.store.find(message.id)
+            at = now().wall if row is None or row.ended_at is None else row.ended_at
+            yield Event(message.id, message.n, at, "end", final=True), ()
+        yield message, ()
+
     def _send(self, peer: bytes, messages: list[Any], buffers: list[Buffer]) -> None:
         frames = [peer, *pack(self.instance, messages, buffers)]
+        if len(frames[2]) > PARCEL and len(messages) > 1:
+            # Many turns may have come together while the store could not write.
+            half = len(messages) // 2
+            first = sum(message.frames for message in messages[:half])
+            self._send(peer, messages[:half], buffers[:first])
+            self._send(peer, messages[half:], buffers[first:])
+            return
         try:
             self.socket.send_multipart(frames, zmq.NOBLOCK, copy=sockets.must_copy(buffers))
         except zmq.ZMQError as error:
@@ -560,7 +595,7 @@ class Server:
     # ------------------------------------------------------------------------------ now and then
 
     def _look_around(self, instant: Now) -> None:
-        """Notice clients that are gone, drop what has expired, and leave when nobody is here."""
+        """Notice clients that are gone, and leave when nobody is here."""
         self._next_look = instant.boot + HOUSEKEEPING
         self._refusals.clear()
         living = set(filter(alive, self._pids))
@@ -571,7 +606,6 @@ class Server:
             if hello.pid not in living:
                 self.scheduler.gone(peer, instant)
         self._unkept = {key: wish for key, wish in self._unkept.items() if key[0] in clients}
-        self._tidy(instant)
         self._introduce_again()
         if self.scheduler.clients or self.scheduler.tasks:
             self._busy_at = instant.boot
@@ -604,6 +638,9 @@ class Server:
             if instant.boot >= self._next_sweep and self.store_failed_at is None:
                 self._next_sweep = instant.boot + SWEEP
                 self.store.sweep(instant.wall - LONG_AGO)
+                if kept is not None:
+                    for digest in self.store.expire_functions(instant.wall - kept):
+                        self.scheduler.pool.forget(digest)
         except StoreCorrupt:
             raise
         except ClusterError as error:
@@ -632,6 +669,14 @@ class Server:
         self.store.close()
         self._waker.close()
         self._wake_up.close()
+
+
+def size_of(message: Any, buffers: Sequence[Buffer]) -> int:
+    """Return about how many bytes a message takes that was read from the store."""
+    size = sum(map(len, buffers))
+    if type(message) is Event:
+        size += len(message.body) + len(message.text) + len(message.traceback)
+    return size
 
 
 def lock(runtime: Path) -> int:

@@ -20,7 +20,7 @@ The tables and their units are in `schema.sql`.
 from __future__ import annotations
 
 import contextlib
-import secrets
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -54,11 +54,6 @@ from nbtasks.wire import segments
 from nbtasks.wire.connection import SEGMENTS
 from nbtasks.wire.parent import alive
 
-#: All that is emptied when everything is to be forgotten.
-TABLES: Final = (
-    *("payloads", "events", "given", "tasks", "function_payloads", "functions", "notes", "revoked"),
-    "journal",
-)
 #: Values that one query names (SQLite before 3.32 takes 999).
 NAMED: Final = 999
 #: Ended tasks among which those that ended in some state are looked for.
@@ -96,6 +91,14 @@ ON CONFLICT (digest, name) DO UPDATE SET
     saved_at = excluded.saved_at, version = excluded.version, definition = excluded.definition
 """
 
+_OLD_FUNCTIONS = "SELECT function FROM functions WHERE saved_at < ?"
+#: The last version of each name; what is known by its name only has no other.
+_LAST_FUNCTIONS = """
+SELECT function FROM functions AS mine WHERE definition IS NULL OR version = (
+    SELECT max(version) FROM functions WHERE name = mine.name AND definition IS NOT NULL
+)
+"""
+
 _ENDED = f"""
 SELECT {_COLUMNS} FROM tasks WHERE seq IN (
     SELECT seq FROM (
@@ -130,6 +133,16 @@ def boot_id() -> str:
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
+        return _boot_id_of_mac() if sys.platform == "darwin" else ""
+
+
+def _boot_id_of_mac() -> str:
+    import subprocess
+
+    command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return ""
 
 
@@ -174,7 +187,7 @@ class Store:
         #: (digest, name) → key of the function, and back.
         self._functions: dict[tuple[bytes, str], int] = {}
         self._function_names: dict[int, tuple[bytes, str]] = {}
-        #: Functions that this broker may have in mind: never dropped under it.
+        #: Functions that this broker has saved or looked up.
         self._in_use: set[int] = set()
         #: Where large pieces lie.
         self._folder = path.parent / SEGMENTS
@@ -221,11 +234,18 @@ class Store:
         if self._clock_set:
             return
         present = boot_id()
-        if not present or self._db.meta("boot_id") != present:
+        if present:
+            is_new = self._db.meta("boot_id") != present
+        else:  # a clock that went back has begun anew
+            is_new = now.boot < float(self._db.meta("boot_clock") or "inf")
+        if is_new:
             self.settle()
+        if is_new or not present:
             with self._db.transaction("save"):
-                self._db.execute(_TURN_CLOCK, (now.wall - now.boot,))
+                if is_new:
+                    self._db.execute(_TURN_CLOCK, (now.wall - now.boot,))
                 self._db.set_meta("boot_id", present)
+                self._db.set_meta("boot_clock", str(now.boot))
         self._clock_set = True
 
     # --------------------------------------------------------------------------------- saving
@@ -658,23 +678,36 @@ class Store:
             found.setdefault(seq, []).append((frame, data))
         return {seq: joined(frames) for seq, frames in found.items()}
 
-    def events(self, seq: int, after: int = 0) -> list[tuple[Event, tuple[bytes, ...]]]:
-        """Return what happened to a task after event number `after`, with payload frames."""
-        events = self.bare_events(seq, after)
+    def events(
+        self, seq: int, after: int = 0, most: int | None = None
+    ) -> list[tuple[Event, tuple[bytes, ...]]]:
+        """Return what happened to a task after event number `after`, with payload frames.
+
+        As `bare_events`.
+        """
+        events = self.bare_events(seq, after, most)
         if not any(event.frames for event in events):
             return [(event, ()) for event in events]
         found: dict[int, list[tuple[int, bytes]]] = {}
         for n, frame, data in self._db.all(
-            "SELECT n, frame, data FROM payloads WHERE seq = ? AND n > ? ORDER BY n, frame, part",
-            (seq, max(after, 0)),
+            "SELECT n, frame, data FROM payloads WHERE seq = ? AND n > ? AND n <= ? "
+            "ORDER BY n, frame, part",
+            (seq, max(after, 0), events[-1].n),
         ):
             found.setdefault(n, []).append((frame, data))
         return [(event, tuple(joined(found.get(event.n, ())).values())) for event in events]
 
-    def bare_events(self, seq: int, after: int = 0) -> list[Event]:
-        """Return what happened to a task after event number `after`, without payload frames."""
-        query = "SELECT event FROM events WHERE seq = ? AND n > ? ORDER BY n"
-        events = [self._event(data) for (data,) in self._read(query, (seq, after))]
+    def bare_events(self, seq: int, after: int = 0, most: int | None = None) -> list[Event]:
+        """Return what happened to a task after event number `after`, without payload frames.
+
+        Parameters
+        ----------
+        most
+            How many events, about; None: all.
+        """
+        query = "SELECT event FROM events WHERE seq = ? AND n > ? ORDER BY n LIMIT ?"
+        limit = -1 if most is None else most
+        events = [self._event(data) for (data,) in self._read(query, (seq, after, limit))]
         if after < 1 and not (events and events[0].n == 1):
             # Not from the table itself: on a full disk the journal's events are not there.
             for (only,) in self._read("SELECT only_event FROM tasks WHERE seq = ?", (seq,)):
@@ -795,6 +828,14 @@ class Store:
         [(seq,)] = self._read("SELECT ifnull(max(seq), 0) FROM tasks")
         return int(seq)
 
+    def last_ticket(self) -> int:
+        """Return the highest ticket of a note or of an open task, 0 when there is none."""
+        [(ticket,)] = self._read(
+            "SELECT max((SELECT ifnull(max(last), 0) FROM given), "
+            "(SELECT ifnull(max(ticket), 0) FROM tasks WHERE ended_at IS NULL))"
+        )
+        return int(ticket)
+
     # ------------------------------------------------------------------------------- small things
 
     def put(self, key: str, value: bytes) -> None:
@@ -818,9 +859,7 @@ class Store:
     # ------------------------------------------------------------------------------- housekeeping
 
     def expire(self, before: float, limit: int = 1_000) -> int:
-        """Drop tasks that ended before a time, and functions that nobody needs any more.
-
-        Functions that this broker has saved or looked up stay: it would give them out unasked.
+        """Drop tasks that ended before a time; return how many that were.
 
         Parameters
         ----------
@@ -835,44 +874,43 @@ class Store:
             with self._unlinking(), self._db.transaction("drop what has expired"):
                 self._delete(seqs)
             self._tasks_gone = True
-        if len(seqs) < limit and self._tasks_gone:
-            self._expire_functions(before)
-            self._tasks_gone = False
         return len(seqs)
 
-    def _expire_functions(self, before: float) -> None:
-        old = self._db.all("SELECT function FROM functions WHERE saved_at < ?", (before,))
-        spare = {function for (function,) in old} - self._in_use
+    def expire_functions(self, before: float) -> list[bytes]:
+        """Drop functions that no task needs any more; return the digests of their codes.
+
+        Of what this broker has saved or looked up, the last version of each name stays: it may be
+        sent by that. Call it while all that was accepted is saved.
+
+        Parameters
+        ----------
+        before
+            Wall clock: what has come since then stays.
+        """
+        if not self._tasks_gone:
+            return []
+        old = {function for (function,) in self._db.all(_OLD_FUNCTIONS, (before,))}
+        last = {function for (function,) in self._db.all(_LAST_FUNCTIONS)}
+        spare = old - (self._in_use & last)
         if spare:
             used = self._read("SELECT DISTINCT function FROM tasks INDEXED BY tasks_by_end")
             spare.difference_update(function for (function,) in used)
+        self._tasks_gone = False
         if not spare:
-            return
+            return []
         values = [(function,) for function in spare]
         with self._db.transaction("drop what has expired"):
             for table in ("function_payloads", "functions"):
                 self._db.executemany(f"DELETE FROM {table} WHERE function = ?", values)
-        for function in spare:
-            del self._functions[self._function_names.pop(function)]
+        self._in_use -= spare
+        names = [self._function_names.pop(function) for function in spare]
+        for name in names:
+            del self._functions[name]
+        return [digest for digest, _ in names]
 
     def shrink(self) -> bool:
         """Give some unused pages back to the file system; return whether there are more."""
         return self._db.shrink()
-
-    def clear(self) -> None:
-        """Forget everything; the store gets another name."""
-        name = secrets.token_hex(16)
-        with self._unlinking(), self._db.transaction("be emptied"):
-            self._let_go(_FILES)
-            for table in TABLES:
-                self._db.execute(f"DELETE FROM {table}")
-            self._db.set_meta("name", name)
-        self.name, self._top, self._backlog = name, 0, Backlog()
-        self._in_use.clear()
-        self._large.clear()
-        self._load_functions()
-        self._db.vacuum(0)  # all
-        self._db.checkpoint()
 
     def size(self) -> int:
         """Return the bytes that the store takes, its log and large pieces included."""

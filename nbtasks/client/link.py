@@ -210,7 +210,7 @@ class Link:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._socket, self._monitor = sockets.watched_dealer(
-                context, self._runtime, sockets.identity("client")
+                context, self._runtime, sockets.identity("client"), gives_signs=True
             )
         except Exception as error:
             self._give_up(error)

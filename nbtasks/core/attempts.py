@@ -89,7 +89,8 @@ class Attempts:
             worker.recalled_at = now.boot
             self._ledger.turn.say(worker.peer, Recall())
         for worker, function in self._pool.to_prepare():
-            self._send_definition(worker.peer, function.digest)
+            # A full disk is no reason not to load it: its code is saved, as a call of it has ended.
+            self._send_definition(worker.peer, function.digest, free=True)
             self.mind_loading(worker, function.digest, now)
 
     def _give(self, worker: Worker, task: Task, now: Now) -> None:
@@ -110,9 +111,9 @@ class Attempts:
             ledger.turn.say(worker.peer, Send(run, buffers) if buffers else run)
         ledger.release(task)
 
-    def _send_definition(self, peer: bytes, digest: bytes) -> None:
+    def _send_definition(self, peer: bytes, digest: bytes, free: bool = False) -> None:
         placeholder = Define(digest, "", Policy(), b"")
-        self._ledger.turn.say(peer, Send(placeholder, fetch=digest))
+        self._ledger.turn.say(peer, Send(placeholder, fetch=digest, free=free))
 
     def fetch(self, peer: bytes, fetch: Fetch, now: Now, _: Iterator[Any]) -> None:
         """Send a function to a worker that lacks it."""

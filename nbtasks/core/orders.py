@@ -131,6 +131,7 @@ class Orders:
             task.state, task.ended_at, task.client = states.PENDING, None, peer
             task.due = task.eta = task.expires = None
             task.deaths, task.wish = 0, ""
+            task.ticket = min(task.ticket, self._ledger.ticket)  # it may be from before a reboot
             self._ledger.tell_again(task, "run again by hand", now)
             self._flow.make_ready(task)
             self._ledger.save(task)

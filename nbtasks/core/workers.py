@@ -263,8 +263,14 @@ class Workers:
         known = self._definitions.get(task.definition or task.name)
         if known is None:
             known = self.definition(task.definition, task.name)
-            assert known is not None  # it was there when the task was accepted
-        return known
+        # Its function goes with the last task of it: this one is over, but still stands in a line.
+        return known or Definition(task.definition, task.name, Policy(), None)
+
+    def forget(self, digest: bytes) -> None:
+        """Know nothing more of a function that the archive has dropped."""
+        known = self._definitions.pop(digest, None)
+        if known is not None:
+            known.doubt()  # nobody can load it ahead
 
     def limit_of(self, task: Row, what: str = "time_limit") -> Any:
         """Return a limit of a run (seconds, bytes), or None: what the call says wins."""

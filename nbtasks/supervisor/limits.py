@@ -23,6 +23,9 @@ BROKER_TRIES = 4
 #: The longest wait between two starts, seconds.
 LONGEST_WAIT = 5.0
 
+#: The same for a worker that others than we have killed: the pool shall soon be full again.
+KILLED_WAIT = 1.0
+
 #: So many processes in a row must die young before anybody is told.
 TROUBLE = 3
 

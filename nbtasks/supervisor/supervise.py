@@ -142,6 +142,8 @@ class Supervisor:
         self._limited: set[Worker] = set()
         #: Pid → what the run had taken that was ended for its memory limit, bytes.
         self._taken: dict[int, int] = {}
+        #: Processes that we have killed and that are not gone yet.
+        self._destroyed: set[int] = set()
         #: Name → why we ended a process.
         self._reasons: dict[str, str] = {}
         #: Deaths that a broker may still have to be told of, and when this one was told.
@@ -420,8 +422,12 @@ class Supervisor:
         else:
             with suppress(FileNotFoundError):
                 os.unlink(exit_.child.log)
-        innocent = exit_.code in (0, -signal.SIGKILL) or reading.started > 0
+        ordered = exit_.child.pid in self._destroyed
+        self._destroyed.discard(exit_.child.pid)
+        innocent = exit_.code == 0 or ordered or reading.started > 0
         wait = self._worker_starts.died(lived, useful=innocent)
+        if exit_.code == -signal.SIGKILL:  # by a person, or by a system out of memory
+            wait = min(wait, limits.KILLED_WAIT)
         if self._worker_starts.early == limits.TROUBLE:
             self._tell_trouble(exit_)
         if wait and self._stop is None:
@@ -453,8 +459,10 @@ class Supervisor:
             self._after(RETRY, self._restart_undertaker)
 
     def _tell_trouble(self, exit_: Exit) -> None:
+        killed = exit_.code == -signal.SIGKILL
+        hint = ", often a sign of too little memory" if killed else ""
         text = (
-            f"Workers cannot start: the last one {describe(exit_.code)}. "
+            f"Workers cannot start: the last one {describe(exit_.code)}{hint}. "
             f"The last lines of {exit_.child.log}:\n{tail(exit_.child.log)}"
         )
         note(text)
@@ -531,6 +539,7 @@ class Supervisor:
 
     def _destroy(self, child: Child) -> None:
         """Kill a child and all that it started, sessions of their own or not."""
+        self._destroyed.add(child.pid)
         limits.end_descendants(child.pid)
         self.children.kill(child, signal.SIGKILL)
 

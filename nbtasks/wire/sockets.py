@@ -41,6 +41,11 @@ FILES = 65_536
 MAX_FRAME = 8 * 1024**3
 #: Messages of one peer that the broker lets lie; the rest waits where it came from.
 PATIENCE = 1_000
+#: Milliseconds between two signs of life of a client, and those without one after which the broker
+#: lets go of the connection, and so of all that lies ready for it there: one that stands still
+#: (Ctrl-Z) must not fill the broker's memory. It connects anew when it goes on.
+SIGN = 1_000
+SILENCE = 10_000
 #: Payload frames from this size on (bytes) are sent without a copy.
 ZERO_COPY = 64 * 1024
 _OUR_OWN = re.compile(r"tcp://127\.0\.0\.1:\d+", re.ASCII)
@@ -122,10 +127,17 @@ def dealer(
 
 
 def watched_dealer(
-    context: zmq.Context[zmq.Socket[bytes]], runtime: Path, name: bytes
+    context: zmq.Context[zmq.Socket[bytes]], runtime: Path, name: bytes, gives_signs: bool = False
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """Return a `dealer`, and its monitor, which tells of connects and disconnects (`connected`)."""
+    """Return a `dealer`, and its monitor, which tells of connects and disconnects (`connected`).
+
+    With `gives_signs` the broker closes the connection when the process stands still.
+    """
     socket = _peer(context, name)
+    if gives_signs:
+        socket.setsockopt(zmq.HEARTBEAT_IVL, SIGN)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 0)  # a broker may stand still as long as it likes
+        socket.setsockopt(zmq.HEARTBEAT_TTL, SILENCE)
     # The monitor comes first: a broker that is there already may welcome us before the next line.
     news = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
     monitor = socket.get_monitor_socket(news)

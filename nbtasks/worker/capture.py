@@ -30,6 +30,9 @@ CHUNK = 64 * 1024
 #: Characters of one run that are told; the rest goes to the worker's log.
 RUN_LIMIT = 8 * 1024 * 1024
 
+#: Characters of a traceback that are told: what is said of many calls at once must fit a message.
+TEXT_LIMIT = 256 * 1024
+
 #: A progress bar draws its line again and again: what is overwritten need not travel.
 _OVERWRITTEN = re.compile(r"[^\n]*\r(?=[^\r\n])")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -224,3 +227,12 @@ def clean(text: str) -> str:
     if text.isascii() or not _SURROGATE.search(text):
         return text
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def clip(text: str) -> str:
+    """Return what people can read of a text: if it is very long, its two ends."""
+    left_out = len(text) - TEXT_LIMIT
+    if left_out <= 0:
+        return text
+    half = TEXT_LIMIT // 2
+    return f"{text[:half]}\n[{left_out:,} characters are left out here]\n{text[-half:]}"

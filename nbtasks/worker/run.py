@@ -50,7 +50,7 @@ from nbtasks.wire.cell import Cell
 from nbtasks.wire.connection import now
 from nbtasks.wire.memory import resident
 from nbtasks.wire.pickling import Keep
-from nbtasks.worker.capture import Capture, clean
+from nbtasks.worker.capture import Capture, clean, clip
 from nbtasks.worker.functions import Function, Functions
 from nbtasks.worker.handover import Assignment, Buffer, Handover, Loaded
 from nbtasks.worker.limits import SoftLimit, call_supervisor
@@ -383,7 +383,7 @@ class Runner:
             state,
             body,
             len(buffers),
-            "" if einfo is None else clean(einfo.traceback),
+            "" if einfo is None else clean(clip(einfo.traceback)),
             outcome.runtime,
             time.time(),
             _ids_of(request),
@@ -408,7 +408,7 @@ class Runner:
             call,
             body,
             len(frames),
-            clean(einfo.traceback) if einfo is not None else "",
+            clean(clip(einfo.traceback)) if einfo is not None else "",
             runtime,
             time.time(),
             _ids_of(self._request),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import threading
@@ -52,6 +53,38 @@ def test_files_and_their_names_are_synced_and_then_told(kept, folder, rung, monk
     assert rung.wait(10)
     assert kept.through == wish
     assert synced == [str(folder / "a"), str(folder / "b"), str(folder), str(folder.parent)]
+
+
+def test_file_that_the_disk_has_failed_on_is_written_once_more(kept, folder, rung, monkeypatch):
+    written: list[Path] = []
+    monkeypatch.setattr(disk, "RETRY", 0.01)
+    monkeypatch.setattr(disk, "write_again", written.append)
+    failures = iter([OSError(errno.EIO, "Input/output error")])
+
+    def sync(path: Path) -> None:
+        for failure in failures:
+            raise failure
+
+    monkeypatch.setattr(disk, "sync", sync)
+    (folder / "a").write_text("a")
+
+    wish = kept.keep(["a"], 1.0)
+    kept.begin(2.0)
+
+    assert rung.wait(10)
+    assert kept.through == wish
+    assert written == [folder / "a"]
+
+
+def test_file_that_is_written_once_more_is_as_before(folder):
+    content = os.urandom(disk.PIECE + 1_000)
+    (folder / "a").write_bytes(content)
+    os.utime(folder / "a", (1.0, 1.0))
+
+    disk.write_again(folder / "a")
+
+    assert (folder / "a").read_bytes() == content
+    assert (folder / "a").stat().st_mtime > 1.0
 
 
 def test_nothing_is_synced_before_it_is_time(kept, folder, monkeypatch):

@@ -241,16 +241,6 @@ def test_purged_task_takes_its_arguments_along(store, keep):
     assert there(store) == set()
 
 
-def test_emptied_store_has_no_files(store, keep):
-    accept_with(store, 1, keep())
-    finish_with(store, accept_with(store, 2), keep())
-    on_its_way = keep()
-
-    store.clear()
-
-    assert there(store) == names(on_its_way)
-
-
 def test_second_name_of_a_file_keeps_it(store, keep):
     freed, kept = keep(), keep()
     accept_with(store, 2, kept)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -18,22 +19,30 @@ from typing import Any
 import pytest
 import zmq
 
-from nbtasks.broker.server import Server
+from nbtasks.broker.server import PARCEL, Server
 from nbtasks.client.client import Client
 from nbtasks.client.outcome import load
 from nbtasks.core.messages import (
+    Accepted,
     Ask,
     Call,
     Define,
+    Done,
+    Event,
     Hello,
     Kill,
+    Lacking,
+    Now,
+    Output,
     Policy,
     Refused,
     Revoke,
     Run,
     Submit,
     Welcome,
+    take,
 )
+from nbtasks.core.turn import Send
 from nbtasks.exceptions import (
     BrokerUnavailable,
     EncodeError,
@@ -41,7 +50,7 @@ from nbtasks.exceptions import (
     OperationalError,
     TaskRevokedError,
 )
-from nbtasks.wire import segments, sockets
+from nbtasks.wire import frames, segments, sockets
 from nbtasks.wire.connection import (
     CONNECTION_FILE,
     EXIT_BUSY,
@@ -52,7 +61,7 @@ from nbtasks.wire.connection import (
     prepare_directory,
     read_connection,
 )
-from nbtasks.wire.frames import pack, unpack_from_broker
+from nbtasks.wire.frames import pack, pack_to_broker, unpack_from_broker
 from nbtasks.wire.segments import LARGE
 from tests.promises.peers import DEFINE, DIGEST, Broker, a_call
 
@@ -319,9 +328,17 @@ def test_call_of_an_unknown_definition_is_asked_for(broker: Broker) -> None:
     assert answer.digests == (DIGEST,)
 
 
-def test_no_ticket_is_given_twice_however_briefly_brokers_live(
-    broker: Broker, client: Client
-) -> None:
+UP_FOR_LONG = """
+from nbtasks.wire import connection
+boot = connection.boot
+connection.boot = lambda: boot() + 6 * 365 * 86_400
+"""
+
+
+@pytest.mark.parametrize("before", ["", UP_FOR_LONG])
+def test_no_ticket_is_given_twice_however_briefly_brokers_live(runtime: Path, before: str) -> None:
+    broker = Broker(runtime, before=before)
+    client = Client(runtime)
     tickets = []
     for number in range(4):
         client.submit(a_call(), (), DEFINE, confirm=True)
@@ -332,9 +349,13 @@ def test_no_ticket_is_given_twice_however_briefly_brokers_live(
                 said = worker.hear()
         tickets += [message.ticket for message in said if isinstance(message, Run)]
         broker.kill()
+        broker.before = ""  # as after a reboot
         broker.start()
 
+    assert len(tickets) >= 4
     assert tickets == sorted(set(tickets))
+    client.close()
+    broker.close()
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -362,6 +383,143 @@ def test_order_decided_before_the_supervisor_said_hello_reaches_it(
             assert supervisor.hear() == [kill]
     finally:
         server.close()
+
+
+def test_task_that_printed_more_than_a_batch_holds_is_told_in_several(
+    broker: Broker, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = client.submit(a_call(), (), DEFINE, confirm=True)
+    with Peer(broker.runtime) as worker:
+        hello = Hello("worker", "w", os.getpid(), platform.python_version())
+        said = worker.say(*pack(b"", [hello]))
+        while not (runs := [message for message in said if isinstance(message, Run)]):
+            said = worker.hear()
+        lines = [Output(record.id, "stdout", f"{n:050000}", 1.0) for n in range(400)]
+        done = Done(runs[0].ticket, "SUCCESS", b"", frames=2, at=1.0)
+        buffers = (b"value", b"buffer")
+        worker.socket.send_multipart(pack_to_broker(broker.instance, [*lines[:200], done], buffers))
+        assert client.wait([record], 20)
+        worker.socket.send_multipart(pack_to_broker(broker.instance, lines[200:]))
+        until(lambda: len(record.events) == 401)
+    monkeypatch.setattr(frames, "HEADER_LIMIT", 2 * PARCEL)
+
+    other = Client(broker.runtime)
+    told = other.record(record.id)
+    other.follow(told)
+
+    until(lambda: len(told.events) == 401)
+    assert told.final is not None
+    assert told.events == record.events
+    assert list(map(bytes, told.buffers[told.final.n])) == list(buffers)
+    other.close()
+
+
+def test_what_many_turns_have_to_say_goes_in_several_batches(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nbtasks.broker.server.PARCEL", 10_000)
+    server = Server(runtime, Settings(data=str(runtime), workers=0))
+    try:
+        with Peer(runtime) as peer:
+            hello = Hello("client", "c", os.getpid(), platform.python_version())
+            peer.socket.send_multipart(pack(b"", [hello]))
+            assert server.socket.poll(10_000)
+            server.turn(now())
+            peer.hear()
+            [name] = server.scheduler.clients
+            events = [
+                Event("t", n, 1.0, "output", frames=n % 2, text="x" * 3_000) for n in range(9)
+            ]
+            for event in events:
+                server.scheduler.turn.say(name, Send(event, (b"%d" % event.n,) * event.frames))
+            server.carry_out(now())
+
+            told: list[Any] = []
+            while len(told) < 9:
+                assert peer.socket.poll(10_000)
+                batch = peer.socket.recv_multipart()
+                assert len(batch[1]) <= 10_000
+                told += zip_frames(batch)
+    finally:
+        server.close()
+    assert told == [(event, [b"%d" % event.n] * event.frames) for event in events]
+
+
+def test_former_version_of_a_function_goes_with_its_last_task(runtime: Path) -> None:
+    server = Server(runtime, Settings(data=str(runtime), workers=0))
+    call, again = a_call(), a_call()
+    versions = Define(DIGEST, "f", Policy(), b"1"), Define(b"e" * 16, "f", Policy(), b"2")
+    hello = Hello("client", "c", os.getpid(), platform.python_version())
+    try:
+        with Peer(runtime) as peer:
+
+            def say(instance: bytes, *said: Any) -> list[Any]:
+                peer.socket.send_multipart(pack(instance, said))
+                assert server.socket.poll(10_000)
+                server.turn(now())
+                time.sleep(0.01)
+                server.turn(now())
+                return peer.hear()
+
+            say(b"", hello)
+            say(server.instance, *versions, Submit(1, (call,), urgent=True))
+            say(server.instance, Revoke((call.id,)))
+
+            instant = now()
+            server._tidy(Now(instant.wall + 1e6, instant.boot + 1e6))
+
+            assert say(server.instance, Submit(2, (again,))) == [Lacking((DIGEST,))]
+            versions = versions[:1]
+            assert say(server.instance, *versions, Submit(2, (again,))) == [Accepted((2,))]
+    finally:
+        server.close()
+
+
+STANDS_STILL = """
+import sys
+from pathlib import Path
+from nbtasks.client.client import Client
+from nbtasks.wire import sockets
+sockets.SIGN, sockets.SILENCE = 100, 500
+client = Client(Path(sys.argv[1]))
+for _ in range(2):
+    print(client.ask("status")["phases"], flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_broker_keeps_nothing_for_a_client_that_stands_still(runtime: Path, transport: str) -> None:
+    broker = Broker(runtime, transport=transport)
+    time.sleep(0.2)
+    alone = broker.descriptors()
+    command = [sys.executable, "-c", STANDS_STILL, str(runtime)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        assert client.stdout.readline() == "{}\n"
+        time.sleep(0.3)
+        assert broker.descriptors() > alone
+
+        client.send_signal(signal.SIGSTOP)
+        try:
+            until(lambda: broker.descriptors() == alone)
+        finally:
+            client.send_signal(signal.SIGCONT)
+
+        client.stdin.write("\n")
+        assert client.stdout.readline() == "{}\n"
+        client.stdin.write("\n")
+    broker.close()
+
+
+def zip_frames(batch: list[bytes]) -> list[tuple[Any, list[Any]]]:
+    """Return the messages of a batch with their payload frames."""
+    _, messages, buffers = unpack_from_broker(batch)
+    rest = iter(buffers)
+    return [(message, list(take(rest, message.frames))) for message in messages]
 
 
 def test_broker_that_serves_takes_away_why_a_former_one_would_not(runtime: Path) -> None:

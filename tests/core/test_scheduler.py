@@ -12,12 +12,14 @@ from nbtasks.core.deaths import MAX_DEATHS
 from nbtasks.core.messages import (
     MOST_RETRIES,
     Again,
+    Define,
     Died,
     Done,
     Follow,
     Forget,
     Handling,
     Hasten,
+    Hello,
     Kill,
     Now,
     Output,
@@ -521,6 +523,40 @@ def test_time_that_passes_while_all_is_down_does_not_count_for_limits(
     assert world.runs[task_id] == 2
 
 
+def test_what_was_revoked_long_ago_may_stand_in_line_without_its_function(
+    world: Simulation,
+) -> None:
+    task_id = world.submit(queue="nobody")
+    world.run()
+    world.say(CLIENT, Revoke((task_id,)))
+    world.say(CLIENT, Forget((task_id,)))
+    [digest] = world.store.definitions
+    world.store.definitions.clear()
+    world.scheduler.pool.forget(digest)
+
+    world.add_worker(("nobody",))
+    other = world.submit(queue="nobody", policy=Policy(ignore_result=True))
+    world.run()
+
+    assert world.runs[other] == 1
+
+
+def test_what_a_worker_is_to_load_ahead_reaches_it_though_the_disk_is_full() -> None:
+    world = Simulation(workers=1)
+    world.submit()
+    world.run()
+    scheduler = world.scheduler
+    scheduler.turn.revoked["something to be saved"] = True
+
+    scheduler.receive(b"new", Hello("worker", "new", 1, "3.11"), world.now)
+    scheduler.tick(world.now)
+
+    # It would be killed for not loading it, and that goes out in any case.
+    assert scheduler.workers["new"].prepares
+    free = [said.message for said in scheduler.turn.take_free()[b"new"]]
+    assert [type(message) for message in free] == [Define]
+
+
 def test_redo_runs_a_failed_task_once_more(world: Simulation) -> None:
     task_id = world.submit(ends="fail ok")
     world.run()
@@ -529,6 +565,20 @@ def test_redo_runs_a_failed_task_once_more(world: Simulation) -> None:
     world.run()
 
     assert finals(world, task_id) == ["FAILURE", "SUCCESS"]
+
+
+def test_redo_of_what_ran_before_a_reboot_gets_a_higher_ticket(world: Simulation) -> None:
+    task_id = world.submit(ends="fail ok")
+    world.run()
+    seq = world.store.seqs[task_id]
+    world.store.rows[seq].ticket = 1 << 50  # the boot clock was far ahead then
+
+    world.scheduler.receive(CLIENT, Redo((task_id,)), world.now)
+    former = world.scheduler.tasks[task_id].ticket
+    world.scheduler.tick(world.now)
+
+    [(ticket, _)] = [pair for pairs in world.scheduler.turn.given.values() for pair in pairs]
+    assert ticket > former  # or a note of it would not count
 
 
 def test_task_that_was_just_forgotten_does_not_run_again(world: Simulation) -> None:

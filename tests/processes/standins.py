@@ -4,8 +4,9 @@
 
 The stand-ins do what RUNTIME/orders.json says at their start: `{"broker": ..., "worker": ...}`,
 each an object with `exit` (a code: print a reason and leave at once), `refuse` (leave failed.txt
-and the exit code that forbids a restart), `begin` and `finish` (tickets to write into the cell),
-`deaf` (ignore SIGTERM), `spawn` (start a process in a session of its own).
+and the exit code that forbids a restart), `killed` (by SIGKILL, at once), `begin` and `finish`
+(tickets to write into the cell), `deaf` (ignore SIGTERM), `spawn` (start a process in a session of
+its own).
 Otherwise they live until their standard input ends.
 """
 
@@ -53,6 +54,8 @@ def stand_in(role: str, runtime: str, name: str = "") -> int:
     if "exit" in order:
         print(f"{role} has no mind to work today", flush=True)
         return int(order["exit"])
+    if order.get("killed"):
+        os.kill(os.getpid(), signal.SIGKILL)
     if "refuse" in order:
         (Path(runtime) / "failed.txt").write_text(order["refuse"])
         return 78

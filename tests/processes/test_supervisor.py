@@ -432,6 +432,19 @@ def test_workers_that_cannot_start_are_tried_again_ever_more_slowly(stage: Stage
     until(lambda: not (stage.runtime / "trouble.txt").exists(), "the end of the trouble")
 
 
+def test_workers_that_the_system_kills_as_they_start_are_not_started_without_pause(
+    stage: Stage,
+) -> None:
+    stage.start(workers=1, listening=False, worker={"killed": True})
+    stage.welcome()
+    until(lambda: (stage.runtime / "trouble.txt").exists(), "trouble")
+
+    assert "SIGKILL" in (stage.runtime / "trouble.txt").read_text()
+    before = stage.log().count("was killed by SIGKILL after")
+    time.sleep(2.0)
+    assert stage.log().count("was killed by SIGKILL after") - before <= 6
+
+
 # ---------------------------------------------------------------------------------- the end
 
 

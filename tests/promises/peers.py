@@ -61,7 +61,7 @@ class Broker:
     def __init__(self, runtime: Path, transport: str = "ipc", before: str = "") -> None:
         self.runtime = prepare_directory(runtime)
         write_settings(runtime, Settings(data=str(runtime), workers=0, transport=transport))
-        self._before = before
+        self.before = before
         lock = locks.acquire(runtime / SUPERVISOR_LOCK)  # as its supervisor would hold it
         assert lock is not None
         self._lock = lock
@@ -72,7 +72,7 @@ class Broker:
         closed = partial(os.open, mode=0o600)  # as its supervisor would have it
         with open(self.runtime / "broker.log", "ab", opener=closed) as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", self._before + _START, str(self.runtime)],
+                [sys.executable, "-c", self.before + _START, str(self.runtime)],
                 stdin=subprocess.PIPE,
                 stderr=log,
             )
@@ -314,7 +314,7 @@ def nonsense(rng: random.Random, tickets: list[int]) -> Leaf:
     words = {
         **dict.fromkeys(("id", "ids", "needs", "root", "parent"), ("", "1", "2", "3", "\0", "é")),
         **dict.fromkeys(("name", "workers"), ("w1", "w2", "f")),
-        "what": ("status", "list", "show", "purge", "outlook", "children", "put", "peek", "take"),
+        "what": ("status", "list", "show", "purge", "outlook", "put", "peek", "take"),
         "state": ("SUCCESS", "FAILURE", "REVOKED", "IGNORED", "REQUEUE", "RETRY", "", "PROGRESS"),
         "signal": ("SIGTERM", "SIGKILL", "SIGNOTHING"),
         "python": (PYTHON, PYTHON, PYTHON, "", "2.7"),

@@ -494,7 +494,7 @@ def test_values_that_cannot_be_meant_are_refused(broker: Broker, parts: list[Any
         ("list", {"limit": 2**63}),
         ("list", {"limit": "all"}),
         ("put", {"key": "k", "value": [[]]}),
-        ("children", {"id": 2**64 - 1}),
+        ("show", {"id": 2**64 - 1}),
         ("outlook", {"ids": 3, "parents": [{}]}),
         ("__class__", {}),
         ("", {}),

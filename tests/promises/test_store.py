@@ -239,7 +239,7 @@ def test_acknowledgement_that_is_lost_makes_no_second_task(short_path: Path, mea
         saved = len(store.listing())
     assert (saved, record.accepted) == (1, False)
 
-    broker._before = ""
+    broker.before = ""
     broker.start()
     eventually(lambda: record.accepted)
 

@@ -410,6 +410,23 @@ def arguments(*args: Any) -> bytes:
 # ------------------------------------------------------------------------------------- failing
 
 
+def test_traceback_that_nobody_can_read_is_told_by_its_ends(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
+    @task
+    def fail(n: int) -> None:
+        raise ValueError(f"begins{n * 'x'}ends")
+
+    broker.submit(fail, 10_000_000)
+
+    done = broker.done()
+    assert len(broker.value(done).args[0]) > 10_000_000
+    assert len(done.traceback) < 300_000
+    assert 'raise ValueError(f"begins' in done.traceback
+    assert "characters are left out here" in done.traceback
+    assert done.traceback.rstrip().endswith("ends")
+
+
 def test_exception_comes_back_as_itself_with_its_traceback(
     broker: FakeBroker, worker: WorkerProcess
 ) -> None:
