@@ -292,10 +292,13 @@ class Server:
         while room > 0 and sockets.has_news(self.socket):
             peer, *parts = self.socket.recv_multipart(zmq.NOBLOCK)
             room -= self._take_in(peer, parts, instant, questions)
-        if instant.boot >= self._next_look:
+        looks = instant.boot >= self._next_look
+        if looks:
             self._look_around(instant)
         self.scheduler.tick(instant)
         self.carry_out(instant)
+        if looks:  # only now: what expires may have been told to run again
+            self._tidy(instant)
         if self._deaths and instant.boot >= self._next_burial:
             self._bury(instant)
         self._tell_supervisor()
@@ -543,7 +546,9 @@ class Server:
             return [] if found is None else [found]
         assert task is not None
         if task.seq not in calls:
-            log.error("the call of task %s is not in the store", task.id)
+            log.warning("the call of task %s is not in the store", task.id)
+            self.scheduler.attempts.lacks(message.ticket, task, now())
+            self._ring()  # what that has changed is the next turn's
             return []
         call, buffers = calls[task.seq]
         task.options = call.options
@@ -560,7 +565,7 @@ class Server:
     # ------------------------------------------------------------------------------ now and then
 
     def _look_around(self, instant: Now) -> None:
-        """Notice clients that are gone, drop what has expired, and leave when nobody is here."""
+        """Notice clients that are gone, and leave when nobody is here."""
         self._next_look = instant.boot + HOUSEKEEPING
         self._refusals.clear()
         living = set(filter(alive, self._pids))
@@ -571,7 +576,6 @@ class Server:
             if hello.pid not in living:
                 self.scheduler.gone(peer, instant)
         self._unkept = {key: wish for key, wish in self._unkept.items() if key[0] in clients}
-        self._tidy(instant)
         self._introduce_again()
         if self.scheduler.clients or self.scheduler.tasks:
             self._busy_at = instant.boot

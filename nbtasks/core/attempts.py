@@ -297,6 +297,16 @@ class Attempts:
             worker.noted = 0
         self._noted.clear()
 
+    def lacks(self, ticket: int, task: Task, now: Now) -> None:
+        """Free the worker of a call that cannot be given to it, as the store has it no more."""
+        for worker in self._pool.workers.values():
+            if worker.handling == ticket:  # its task has ended, and was forgotten or has expired
+                self._handlers.end(worker)
+            elif ticket in worker.held:
+                worker.drop(ticket, self._pool.of(task))
+                text = "What it was called with is not in the store any more."
+                self._flow.end_by_broker(task, states.FAILURE, "InvalidTaskError", [text], now)
+
     # ------------------------------------------------------------------------- calls that come back
 
     def returned(self, peer: bytes, returned: Returned, now: Now, _: Iterator[Any]) -> None:
