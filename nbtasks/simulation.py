@@ -427,7 +427,8 @@ class Simulation:
         elif isinstance(message, Kill):
             self._obey(message)
         elif isinstance(message, Scale):
-            while len(self.workers) < message.workers + message.extra:
+            shall_be = message.workers + message.extra
+            while len(self.workers.keys() - set(message.leaving)) < shall_be:
                 self._hire()
         elif worker is None:
             return

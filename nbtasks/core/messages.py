@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 #: Goes up whenever a message changes shape; processes of unlike versions refuse each other.
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 #: The largest body, in bytes, that travels inside a message rather than as a frame of its own.
 INLINE_LIMIT = 32 * 1024
@@ -399,6 +399,8 @@ class Scale(Message, frozen=True):
     workers: Workers
     #: And so many more for a while, in the places of those that wait for other tasks.
     extra: Workers = 0
+    #: Names of workers that go once they have ended what they run: they are none of these.
+    leaving: tuple[str, ...] = ()
 
 
 class Stop(Message, frozen=True):

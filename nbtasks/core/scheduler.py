@@ -248,8 +248,7 @@ class Scheduler:
         for ticket in worker.held.keys() - {held.ticket for held in hello.held}:
             # Its outcome may be on the way; else it never arrived there.
             self.agenda.add_boot(now.boot + ROLL_CALL, "untold", (worker, ticket))
-        if hello.name in self.staff.hired:  # it was on its way while others were told to go
-            self.staff.let_go_surplus()
+        self.staff.greet(worker)
 
     def _bye(self, peer: bytes, _: Bye, now: Now, __: Iterator[Any]) -> None:
         if peer == self.ledger.supervisor:

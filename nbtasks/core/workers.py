@@ -359,8 +359,11 @@ class Workers:
         return [worker for worker in self.workers.values() if worker.joining and not worker.dead]
 
     def running(self) -> int:
-        """Return how many workers have something to do and do not wait for other tasks."""
-        return sum(worker.busy and not worker.joining for worker in self.workers.values())
+        """Return how many workers have something to do and do not wait for other tasks, or go."""
+        return sum(
+            worker.busy and not worker.joining and not worker.leaving
+            for worker in self.workers.values()
+        )
 
     def starved(self) -> bool:
         """Whether there is something that only workers could run whose runs wait for others."""
