@@ -193,12 +193,13 @@ def test_handler_that_waits_for_a_task_goes_on_in_a_pool_of_one(make_cluster, sh
 
 
 def test_tasks_wait_for_others_in_workers_that_were_told_to_go(make_cluster, short_path):
-    cluster, gate = make_cluster(workers=2), short_path / "gate"
-    begun = [short_path / name for name in ("one", "two")]
-    results = [hold_and_wait.delay(str(path), str(gate)) for path in begun]
+    cluster = make_cluster(workers=2)
+    begun, gates = ([short_path / f"{what}-{n}" for n in range(2)] for what in ("begun", "gate"))
+    results = [hold_and_wait.delay(*map(str, paths)) for paths in zip(begun, gates, strict=True)]
     eventually(lambda: all(path.exists() for path in begun))
 
     cluster.scale(1)
-    gate.touch()
 
-    assert [result.get(timeout=SOON) for result in results] == [4, 4]
+    for gate, result in zip(gates, results, strict=True):
+        gate.touch()
+        assert result.get(timeout=SOON) == 4
