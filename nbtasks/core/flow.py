@@ -121,7 +121,7 @@ class Flow:
             self.end_by_broker(task, states.REVOKED, "TaskRevokedError", ["expired"], now)
 
     def on_slot(self, rate: Rate, when: float, now: Now) -> None:
-        """Let a task start that has waited for its rate limit."""
+        """Let those start that have waited for their rate limit: the first of them does."""
         rate.timer = False
         self._pool.release(rate)
 

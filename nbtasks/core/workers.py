@@ -46,33 +46,47 @@ SIGHT = 1_000
 class Rate:
     """The rate limit of a task: one for all versions of its function."""
 
-    __slots__ = ("_order", "next_start", "timer", "waiting")
+    __slots__ = ("_order", "let_go", "next_start", "timer", "waiting")
 
     def __init__(self) -> None:
         #: Boot clock.
         self.next_start = 0.0
-        #: Who waits for it: a heap by priority, 9 first, then first come. A task that was revoked
-        #: and told to run again may stand in it twice: the third number keeps these two apart.
-        self.waiting: list[tuple[int, int, int, Task]] = []
+        #: Queue → who waits for it there: a heap by priority, 9 first, then first come. A task that
+        #: was revoked and told to run again may stand in it twice: the third number keeps these two
+        #: apart.
+        self.waiting: dict[str, list[tuple[int, int, int, Task]]] = {}
+        #: Queue → who of it may start next, and is first in its line. Whose worker has time first
+        #: starts; a queue whose workers are busy holds up no other.
+        self.let_go: dict[str, Task] = {}
         self._order = count()
         #: Whether the next start stands in the agenda.
         self.timer = False
 
     def wait(self, task: Task) -> None:
         """Put a task aside until it may start."""
-        heapq.heappush(self.waiting, (-task.priority, task.seq, next(self._order), task))
+        waiting = self.waiting.setdefault(task.queue, [])
+        heapq.heappush(waiting, (-task.priority, task.seq, next(self._order), task))
 
     def bars(self, now: Now) -> bool:
         """Whether one more task would have to wait for it, were a worker free."""
         return bool(self.waiting) or now.boot < self.next_start
 
-    def next(self) -> Task | None:
-        """Take the task that may start next, or None."""
-        while self.waiting:
-            task = heapq.heappop(self.waiting)[3]
+    def next(self, queue: str) -> Task | None:
+        """Take the task of a queue that may start next, or None."""
+        while waiting := self.waiting.get(queue):
+            task = heapq.heappop(waiting)[3]
+            if not waiting:
+                del self.waiting[queue]
             if task.phase == QUEUED:
                 return task
         return None
+
+    def drain(self) -> Iterator[Task]:
+        """Take out all that wait."""
+        self.let_go.clear()
+        for queue in list(self.waiting):
+            while (task := self.next(queue)) is not None:
+                yield task
 
 
 class Definition:
@@ -241,7 +255,7 @@ class Workers:
         if known.policy != policy:
             former = known.rate
             known.heed(policy, self._rate(name, policy))
-            while former is not None and (task := former.next()) is not None:
+            for task in former.drain() if former is not None else ():
                 self.ready.push(task)  # it waits as it shall from now on
 
     def _rate(self, name: str, policy: Policy) -> Rate | None:
@@ -424,10 +438,12 @@ class Workers:
                 yield worker
 
     def release(self, rate: Rate) -> None:
-        """Put the call first in line whose turn it is: a task with this limit may start again."""
-        task = rate.next()
-        if task is not None:
-            self.ready.push(task, front=True)
+        """Put the next call of each queue first in line: a task with this limit may start again."""
+        for queue in rate.waiting.keys() - rate.let_go.keys():
+            task = rate.next(queue)
+            if task is not None:
+                rate.let_go[queue] = task
+                self.ready.push(task, front=True)
 
     def _next(self, worker: Worker, now: Now, ahead: bool) -> Task | None:
         """Take the task that this worker shall run next, or None."""
@@ -437,8 +453,10 @@ class Workers:
             if task.phase != QUEUED:
                 ready.take(level)  # it was revoked, has expired, or was hastened before
                 rate = self.of(task).rate
-                if rate is not None and not rate.timer:
-                    self.release(rate)  # the start that it was let go for is another's
+                if rate is not None and rate.let_go.get(task.queue) is task:
+                    del rate.let_go[task.queue]
+                    if not rate.timer:
+                        self.release(rate)  # the start that it was let go for is another's
                 continue
             definition = self.of(task)
             if ahead and not definition.may_wait(task):
@@ -451,6 +469,8 @@ class Workers:
 
     def _may_start(self, rate: Rate, interval: float, task: Task, now: Now) -> bool:
         """Whether the rate limit lets a task start now; if not, it is put aside until it does."""
+        if rate.let_go.get(task.queue) is task:
+            del rate.let_go[task.queue]
         allowed = now.boot >= rate.next_start
         if allowed:
             rate.next_start = now.boot + interval

@@ -443,6 +443,35 @@ def test_revoking_the_next_in_line_does_not_stop_a_rate_limited_line() -> None:
     assert [world.state(i) for i in ids] == ["SUCCESS", "REVOKED", "SUCCESS", "SUCCESS"]
 
 
+@pytest.fixture
+def queues() -> Simulation:
+    """A worker for each of the queues a and b; that of b is busy when its calls may start."""
+    world = Simulation(workers=0)
+    for queue in ("a", "b"):
+        world.add_worker((queue,))
+    for task_id, queue in [("a0", "a"), ("b1", "b"), ("b2", "b"), ("a1", "a"), ("a2", "a")]:
+        world.submit(seconds=0.1, policy=Policy(interval=2.0), queue=queue, task_id=task_id)
+    world.submit(seconds=20, queue="b", task_id="long")
+    return world
+
+
+def test_busy_queue_holds_up_no_other_with_the_same_rate_limit(queues: Simulation) -> None:
+    queues.run()
+
+    assert queues.order == ["a0", "long", "a1", "a2", "b1", "b2"]
+    starts = [e.at for i in ("a0", "a1", "a2") for e in queues.events(i) if e.kind == "run"]
+    assert [b - a for a, b in pairwise(starts)] == [2.0, 2.0]
+
+
+def test_revoking_the_next_of_a_busy_queue_does_not_stop_its_line(queues: Simulation) -> None:
+    queues.advance(10)
+
+    queues.say(CLIENT, Revoke(("b1",)))
+    queues.run()
+
+    assert queues.order == ["a0", "long", "a1", "a2", "b2"]
+
+
 def test_rate_limit_goes_by_the_name_whatever_the_version_of_the_function(
     world: Simulation,
 ) -> None:
