@@ -429,12 +429,15 @@ class Workers:
 
     def to_call_back(self, now: Now) -> Iterator[Worker]:
         """Yield the workers that sit on calls behind a long one while others are idle."""
-        if self.ready or not self.idle():
+        idle = self.idle()
+        if not idle:
             return
         for worker in self.workers.values():
             asked = worker.recalled_at is not None and now.boot - worker.recalled_at < PATIENCE
             waits = now.boot - worker.progress_at >= STRANDED
             if worker.sits_on_calls() and worker.serving and waits and not asked:
+                if any(self.ready.first(other.queues) is not None for other in idle):
+                    return  # they have something to do
                 yield worker
 
     def release(self, rate: Rate) -> None:

@@ -275,6 +275,23 @@ def test_short_calls_behind_a_long_one_are_called_back() -> None:
     assert world.state(long) == "PENDING"
 
 
+def test_they_are_called_back_though_calls_wait_where_nobody_is_idle() -> None:
+    world = Simulation(workers=0)
+    for queue in ("default", "default", "gpu"):
+        world.add_worker((queue,))
+    for _ in range(2):
+        world.submit(seconds=1_000, queue="gpu", policy=Policy(max_retries=7))
+    for _ in range(2):
+        world.submit(seconds=0.0001)
+    world.advance(1)
+    world.submit(seconds=100)
+    short = [world.submit(seconds=0.0001) for _ in range(50)]
+
+    world.advance(1)
+
+    assert {world.state(task_id) for task_id in short} == {"SUCCESS"}
+
+
 def test_revoking_what_waits_ends_it_at_once(world: Simulation) -> None:
     task_id = world.submit(countdown=100)
 
