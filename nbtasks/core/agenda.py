@@ -9,7 +9,11 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from nbtasks.core.messages import Now
+from nbtasks.core.states import DONE
 from nbtasks.core.tasks import Task
+
+#: Entries of the agenda that are not worth a look whether they are of any use.
+FEW = 1_000
 
 
 class Entry(NamedTuple):
@@ -20,30 +24,44 @@ class Entry(NamedTuple):
     kind: str
     subject: Any
 
+    def is_over(self) -> bool:
+        """Whether it is about a task that has ended."""
+        return isinstance(self.subject, Task) and self.subject.phase == DONE
+
 
 class Agenda:
     """Things to do, on both clocks.
 
-    Entries are never taken out: whoever gets one looks whether it still holds.
+    Whoever gets an entry looks whether it still holds. Those of tasks that are over are taken out
+    now and then, for they may be of times that are far off.
     """
 
     def __init__(self) -> None:
         self._boot: list[Entry] = []
         self._wall: list[Entry] = []
         self._order = 0
+        #: How many entries there may be until it is looked which of them are of any use.
+        self._most = FEW
 
     def __len__(self) -> int:
         return len(self._boot) + len(self._wall)
 
     def add_boot(self, when: float, kind: str, subject: Any) -> None:
         """Note something for an instant of the boot clock."""
-        self._order += 1
-        heapq.heappush(self._boot, Entry(when, self._order, kind, subject))
+        self._add(self._boot, when, kind, subject)
 
     def add_wall(self, when: float, kind: str, subject: Any) -> None:
         """Note something for an instant of the wall clock."""
+        self._add(self._wall, when, kind, subject)
+
+    def _add(self, heap: list[Entry], when: float, kind: str, subject: Any) -> None:
         self._order += 1
-        heapq.heappush(self._wall, Entry(when, self._order, kind, subject))
+        heapq.heappush(heap, Entry(when, self._order, kind, subject))
+        if len(self) > self._most:
+            for entries in (self._boot, self._wall):
+                entries[:] = [entry for entry in entries if not entry.is_over()]
+                heapq.heapify(entries)
+            self._most = max(FEW, 2 * len(self))
 
     def due(self, now: Now) -> Iterator[Entry]:
         """Yield and drop what is due, earliest first on each clock."""

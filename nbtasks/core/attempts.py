@@ -158,13 +158,13 @@ class Attempts:
             self.begin(worker, started.ticket, task, now, started.at)
         elif self._pool.limit_of(task) is not None:
             # Said again once function and arguments are loaded: now the body begins.
-            self.limit(worker, started.ticket, task, now)
+            self.limit(task, now)
             self._ledger.save(task)
 
     def begin(self, worker: Worker, ticket: int, task: Task, now: Now, at: float) -> None:
         """Note that a run has begun, and tell of it."""
         self._ledger.step(task, "start")
-        self.limit(worker, ticket, task, now)
+        self.limit(task, now)
         self._ledger.save(task)
         event = self._ledger.event(
             task, now, "run", worker=worker.name, pid=worker.pid, retries=task.retries, at=at
@@ -182,17 +182,19 @@ class Attempts:
         if task.wish == "terminated":
             self._orders.terminate(worker, task, "SIGTERM" if wish is None else wish.signal)
 
-    def limit(self, worker: Worker, ticket: int, task: Task, now: Now) -> None:
+    def limit(self, task: Task, now: Now) -> None:
         """Note when a run that begins now must be over, if it has a hard time limit."""
         limit = self._pool.limit_of(task)
         if limit is not None:
             task.limit_at = now.boot + limit
-            self._agenda.add_boot(task.limit_at, "limit", (worker, ticket, task))
+            self._agenda.add_boot(task.limit_at, "limit", task)
 
-    def on_limit(self, subject: tuple[Worker, int, Task], when: float, now: Now) -> None:
+    def on_limit(self, task: Task, when: float, now: Now) -> None:
         """Have the worker killed, if it still runs what has run out of time."""
-        worker, ticket, task = subject
-        if worker.held.get(ticket) is task and task.limit_at == when and not worker.dead:
+        worker, ticket = self._pool.workers.get(task.worker), task.ticket
+        if worker is None or worker.held.get(ticket) is not task or task.limit_at != when:
+            return
+        if not worker.dead:
             limit = self._pool.limit_of(task)
             worker.verdicts[ticket] = (states.FAILURE, "TimeLimitExceeded", [limit])
             self._staff.kill(worker, ticket, "SIGKILL")

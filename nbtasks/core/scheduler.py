@@ -295,10 +295,10 @@ class Scheduler:
             worker.held[task.ticket] = task
             if task.phase == ASSIGNED:
                 # It may have begun, and its worker be too busy to say so.
-                self.attempts.limit(worker, task.ticket, task, now)
+                self.attempts.limit(task, now)
                 return
             if task.limit_at is not None:
-                self.agenda.add_boot(task.limit_at, "limit", (worker, task.ticket, task))
+                self.agenda.add_boot(task.limit_at, "limit", task)
             if task.wish == "terminated":
                 # Whoever was told to end it may not have heard, and who wanted it be gone.
                 self.orders.terminate(worker, task, "SIGTERM")

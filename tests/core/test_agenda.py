@@ -1,14 +1,17 @@
-"""The line of those that wait for a worker: what is told of it is what then happens."""
+"""What is due when; and the line of those that wait for a worker: what is told of it happens."""
 
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given
 
-from nbtasks.core.agenda import Ready
-from nbtasks.core.messages import Policy, Revoke
+from nbtasks.core.agenda import FEW, Agenda, Ready
+from nbtasks.core.messages import Now, Policy, Revoke
+from nbtasks.core.states import DONE, QUEUED
 from nbtasks.core.tasks import Task
 from nbtasks.core.workers import PLACES, SIGHT
 from nbtasks.simulation import CLIENT, Simulation
@@ -131,3 +134,34 @@ def test_task_that_its_rate_limit_holds_back_lets_others_pass():
 
     world.advance(61)
     assert places(world) == {limited[0]: 1, free: 2}
+
+
+@pytest.mark.parametrize(
+    "call", [{"expires": 1e9}, {"policy": Policy(time_limit=1e6)}, {"countdown": 1e6}]
+)
+def test_tasks_that_are_over_leave_the_agenda(call: dict[str, Any]) -> None:
+    world = Simulation(workers=1)
+    for _ in range(2 * FEW):
+        task_id = world.submit(seconds=0.1, **call)
+        world.advance(0.1)
+        world.say(CLIENT, Revoke((task_id,)))
+
+    assert not world.scheduler.tasks
+    assert len(world.scheduler.agenda) <= FEW
+
+
+def test_what_is_due_is_due_in_its_order_though_others_are_over() -> None:
+    agenda = Agenda()
+    tasks = [queued(seq) for seq in range(2 * FEW)]
+    for task in reversed(tasks):
+        agenda.add_boot(float(task.seq), "start", task)
+        task.phase = DONE if task.seq % 3 else QUEUED
+    agenda.add_boot(0.5, "joins", None)
+
+    due = [entry.subject for entry in agenda.due(Now(0.0, 1e9))]
+
+    assert [task for task in due if task is None or task.phase == QUEUED] == [
+        tasks[0],
+        None,
+        *tasks[3::3],
+    ]
