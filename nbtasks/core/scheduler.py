@@ -207,6 +207,8 @@ class Scheduler:
             namesake is not None and namesake.peer not in (b"", peer)
         ):
             self.ledger.turn.say(peer, Refused(f"{hello.name} is known as somebody else."))
+        elif hello.role == "worker" and namesake is None and hello.name in self.deaths.dead:
+            self.ledger.turn.say(peer, Refused(f"{hello.name} was reported dead."))
         elif hello.role == "client":
             self.ledger.clients[peer] = hello
         elif hello.role == "worker":

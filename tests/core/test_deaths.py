@@ -89,6 +89,19 @@ def test_second_hello_is_none_of_the_messages_that_are_counted(world) -> None:
     assert world.scheduler.workers[worker.name].heard == before
 
 
+def test_worker_whose_hello_is_read_after_the_news_of_its_death_gets_nothing() -> None:
+    world = Simulation(workers=0)
+    world.scheduler.receive(SUPERVISOR, Died("late", 1, -9), world.now)
+    world.scheduler.receive(b"late", Hello("worker", "late", 1, "3.11"), world.now)
+    task_id = world.submit()
+    world.advance(1)
+
+    world.add_worker()
+    world.run()
+
+    assert world.state(task_id) == "SUCCESS"
+
+
 def test_reason_and_last_words_are_told(world: Simulation) -> None:
     task_id = world.submit(seconds=10)
     world.advance(1)
