@@ -189,7 +189,10 @@ class Flow:
 
     def end(self, task: Task, state: str, event: Event, buffers: tuple[Any, ...], now: Now) -> None:
         """End a task: the only way out."""
+        waited = task.phase == QUEUED
         self._ledger.step(task, "end")
+        if waited:
+            self._pool.give_up(task)
         task.state = state
         task.ended_at = now.wall
         self._ledger.close(task, event, buffers)

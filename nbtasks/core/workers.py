@@ -46,15 +46,17 @@ SIGHT = 1_000
 class Rate:
     """The rate limit of a task: one for all versions of its function."""
 
-    __slots__ = ("_order", "let_go", "next_start", "timer", "waiting")
+    __slots__ = ("_order", "_waiting", "aside", "let_go", "next_start", "timer")
 
     def __init__(self) -> None:
         #: Boot clock.
         self.next_start = 0.0
-        #: Queue → who waits for it there: a heap by priority, 9 first, then first come. A task that
-        #: was revoked and told to run again may stand in it twice: the third number keeps these two
-        #: apart.
-        self.waiting: dict[str, list[tuple[int, int, int, Task]]] = {}
+        #: Who waits for it.
+        self.aside: set[Task] = set()
+        #: Queue → these, and who does no more: a heap by priority, 9 first, then first come. A task
+        #: that was revoked and told to run again may stand in it twice: the third number keeps
+        #: these two apart.
+        self._waiting: dict[str, list[tuple[int, int, int, Task]]] = {}
         #: Queue → who of it may start next, and is first in its line. Whose worker has time first
         #: starts; a queue whose workers are busy holds up no other.
         self.let_go: dict[str, Task] = {}
@@ -64,28 +66,38 @@ class Rate:
 
     def wait(self, task: Task) -> None:
         """Put a task aside until it may start."""
-        waiting = self.waiting.setdefault(task.queue, [])
+        self.aside.add(task)
+        waiting = self._waiting.setdefault(task.queue, [])
         heapq.heappush(waiting, (-task.priority, task.seq, next(self._order), task))
 
     def bars(self, now: Now) -> bool:
         """Whether one more task would have to wait for it, were a worker free."""
-        return bool(self.waiting) or now.boot < self.next_start
+        return bool(self.aside) or now.boot < self.next_start
 
-    def next(self, queue: str) -> Task | None:
+    def _next(self, queue: str) -> Task | None:
         """Take the task of a queue that may start next, or None."""
-        while waiting := self.waiting.get(queue):
+        while waiting := self._waiting.get(queue):
             task = heapq.heappop(waiting)[3]
             if not waiting:
-                del self.waiting[queue]
-            if task.phase == QUEUED:
+                del self._waiting[queue]
+            if task in self.aside:
+                self.aside.remove(task)
                 return task
         return None
+
+    def next(self) -> Iterator[Task]:
+        """Take the tasks that may start next: one of each queue that has none yet."""
+        for queue in self._waiting.keys() - self.let_go.keys():
+            task = self._next(queue)
+            if task is not None:
+                self.let_go[queue] = task
+                yield task
 
     def drain(self) -> Iterator[Task]:
         """Take out all that wait."""
         self.let_go.clear()
-        for queue in list(self.waiting):
-            while (task := self.next(queue)) is not None:
+        for queue in list(self._waiting):
+            while (task := self._next(queue)) is not None:
                 yield task
 
 
@@ -381,9 +393,9 @@ class Workers:
 
     def starved(self) -> bool:
         """Whether there is something that only workers could run whose runs wait for others."""
-        first, idle = self.ready.first, self.idle()
-        return any(first(worker.queues) is not None for worker in self.joining()) and not any(
-            first(worker.queues) is not None for worker in idle
+        has, idle = self.ready.has, self.idle()
+        return any(has(worker.queues) for worker in self.joining()) and not any(
+            has(worker.queues) for worker in idle
         )
 
     def stranded(self) -> bool:
@@ -436,17 +448,27 @@ class Workers:
             asked = worker.recalled_at is not None and now.boot - worker.recalled_at < PATIENCE
             waits = now.boot - worker.progress_at >= STRANDED
             if worker.sits_on_calls() and worker.serving and waits and not asked:
-                if any(self.ready.first(other.queues) is not None for other in idle):
+                if any(self.ready.has(other.queues) for other in idle):
                     return  # they have something to do
                 yield worker
 
     def release(self, rate: Rate) -> None:
         """Put the next call of each queue first in line: a task with this limit may start again."""
-        for queue in rate.waiting.keys() - rate.let_go.keys():
-            task = rate.next(queue)
-            if task is not None:
-                rate.let_go[queue] = task
-                self.ready.push(task, front=True)
+        for task in rate.next():
+            self.ready.push(task, front=True)
+
+    def give_up(self, task: Task) -> None:
+        """Take note that a task has ended that waited for a worker."""
+        definition = self._definitions.get(task.definition or task.name)
+        rate = definition.rate if definition is not None else None
+        if rate is not None and task in rate.aside:
+            rate.aside.remove(task)
+            return
+        self.ready.give_up()
+        if rate is not None and rate.let_go.get(task.queue) is task:
+            del rate.let_go[task.queue]
+            if not rate.timer:
+                self.release(rate)  # the start that it was let go for is another's
 
     def _next(self, worker: Worker, now: Now, ahead: bool) -> Task | None:
         """Take the task that this worker shall run next, or None."""
@@ -454,12 +476,7 @@ class Workers:
         while (level := ready.first(queues)) is not None:
             task = level.head()
             if task.phase != QUEUED:
-                ready.take(level)  # it was revoked, has expired, or was hastened before
-                rate = self.of(task).rate
-                if rate is not None and rate.let_go.get(task.queue) is task:
-                    del rate.let_go[task.queue]
-                    if not rate.timer:
-                        self.release(rate)  # the start that it was let go for is another's
+                ready.drop(level)  # it was revoked, or has expired
                 continue
             definition = self.of(task)
             if ahead and not definition.may_wait(task):
@@ -479,7 +496,7 @@ class Workers:
             rate.next_start = now.boot + interval
         else:
             rate.wait(task)
-        if rate.waiting and not rate.timer:
+        if rate.aside and not rate.timer:
             rate.timer = True
             self._agenda.add_boot(rate.next_start, "slot", rate)
         return allowed

@@ -105,8 +105,8 @@ def test_cancelled_tasks_have_no_place_and_hold_none():
 
 def test_cost_is_bounded_when_the_line_is_full_of_cancelled_tasks():
     world = Simulation(workers=1)
-    ids = [world.submit() for _ in range(SIGHT + 10)]
-    world.say(CLIENT, Revoke(tuple(ids[1:-1])))
+    ids = [world.submit() for _ in range(2 * SIGHT)]
+    world.say(CLIENT, Revoke(tuple(ids[1 : SIGHT + 10])))
 
     assert places(world) == {}
 
@@ -165,3 +165,34 @@ def test_what_is_due_is_due_in_its_order_though_others_are_over() -> None:
         None,
         *tasks[3::3],
     ]
+
+
+def test_tasks_that_are_over_do_not_stand_in_the_line() -> None:
+    world = Simulation(workers=1)
+    world.submit(seconds=1e6)
+    ids = [world.submit(queue=QUEUES[n % 3], priority=n % 2) for n in range(3 * FEW)]
+    pool = world.scheduler.pool
+
+    world.say(CLIENT, Revoke(tuple(ids[1:])))
+
+    assert pool.ready.lengths() == {QUEUES[0]: 1}
+    assert len(pool.ready) == 1
+    assert len(list(pool.ready.line(()))) <= FEW + 1
+    world.add_worker()
+    world.advance(1)
+    assert world.state(ids[0]) == "SUCCESS"
+    assert not pool.ready
+
+
+def test_tasks_that_are_over_starve_nobody() -> None:
+    world = Simulation(workers=1)
+    world.submit(seconds=1e6)
+    world.advance(1)
+    ids = tuple(world.submit() for _ in range(3))
+    (worker,) = world.scheduler.workers.values()
+    worker.joining = True
+    assert world.scheduler.pool.starved()
+
+    world.say(CLIENT, Revoke(ids))
+
+    assert not world.scheduler.pool.starved()
