@@ -684,6 +684,15 @@ def test_task_that_is_revoked_and_sent_again_waits_for_its_needs_once_more(
     assert not world.scheduler.tasks
 
 
+def test_nothing_is_left_of_a_wait_that_was_revoked(world: Simulation) -> None:
+    first = world.submit(seconds=1)
+    world.say(CLIENT, Revoke((world.submit(needs=(first,)),)))
+
+    world.run()
+
+    assert not world.scheduler.flow.needs._waiters
+
+
 def test_chain_longer_than_the_stack_is_high_ends_with_its_first_task(world: Simulation) -> None:
     first = world.submit(seconds=1000)
     world.advance(1)
