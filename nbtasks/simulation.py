@@ -130,7 +130,8 @@ class Plan(NamedTuple):
     """How an invented function behaves: how long a run takes, and how each attempt ends."""
 
     seconds: float
-    #: ok, fail, die or `retry:SECONDS`, one an attempt; the last one goes for all later attempts.
+    #: ok, fail, die, requeue or `retry:SECONDS`, one an attempt; the last one goes for all later
+    #: attempts.
     ends: tuple[str, ...]
 
 
@@ -437,7 +438,7 @@ class Simulation:
             if call is None and send.task is not None:
                 call = self.store.calls[send.task.seq]
                 call = msgspec.structs.replace(call, retries=send.task.retries)
-            run = Run(message.ticket, call, message.deaths)
+            run = Run(message.ticket, call, message.redelivered)
             worker.waiting.append(run)
             worker.held.append(run)
             self._begin_next(worker)
@@ -503,5 +504,5 @@ class Simulation:
                 run.call, retries=run.call.retries + 1, due=self.now.boot + float(argument or 0)
             )
             return Again(run.ticket, call, b"reason", runtime=plan.seconds)
-        state = states.SUCCESS if kind == "ok" else states.FAILURE
+        state = {"ok": states.SUCCESS, "requeue": "REQUEUE"}.get(kind, states.FAILURE)
         return Done(run.ticket, state, b"value", runtime=plan.seconds)

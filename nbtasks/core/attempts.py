@@ -37,7 +37,7 @@ from nbtasks.core.messages import (
 from nbtasks.core.orders import Orders
 from nbtasks.core.staff import Staff
 from nbtasks.core.states import ASSIGNED
-from nbtasks.core.tasks import Task, call_now
+from nbtasks.core.tasks import REQUEUED, Task, call_now
 from nbtasks.core.turn import NewCall, Send
 from nbtasks.core.workers import LOADING, Worker, Workers
 
@@ -103,7 +103,7 @@ class Attempts:
         call, buffers = task.kept or (None, ())
         if call is not None:
             call = call_now(call, task)
-        run = Run(ticket, call, task.deaths, sender.name if sender else "")
+        run = Run(ticket, call, task.deaths != 0, sender.name if sender else "")
         if call is None:
             ledger.turn.say_absent(worker.peer, run, task)
         else:
@@ -227,7 +227,7 @@ class Attempts:
             definition.learn(done.runtime)
         if done.state == "REQUEUE":
             self._ledger.tell_again(task, "rejected, put back into the queue", now)
-            task.deaths = max(task.deaths, 1)  # what the worker sees as `redelivered`
+            task.deaths = task.deaths or REQUEUED
             if not self._flow.is_unwanted(task, now):
                 self._flow.make_ready(task)
                 self._ledger.save(task)

@@ -130,7 +130,7 @@ class Deaths:
         if verdict is None and task.wish == "terminated":
             # A former broker gave the order.
             verdict = (states.REVOKED, "TaskRevokedError", ["terminated"])
-        task.deaths += 1
+        task.deaths = max(task.deaths, 0) + 1
         if verdict is not None:
             state, error, args = verdict
             again = error in LIMITS and policy.acks_late and not policy.acks_on_timeout

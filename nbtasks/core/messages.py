@@ -421,8 +421,8 @@ class Run(Message, frozen=True):
     ticket: Count
     #: None only inside the broker, until the server has read it from the store.
     call: Call | None
-    #: How many processes died under this task before.
-    deaths: Count = 0
+    #: Whether it has begun before: its process died, or it was put back into the queue.
+    redelivered: bool = False
     #: Name of the client that sent it, while that is known.
     sender: str = ""
     #: Not to be run: it ended so, its process was killed, and its handlers shall hear of it.
