@@ -195,8 +195,8 @@ class Attempts:
         if worker is None or worker.held.get(ticket) is not task or task.limit_at != when:
             return
         if not worker.dead:
-            limit = self._pool.limit_of(task)
-            worker.verdicts[ticket] = (states.FAILURE, "TimeLimitExceeded", [limit])
+            verdict = (states.FAILURE, "TimeLimitExceeded", [self._pool.limit_of(task)])
+            worker.verdicts.setdefault(ticket, verdict)  # it may have been revoked and not be gone
             self._staff.kill(worker, ticket, "SIGKILL")
 
     def report(self, peer: bytes, report: Report, now: Now, buffers: Iterator[Any]) -> None:
@@ -222,7 +222,6 @@ class Attempts:
         task = worker.held[done.ticket]
         definition = self._pool.of(task)
         worker.drop(done.ticket, definition)
-        worker.wishes.pop(done.ticket, None)
         if done.runtime:
             definition.learn(done.runtime)
         if done.state == "REQUEUE":
@@ -325,7 +324,6 @@ class Attempts:
             if task is None or task.phase != ASSIGNED:
                 continue  # what has begun cannot be given back
             worker.drop(ticket, self._pool.of(task))
-            worker.wishes.pop(ticket, None)
             self._flow.give_back(task, now)
 
     def on_untold(self, subject: tuple[Worker, int], when: float, now: Now) -> None:

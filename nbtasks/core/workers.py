@@ -221,6 +221,7 @@ class Worker:
         """Note that a call is no longer its own."""
         del self.held[ticket]
         self.verdicts.pop(ticket, None)
+        self.wishes.pop(ticket, None)
         if not self.held:
             self.ahead = 0.0
         elif definition.estimate is not None:

@@ -522,6 +522,22 @@ def test_hard_time_limit_ends_the_task(world: Simulation) -> None:
     assert world.now.boot == pytest.approx(3.0, abs=0.1)
 
 
+def test_terminated_task_ends_so_though_its_time_is_over_before_it_is_gone(
+    world: Simulation,
+) -> None:
+    task_id = world.submit(seconds=1_000, policy=Policy(time_limit=3.0))
+    world.advance(2.9)
+    obey = world._obey
+    world._obey = lambda kill: (  # type: ignore[method-assign]
+        None if kill.signal == "SIGTERM" else obey(kill)
+    )
+
+    world.say(CLIENT, Revoke((task_id,), terminate=True))
+    world.run()
+
+    assert finals(world, task_id) == ["REVOKED"]
+
+
 @pytest.mark.parametrize(("wanted", "kept"), [(False, []), (True, ["FAILURE"])])
 def test_ignored_task_that_was_killed_leaves_nothing_unless_errors_are_wanted(
     world: Simulation, wanted: bool, kept: list[str]
