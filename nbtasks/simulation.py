@@ -111,9 +111,6 @@ class MemoryStore:
         seq = self.seqs.get(task_id)
         return None if seq is None else self.rows[seq]
 
-    def call_of(self, seq: int) -> tuple[Call, tuple[Any, ...]] | None:
-        return (self.calls[seq], ()) if seq in self.calls else None
-
     def policy_of(self, digest: bytes) -> tuple[str, Policy] | None:
         define = self.definitions.get(digest)
         return None if define is None else (define.name, define.policy)

@@ -109,9 +109,6 @@ class StoredFacts:
     def find(self, task_id: str) -> Row | None:
         return self._store.find(task_id)
 
-    def call_of(self, seq: int) -> tuple[Call, tuple[Any, ...]] | None:
-        return self._store.calls([seq]).get(seq)
-
     def policy_of(self, digest: bytes) -> tuple[str, Policy] | None:
         found = self._store.definition(digest)
         return None if found is None else (found[0].name, found[0].policy)

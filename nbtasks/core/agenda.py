@@ -137,7 +137,7 @@ class Level:
         self.turns = deque(client for client in self.turns if client in self.lines)
 
     def __iter__(self) -> Iterator[Task]:
-        """Yield the tasks in the order in which `pop` would take them."""
+        """Yield the tasks in the order in which they would be taken."""
         lines = deque(iter(self.lines[client]) for client in self.turns)
         while lines:
             line = lines.popleft()
@@ -221,13 +221,8 @@ class Ready:
         """Whether there is anything for a worker of these queues (none named: of all)."""
         return any(task.phase == QUEUED for task in self.line(queues))
 
-    def pop(self, queues: tuple[str, ...]) -> Task | None:
-        """Take the task whose turn it is in these queues (none named: in all), or None."""
-        level = self.first(queues)
-        return None if level is None else self.take(level)
-
     def line(self, queues: tuple[str, ...]) -> Iterator[Task]:
-        """Yield the tasks of these queues (none named: of all) in the order of `pop`.
+        """Yield the tasks of these queues (none named: of all) in the order of `take`.
 
         It takes nothing out, and looks no further than the caller does.
         """

@@ -282,8 +282,7 @@ class Scheduler:
         if task.expires is not None and task.phase in (WAITING, SCHEDULED, QUEUED, ASSIGNED):
             self.agenda.add_wall(task.expires, "expire", task)
         if task.phase == WAITING:
-            saved = self.ledger.archive.call_of(task.seq)
-            needs = saved[0].options.needs if saved and saved[0].options else ()
+            needs = task.options.needs if task.options is not None else ()
             if not self.flow.wait_for(task, needs, now):
                 self.flow.schedule_or_queue(task, now)
         elif task.phase == SCHEDULED:

@@ -36,12 +36,17 @@ def queued(seq: int, client: bytes = b"a", queue: str = "default", priority: int
     return Task(seq, f"t{seq}", b"", "f", client, priority, queue, "queued")
 
 
+def take(ready: Ready, served: tuple[str, ...]) -> Task | None:
+    level = ready.first(served)
+    return None if level is None else ready.take(level)
+
+
 @given(ARRIVALS, SERVED)
 def test_line_has_the_order_in_which_tasks_are_taken(arrivals, served):
     ready = Ready()
     for seq, (client, queue, priority, front, taken) in enumerate(arrivals):
         if taken:
-            ready.pop(())
+            take(ready, ())
         ready.push(queued(seq, client, queue, priority), front)
 
     line = [task.seq for task in ready.line(served)]
@@ -49,7 +54,7 @@ def test_line_has_the_order_in_which_tasks_are_taken(arrivals, served):
 
     assert sum(lengths.values()) == len(ready)
     taken_out = []
-    while (task := ready.pop(served)) is not None:
+    while (task := take(ready, served)) is not None:
         taken_out.append(task.seq)
     assert line == taken_out
     assert not served or len(line) == sum(lengths.get(name, 0) for name in served)
