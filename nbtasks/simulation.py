@@ -111,9 +111,6 @@ class MemoryStore:
         seq = self.seqs.get(task_id)
         return None if seq is None else self.rows[seq]
 
-    def call_of(self, seq: int) -> tuple[Call, tuple[Any, ...]] | None:
-        return (self.calls[seq], ()) if seq in self.calls else None
-
     def policy_of(self, digest: bytes) -> tuple[str, Policy] | None:
         define = self.definitions.get(digest)
         return None if define is None else (define.name, define.policy)
@@ -130,7 +127,8 @@ class Plan(NamedTuple):
     """How an invented function behaves: how long a run takes, and how each attempt ends."""
 
     seconds: float
-    #: ok, fail, die or `retry:SECONDS`, one an attempt; the last one goes for all later attempts.
+    #: ok, fail, die, requeue or `retry:SECONDS`, one an attempt; the last one goes for all later
+    #: attempts.
     ends: tuple[str, ...]
 
 
@@ -427,7 +425,8 @@ class Simulation:
         elif isinstance(message, Kill):
             self._obey(message)
         elif isinstance(message, Scale):
-            while len(self.workers) < message.workers + message.extra:
+            shall_be = message.workers + message.extra
+            while len(self.workers.keys() - set(message.leaving)) < shall_be:
                 self._hire()
         elif worker is None:
             return
@@ -436,7 +435,7 @@ class Simulation:
             if call is None and send.task is not None:
                 call = self.store.calls[send.task.seq]
                 call = msgspec.structs.replace(call, retries=send.task.retries)
-            run = Run(message.ticket, call, message.deaths)
+            run = Run(message.ticket, call, message.redelivered)
             worker.waiting.append(run)
             worker.held.append(run)
             self._begin_next(worker)
@@ -502,5 +501,5 @@ class Simulation:
                 run.call, retries=run.call.retries + 1, due=self.now.boot + float(argument or 0)
             )
             return Again(run.ticket, call, b"reason", runtime=plan.seconds)
-        state = states.SUCCESS if kind == "ok" else states.FAILURE
+        state = {"ok": states.SUCCESS, "requeue": "REQUEUE"}.get(kind, states.FAILURE)
         return Done(run.ticket, state, b"value", runtime=plan.seconds)

@@ -242,7 +242,7 @@ class Questions:
             "starts": starts_of(task, instant) if task is not None and waits else None,
             "children": self._store.children(id),
             "root": row.root or row.id,
-            "deaths": row.deaths,
+            "deaths": max(row.deaths, 0),
             "eta": call.eta if call is not None else None,
             "expires": call.expires if call is not None else None,
             "body": call.body if call is not None else b"",

@@ -115,9 +115,6 @@ class StoredFacts:
     def find(self, task_id: str) -> Row | None:
         return self._store.find(task_id)
 
-    def call_of(self, seq: int) -> tuple[Call, tuple[Any, ...]] | None:
-        return self._store.calls([seq]).get(seq)
-
     def policy_of(self, digest: bytes) -> tuple[str, Policy] | None:
         found = self._store.definition(digest)
         return None if found is None else (found[0].name, found[0].policy)
@@ -304,7 +301,7 @@ class Server:
             self._look_around(instant)
         self.scheduler.tick(instant)
         self.carry_out(instant)
-        if looks:
+        if looks:  # only now: what expires may have been told to run again
             self._tidy(instant)
         if self._deaths and instant.boot >= self._next_burial:
             self._bury(instant)
@@ -552,7 +549,9 @@ class Server:
             return [] if found is None else [found]
         assert task is not None
         if task.seq not in calls:
-            log.error("the call of task %s is not in the store", task.id)
+            log.warning("the call of task %s is not in the store", task.id)
+            self.scheduler.attempts.lacks(message.ticket, task, now())
+            self._ring()  # what that has changed is the next turn's
             return []
         call, buffers = calls[task.seq]
         task.options = call.options

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from nbtasks.core.messages import Now
+from nbtasks.core.states import DONE, QUEUED
 from nbtasks.core.tasks import Task
+
+#: Entries that are not worth a look whether they are of any use.
+FEW = 1_000
 
 
 class Entry(NamedTuple):
@@ -20,30 +24,44 @@ class Entry(NamedTuple):
     kind: str
     subject: Any
 
+    def is_over(self) -> bool:
+        """Whether it is about a task that has ended."""
+        return isinstance(self.subject, Task) and self.subject.phase == DONE
+
 
 class Agenda:
     """Things to do, on both clocks.
 
-    Entries are never taken out: whoever gets one looks whether it still holds.
+    Whoever gets an entry looks whether it still holds. Those of tasks that are over are taken out
+    now and then, for they may be of times that are far off.
     """
 
     def __init__(self) -> None:
         self._boot: list[Entry] = []
         self._wall: list[Entry] = []
         self._order = 0
+        #: How many entries there may be until it is looked which of them are of any use.
+        self._most = FEW
 
     def __len__(self) -> int:
         return len(self._boot) + len(self._wall)
 
     def add_boot(self, when: float, kind: str, subject: Any) -> None:
         """Note something for an instant of the boot clock."""
-        self._order += 1
-        heapq.heappush(self._boot, Entry(when, self._order, kind, subject))
+        self._add(self._boot, when, kind, subject)
 
     def add_wall(self, when: float, kind: str, subject: Any) -> None:
         """Note something for an instant of the wall clock."""
+        self._add(self._wall, when, kind, subject)
+
+    def _add(self, heap: list[Entry], when: float, kind: str, subject: Any) -> None:
         self._order += 1
-        heapq.heappush(self._wall, Entry(when, self._order, kind, subject))
+        heapq.heappush(heap, Entry(when, self._order, kind, subject))
+        if len(self) > self._most:
+            for entries in (self._boot, self._wall):
+                entries[:] = [entry for entry in entries if not entry.is_over()]
+                heapq.heapify(entries)
+            self._most = max(FEW, 2 * len(self))
 
     def due(self, now: Now) -> Iterator[Entry]:
         """Yield and drop what is due, earliest first on each clock."""
@@ -109,8 +127,17 @@ class Level:
             del self.lines[client]
         return task
 
+    def sweep(self) -> None:
+        """Drop the tasks that wait no more."""
+        lines = {
+            client: deque(task for task in line if task.phase == QUEUED)
+            for client, line in self.lines.items()
+        }
+        self.lines = {client: line for client, line in lines.items() if line}
+        self.turns = deque(client for client in self.turns if client in self.lines)
+
     def __iter__(self) -> Iterator[Task]:
-        """Yield the tasks in the order in which `pop` would take them."""
+        """Yield the tasks in the order in which they would be taken."""
         lines = deque(iter(self.lines[client]) for client in self.turns)
         while lines:
             line = lines.popleft()
@@ -121,11 +148,17 @@ class Level:
 
 
 class Ready:
-    """Tasks that wait for a worker: by priority, 9 first; then fair between clients."""
+    """Tasks that wait for a worker: by priority, 9 first; then fair between clients.
+
+    Those that were revoked, or have expired, stand there until somebody comes by, or until they are
+    the most.
+    """
 
     def __init__(self) -> None:
         self._queues: dict[str, dict[int, Level]] = {}
+        #: How many wait, and how many only stand there.
         self._count = 0
+        self._over = 0
 
     def __len__(self) -> int:
         return self._count
@@ -158,19 +191,38 @@ class Ready:
         task = level.pop()
         self._count -= 1
         if not level.lines:
-            levels = self._queues[level.queue]
-            del levels[level.priority]
-            if not levels:
-                del self._queues[level.queue]
+            self._close(level)
         return task
 
-    def pop(self, queues: tuple[str, ...]) -> Task | None:
-        """Take the task whose turn it is in these queues (none named: in all), or None."""
-        level = self.first(queues)
-        return None if level is None else self.take(level)
+    def drop(self, level: Level) -> None:
+        """Take the first task out that stands there, which waits no more."""
+        self.take(level)
+        self._count += 1
+        self._over -= 1
+
+    def _close(self, level: Level) -> None:
+        levels = self._queues[level.queue]
+        del levels[level.priority]
+        if not levels:
+            del self._queues[level.queue]
+
+    def give_up(self) -> None:
+        """Take note that one of the tasks waits no more."""
+        self._count -= 1
+        self._over += 1
+        if self._over > FEW + self._count:
+            self._over = 0
+            for level in [level for levels in self._queues.values() for level in levels.values()]:
+                level.sweep()
+                if not level.lines:
+                    self._close(level)
+
+    def has(self, queues: tuple[str, ...]) -> bool:
+        """Whether there is anything for a worker of these queues (none named: of all)."""
+        return any(task.phase == QUEUED for task in self.line(queues))
 
     def line(self, queues: tuple[str, ...]) -> Iterator[Task]:
-        """Yield the tasks of these queues (none named: of all) in the order of `pop`.
+        """Yield the tasks of these queues (none named: of all) in the order of `take`.
 
         It takes nothing out, and looks no further than the caller does.
         """
@@ -181,8 +233,13 @@ class Ready:
             yield from heapq.merge(*levels, key=attrgetter("seq"))
 
     def lengths(self) -> dict[str, int]:
-        """Return how many tasks are in each queue that has any."""
-        return {
-            queue: sum(len(line) for level in levels.values() for line in level.lines.values())
-            for queue, levels in self._queues.items()
-        }
+        """Return how many tasks wait in each queue that has any."""
+        waiting = (
+            task.queue
+            for levels in self._queues.values()
+            for level in levels.values()
+            for line in level.lines.values()
+            for task in line
+            if task.phase == QUEUED
+        )
+        return dict(Counter(waiting))

@@ -37,7 +37,7 @@ from nbtasks.core.messages import (
 from nbtasks.core.orders import Orders
 from nbtasks.core.staff import Staff
 from nbtasks.core.states import ASSIGNED
-from nbtasks.core.tasks import Task, call_now
+from nbtasks.core.tasks import REQUEUED, Task, call_now
 from nbtasks.core.turn import NewCall, Send
 from nbtasks.core.workers import LOADING, Worker, Workers
 
@@ -104,7 +104,7 @@ class Attempts:
         call, buffers = task.kept or (None, ())
         if call is not None:
             call = call_now(call, task)
-        run = Run(ticket, call, task.deaths, sender.name if sender else "")
+        run = Run(ticket, call, task.deaths != 0, sender.name if sender else "")
         if call is None:
             ledger.turn.say_absent(worker.peer, run, task)
         else:
@@ -159,13 +159,13 @@ class Attempts:
             self.begin(worker, started.ticket, task, now, started.at)
         elif self._pool.limit_of(task) is not None:
             # Said again once function and arguments are loaded: now the body begins.
-            self.limit(worker, started.ticket, task, now)
+            self.limit(task, now)
             self._ledger.save(task)
 
     def begin(self, worker: Worker, ticket: int, task: Task, now: Now, at: float) -> None:
         """Note that a run has begun, and tell of it."""
         self._ledger.step(task, "start")
-        self.limit(worker, ticket, task, now)
+        self.limit(task, now)
         self._ledger.save(task)
         event = self._ledger.event(
             task, now, "run", worker=worker.name, pid=worker.pid, retries=task.retries, at=at
@@ -183,19 +183,21 @@ class Attempts:
         if task.wish == "terminated":
             self._orders.terminate(worker, task, "SIGTERM" if wish is None else wish.signal)
 
-    def limit(self, worker: Worker, ticket: int, task: Task, now: Now) -> None:
+    def limit(self, task: Task, now: Now) -> None:
         """Note when a run that begins now must be over, if it has a hard time limit."""
         limit = self._pool.limit_of(task)
         if limit is not None:
             task.limit_at = now.boot + limit
-            self._agenda.add_boot(task.limit_at, "limit", (worker, ticket, task))
+            self._agenda.add_boot(task.limit_at, "limit", task)
 
-    def on_limit(self, subject: tuple[Worker, int, Task], when: float, now: Now) -> None:
+    def on_limit(self, task: Task, when: float, now: Now) -> None:
         """Have the worker killed, if it still runs what has run out of time."""
-        worker, ticket, task = subject
-        if worker.held.get(ticket) is task and task.limit_at == when and not worker.dead:
-            limit = self._pool.limit_of(task)
-            worker.verdicts[ticket] = (states.FAILURE, "TimeLimitExceeded", [limit])
+        worker, ticket = self._pool.workers.get(task.worker), task.ticket
+        if worker is None or worker.held.get(ticket) is not task or task.limit_at != when:
+            return
+        if not worker.dead:
+            verdict = (states.FAILURE, "TimeLimitExceeded", [self._pool.limit_of(task)])
+            worker.verdicts.setdefault(ticket, verdict)  # it may have been revoked and not be gone
             self._staff.kill(worker, ticket, "SIGKILL")
 
     def report(self, peer: bytes, report: Report, now: Now, buffers: Iterator[Any]) -> None:
@@ -221,12 +223,11 @@ class Attempts:
         task = worker.held[done.ticket]
         definition = self._pool.of(task)
         worker.drop(done.ticket, definition)
-        worker.wishes.pop(done.ticket, None)
         if done.runtime:
             definition.learn(done.runtime)
         if done.state == "REQUEUE":
             self._ledger.tell_again(task, "rejected, put back into the queue", now)
-            task.deaths = max(task.deaths, 1)  # what the worker sees as `redelivered`
+            task.deaths = task.deaths or REQUEUED
             if not self._flow.is_unwanted(task, now):
                 self._flow.make_ready(task)
                 self._ledger.save(task)
@@ -298,6 +299,16 @@ class Attempts:
             worker.noted = 0
         self._noted.clear()
 
+    def lacks(self, ticket: int, task: Task, now: Now) -> None:
+        """Free the worker of a call that cannot be given to it, as the store has it no more."""
+        for worker in self._pool.workers.values():
+            if worker.handling == ticket:  # its task has ended, and was forgotten or has expired
+                self._handlers.end(worker)
+            elif ticket in worker.held:
+                worker.drop(ticket, self._pool.of(task))
+                text = "What it was called with is not in the store any more."
+                self._flow.end_by_broker(task, states.FAILURE, "InvalidTaskError", [text], now)
+
     # ------------------------------------------------------------------------- calls that come back
 
     def returned(self, peer: bytes, returned: Returned, now: Now, _: Iterator[Any]) -> None:
@@ -314,7 +325,6 @@ class Attempts:
             if task is None or task.phase != ASSIGNED:
                 continue  # what has begun cannot be given back
             worker.drop(ticket, self._pool.of(task))
-            worker.wishes.pop(ticket, None)
             self._flow.give_back(task, now)
 
     def on_untold(self, subject: tuple[Worker, int], when: float, now: Now) -> None:

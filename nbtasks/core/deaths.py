@@ -8,6 +8,7 @@ front of the line as if nothing had happened, those that had are lost: they end,
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -32,6 +33,8 @@ from nbtasks.core.workers import Worker, Workers
 LIMITS: Final = ("TimeLimitExceeded", "MemoryLimitExceeded")
 #: Processes that may die under one task before it is given up.
 MAX_DEATHS: Final = 3
+#: Names of the dead that are remembered: what one has sent may be read after the news of its death.
+REMEMBERED: Final = 64
 #: Seconds between the news of a death and its consequences, where something is still to come that
 #: the dead had sent.
 MOURNING: Final = 0.02
@@ -63,10 +66,13 @@ class Deaths:
         self._flow = flow
         self._handlers = handlers
         self._attempts = attempts
+        #: Whose death was reported, the latest last.
+        self.dead: deque[str] = deque(maxlen=REMEMBERED)
 
     def died(self, peer: bytes, died: Died, now: Now, _: Iterator[Any]) -> None:
         """Take note of a death; it is decided on when all has come that the dead had sent."""
         worker = self._pool.workers.get(died.name)
+        self.dead.append(died.name)
         if worker is None:
             # Buried by a former broker, which may not have lived to save all of it.
             self._ledger.clear(died.name, self._ledger.ticket + 1)
@@ -124,7 +130,7 @@ class Deaths:
         if verdict is None and task.wish == "terminated":
             # A former broker gave the order.
             verdict = (states.REVOKED, "TaskRevokedError", ["terminated"])
-        task.deaths += 1
+        task.deaths = max(task.deaths, 0) + 1
         if verdict is not None:
             state, error, args = verdict
             again = error in LIMITS and policy.acks_late and not policy.acks_on_timeout

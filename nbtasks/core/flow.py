@@ -121,7 +121,7 @@ class Flow:
             self.end_by_broker(task, states.REVOKED, "TaskRevokedError", ["expired"], now)
 
     def on_slot(self, rate: Rate, when: float, now: Now) -> None:
-        """Let a task start that has waited for its rate limit."""
+        """Let those start that have waited for their rate limit: the first of them does."""
         rate.timer = False
         self._pool.release(rate)
 
@@ -189,7 +189,10 @@ class Flow:
 
     def end(self, task: Task, state: str, event: Event, buffers: tuple[Any, ...], now: Now) -> None:
         """End a task: the only way out."""
+        waited = task.phase == QUEUED
         self._ledger.step(task, "end")
+        if waited:
+            self._pool.give_up(task)
         task.state = state
         task.ended_at = now.wall
         self._ledger.close(task, event, buffers)

@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 #: Goes up whenever a message changes shape; processes of unlike versions refuse each other.
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 #: The largest body, in bytes, that travels inside a message rather than as a frame of its own.
 INLINE_LIMIT = 32 * 1024
@@ -399,6 +399,8 @@ class Scale(Message, frozen=True):
     workers: Workers
     #: And so many more for a while, in the places of those that wait for other tasks.
     extra: Workers = 0
+    #: Names of workers that go once they have ended what they run: they are none of these.
+    leaving: tuple[str, ...] = ()
 
 
 class Stop(Message, frozen=True):
@@ -419,8 +421,8 @@ class Run(Message, frozen=True):
     ticket: Count
     #: None only inside the broker, until the server has read it from the store.
     call: Call | None
-    #: How many processes died under this task before.
-    deaths: Count = 0
+    #: Whether it has begun before: its process died, or it was put back into the queue.
+    redelivered: bool = False
     #: Name of the client that sent it, while that is known.
     sender: str = ""
     #: Not to be run: it ended so, its process was killed, and its handlers shall hear of it.

@@ -18,7 +18,7 @@ class Needs:
         self._waiters: dict[str, dict[str, None]] = {}
 
     def __len__(self) -> int:
-        return len(self._missing)
+        return len(self._waiters)
 
     def wait(self, waiter: str, needed: Iterable[str]) -> None:
         """Let `waiter` wait for all that is `needed`."""

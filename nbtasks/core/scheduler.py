@@ -207,6 +207,8 @@ class Scheduler:
             namesake is not None and namesake.peer not in (b"", peer)
         ):
             self.ledger.turn.say(peer, Refused(f"{hello.name} is known as somebody else."))
+        elif hello.role == "worker" and namesake is None and hello.name in self.deaths.dead:
+            self.ledger.turn.say(peer, Refused(f"{hello.name} was reported dead."))
         elif hello.role == "client":
             self.ledger.clients[peer] = hello
         elif hello.role == "worker":
@@ -248,8 +250,7 @@ class Scheduler:
         for ticket in worker.held.keys() - {held.ticket for held in hello.held}:
             # Its outcome may be on the way; else it never arrived there.
             self.agenda.add_boot(now.boot + ROLL_CALL, "untold", (worker, ticket))
-        if hello.name in self.staff.hired:  # it was on its way while others were told to go
-            self.staff.let_go_surplus()
+        self.staff.greet(worker)
 
     def _bye(self, peer: bytes, _: Bye, now: Now, __: Iterator[Any]) -> None:
         if peer == self.ledger.supervisor:
@@ -281,8 +282,7 @@ class Scheduler:
         if task.expires is not None and task.phase in (WAITING, SCHEDULED, QUEUED, ASSIGNED):
             self.agenda.add_wall(task.expires, "expire", task)
         if task.phase == WAITING:
-            saved = self.ledger.archive.call_of(task.seq)
-            needs = saved[0].options.needs if saved and saved[0].options else ()
+            needs = task.options.needs if task.options is not None else ()
             if not self.flow.wait_for(task, needs, now):
                 self.flow.schedule_or_queue(task, now)
         elif task.phase == SCHEDULED:
@@ -296,10 +296,10 @@ class Scheduler:
             worker.held[task.ticket] = task
             if task.phase == ASSIGNED:
                 # It may have begun, and its worker be too busy to say so.
-                self.attempts.limit(worker, task.ticket, task, now)
+                self.attempts.limit(task, now)
                 return
             if task.limit_at is not None:
-                self.agenda.add_boot(task.limit_at, "limit", (worker, task.ticket, task))
+                self.agenda.add_boot(task.limit_at, "limit", task)
             if task.wish == "terminated":
                 # Whoever was told to end it may not have heard, and who wanted it be gone.
                 self.orders.terminate(worker, task, "SIGTERM")

@@ -88,11 +88,23 @@ class Staff:
     def _want(self, workers: int, extra: int) -> None:
         """Have the supervisor start workers that are lacking, and let go those too many."""
         self.wanted, self.extra = workers, extra
-        self.order(Scale(workers, extra))
-        self.let_go_surplus()
+        self._let_go_surplus()
+        self._order_workers()
 
-    def let_go_surplus(self) -> None:
-        """Let workers go while there are more than shall be: who holds least, who came last."""
+    def greet(self, worker: Worker) -> None:
+        """Let go whom a newcomer makes one too many: it was on its way while others had to go."""
+        if worker.name in self.hired and self._let_go_surplus():
+            self._order_workers()
+
+    def _order_workers(self) -> None:
+        leaving = tuple(worker.name for worker in self._pool.workers.values() if worker.leaving)
+        self.order(Scale(self.wanted, self.extra, leaving))
+
+    def _let_go_surplus(self) -> bool:
+        """Let workers go while there are more than shall be; return whether there were.
+
+        Those go who hold least, and of these who came last.
+        """
         present = self._pool.serving()[::-1]
         present.sort(key=lambda worker: len(worker.held))
         surplus = max(0, len(present) - self.whole)
@@ -101,6 +113,7 @@ class Staff:
         for worker in sorted(present, key=lambda worker: last[worker.queues] is worker)[:surplus]:
             worker.leaving = True
             self._ledger.turn.say(worker.peer, Stop())
+        return surplus > 0
 
     def hear(self, peer: bytes, pool: Pool, now: Now, _: Iterator[Any]) -> None:
         """Take note of what the supervisor says of the workers that it has."""

@@ -6,7 +6,7 @@
                               ▲                                  redo    │
                               └──────────────────────────────────────────┘
 
-A phase changes on one line of the program: the one in `Scheduler._step` that reads `TRANSITIONS`.
+A phase changes on one line of the program: the one in `Ledger.step` that reads `TRANSITIONS`.
 """
 
 from __future__ import annotations

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from nbtasks.core import states
 from nbtasks.core.messages import Call, Options, Policy
+
+#: In the place of a number of deaths: no process has died under the task, but a run has put it back
+#: into the queue.
+REQUEUED: Final = -1
 
 
 class Row(msgspec.Struct, gc=False):
@@ -26,6 +30,7 @@ class Row(msgspec.Struct, gc=False):
     #: Number of its last event.
     n: int = 0
     retries: int = 0
+    #: How many processes died under it, or `REQUEUED`.
     deaths: int = 0
     due: float | None = None
     eta: float | None = None
@@ -55,8 +60,6 @@ class Archive(Protocol):
     """What the scheduler may look up of what it no longer has in memory."""
 
     def find(self, task_id: str) -> Row | None: ...
-
-    def call_of(self, seq: int) -> tuple[Call, tuple[Any, ...]] | None: ...
 
     def policy_of(self, digest: bytes) -> tuple[str, Policy] | None: ...
 

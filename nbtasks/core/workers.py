@@ -46,33 +46,59 @@ SIGHT = 1_000
 class Rate:
     """The rate limit of a task: one for all versions of its function."""
 
-    __slots__ = ("_order", "next_start", "timer", "waiting")
+    __slots__ = ("_order", "_waiting", "aside", "let_go", "next_start", "timer")
 
     def __init__(self) -> None:
         #: Boot clock.
         self.next_start = 0.0
-        #: Who waits for it: a heap by priority, 9 first, then first come. A task that was revoked
-        #: and told to run again may stand in it twice: the third number keeps these two apart.
-        self.waiting: list[tuple[int, int, int, Task]] = []
+        #: Who waits for it.
+        self.aside: set[Task] = set()
+        #: Queue → these, and who does no more: a heap by priority, 9 first, then first come. A task
+        #: that was revoked and told to run again may stand in it twice: the third number keeps
+        #: these two apart.
+        self._waiting: dict[str, list[tuple[int, int, int, Task]]] = {}
+        #: Queue → who of it may start next, and is first in its line. Whose worker has time first
+        #: starts; a queue whose workers are busy holds up no other.
+        self.let_go: dict[str, Task] = {}
         self._order = count()
         #: Whether the next start stands in the agenda.
         self.timer = False
 
     def wait(self, task: Task) -> None:
         """Put a task aside until it may start."""
-        heapq.heappush(self.waiting, (-task.priority, task.seq, next(self._order), task))
+        self.aside.add(task)
+        waiting = self._waiting.setdefault(task.queue, [])
+        heapq.heappush(waiting, (-task.priority, task.seq, next(self._order), task))
 
     def bars(self, now: Now) -> bool:
         """Whether one more task would have to wait for it, were a worker free."""
-        return bool(self.waiting) or now.boot < self.next_start
+        return bool(self.aside) or now.boot < self.next_start
 
-    def next(self) -> Task | None:
-        """Take the task that may start next, or None."""
-        while self.waiting:
-            task = heapq.heappop(self.waiting)[3]
-            if task.phase == QUEUED:
+    def _next(self, queue: str) -> Task | None:
+        """Take the task of a queue that may start next, or None."""
+        while waiting := self._waiting.get(queue):
+            task = heapq.heappop(waiting)[3]
+            if not waiting:
+                del self._waiting[queue]
+            if task in self.aside:
+                self.aside.remove(task)
                 return task
         return None
+
+    def next(self) -> Iterator[Task]:
+        """Take the tasks that may start next: one of each queue that has none yet."""
+        for queue in self._waiting.keys() - self.let_go.keys():
+            task = self._next(queue)
+            if task is not None:
+                self.let_go[queue] = task
+                yield task
+
+    def drain(self) -> Iterator[Task]:
+        """Take out all that wait."""
+        self.let_go.clear()
+        for queue in list(self._waiting):
+            while (task := self._next(queue)) is not None:
+                yield task
 
 
 class Definition:
@@ -195,6 +221,7 @@ class Worker:
         """Note that a call is no longer its own."""
         del self.held[ticket]
         self.verdicts.pop(ticket, None)
+        self.wishes.pop(ticket, None)
         if not self.held:
             self.ahead = 0.0
         elif definition.estimate is not None:
@@ -241,7 +268,7 @@ class Workers:
         if known.policy != policy:
             former = known.rate
             known.heed(policy, self._rate(name, policy))
-            while former is not None and (task := former.next()) is not None:
+            for task in former.drain() if former is not None else ():
                 self.ready.push(task)  # it waits as it shall from now on
 
     def _rate(self, name: str, policy: Policy) -> Rate | None:
@@ -365,14 +392,17 @@ class Workers:
         return [worker for worker in self.workers.values() if worker.joining and not worker.dead]
 
     def running(self) -> int:
-        """Return how many workers have something to do and do not wait for other tasks."""
-        return sum(worker.busy and not worker.joining for worker in self.workers.values())
+        """Return how many workers have something to do and do not wait for other tasks, or go."""
+        return sum(
+            worker.busy and not worker.joining and not worker.leaving
+            for worker in self.workers.values()
+        )
 
     def starved(self) -> bool:
         """Whether there is something that only workers could run whose runs wait for others."""
-        first, idle = self.ready.first, self.idle()
-        return any(first(worker.queues) is not None for worker in self.joining()) and not any(
-            first(worker.queues) is not None for worker in idle
+        has, idle = self.ready.has, self.idle()
+        return any(has(worker.queues) for worker in self.joining()) and not any(
+            has(worker.queues) for worker in idle
         )
 
     def stranded(self) -> bool:
@@ -418,19 +448,34 @@ class Workers:
 
     def to_call_back(self, now: Now) -> Iterator[Worker]:
         """Yield the workers that sit on calls behind a long one while others are idle."""
-        if self.ready or not self.idle():
+        idle = self.idle()
+        if not idle:
             return
         for worker in self.workers.values():
             asked = worker.recalled_at is not None and now.boot - worker.recalled_at < PATIENCE
             waits = now.boot - worker.progress_at >= STRANDED
             if worker.sits_on_calls() and worker.serving and waits and not asked:
+                if any(self.ready.has(other.queues) for other in idle):
+                    return  # they have something to do
                 yield worker
 
     def release(self, rate: Rate) -> None:
-        """Put the call first in line whose turn it is: a task with this limit may start again."""
-        task = rate.next()
-        if task is not None:
+        """Put the next call of each queue first in line: a task with this limit may start again."""
+        for task in rate.next():
             self.ready.push(task, front=True)
+
+    def give_up(self, task: Task) -> None:
+        """Take note that a task has ended that waited for a worker."""
+        definition = self._definitions.get(task.definition or task.name)
+        rate = definition.rate if definition is not None else None
+        if rate is not None and task in rate.aside:
+            rate.aside.remove(task)
+            return
+        self.ready.give_up()
+        if rate is not None and rate.let_go.get(task.queue) is task:
+            del rate.let_go[task.queue]
+            if not rate.timer:
+                self.release(rate)  # the start that it was let go for is another's
 
     def _next(self, worker: Worker, now: Now, ahead: bool) -> Task | None:
         """Take the task that this worker shall run next, or None."""
@@ -438,10 +483,7 @@ class Workers:
         while (level := ready.first(queues)) is not None:
             task = level.head()
             if task.phase != QUEUED:
-                ready.take(level)  # it was revoked, has expired, or was hastened before
-                rate = self.of(task).rate
-                if rate is not None and not rate.timer:
-                    self.release(rate)  # the start that it was let go for is another's
+                ready.drop(level)  # it was revoked, or has expired
                 continue
             definition = self.of(task)
             if ahead and not definition.may_wait(task):
@@ -454,12 +496,14 @@ class Workers:
 
     def _may_start(self, rate: Rate, interval: float, task: Task, now: Now) -> bool:
         """Whether the rate limit lets a task start now; if not, it is put aside until it does."""
+        if rate.let_go.get(task.queue) is task:
+            del rate.let_go[task.queue]
         allowed = now.boot >= rate.next_start
         if allowed:
             rate.next_start = now.boot + interval
         else:
             rate.wait(task)
-        if rate.waiting and not rate.timer:
+        if rate.aside and not rate.timer:
             rate.timer = True
             self._agenda.add_boot(rate.next_start, "slot", rate)
         return allowed

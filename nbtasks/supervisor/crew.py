@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from nbtasks.supervisor import sweep
@@ -42,6 +42,8 @@ class Crew:
         self.wanted = 0
         #: And how many more for a while, in the places of those that wait for other tasks.
         self.extra = 0
+        #: Workers that go once they have ended what they run, though a new broker may not know it.
+        self._leaving: set[str] = set()
         self._queues: tuple[str, ...] = ()
         self._own: dict[str, int] = {}
         # Children that find another parent than this one go (`wire.parent`).
@@ -86,7 +88,15 @@ class Crew:
     @property
     def lacking(self) -> int:
         """How many workers there are too few."""
-        return self.wanted + self.extra - len(self.workers)
+        return self.wanted + self.extra - len(self._staying())
+
+    def let_go(self, names: Iterable[str]) -> None:
+        """Take note that these workers were told to go: others may take their places."""
+        self._leaving.update(names)
+        self._leaving.intersection_update(self.workers)
+
+    def _staying(self) -> list[Worker]:
+        return [worker for name, worker in self.workers.items() if name not in self._leaving]
 
     def start_broker(self) -> Child:
         """Start the broker; its log is logs/broker.log."""
@@ -137,7 +147,7 @@ class Crew:
     def _next_queues(self) -> tuple[str, ...]:
         """Return the queues of the next worker: those with workers of their own come first."""
         for queue, count in self._own.items():
-            serving = sum(worker.queues == (queue,) for worker in self.workers.values())
+            serving = sum(worker.queues == (queue,) for worker in self._staying())
             if serving < count:
                 return (queue,)
         return self._queues

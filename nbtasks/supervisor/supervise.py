@@ -472,6 +472,7 @@ class Supervisor:
     def _scale(self, scale: Scale) -> None:
         """Have so many workers: start those lacking; the broker lets surplus ones go."""
         self.crew.extra = scale.extra
+        self.crew.let_go(scale.leaving)
         try:
             self.crew.want(scale.workers)
         except (OSError, ValueError, TypeError) as error:  # or the file is not what it was

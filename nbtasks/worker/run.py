@@ -122,7 +122,7 @@ class RunRequest(Request):
             "exchange": "",
             "routing_key": call.queue,
             "priority": call.priority,
-            "redelivered": self._run.deaths > 0,
+            "redelivered": self._run.redelivered,
         }
 
 

@@ -27,22 +27,29 @@ from nbtasks.core.messages import (
     Ask,
     Call,
     Define,
+    Died,
     Done,
     Event,
+    Forget,
     Hello,
     Kill,
     Lacking,
     Now,
     Output,
     Policy,
+    Redo,
     Refused,
     Revoke,
+    Role,
     Run,
+    Started,
     Submit,
     Welcome,
     take,
 )
+from nbtasks.core.tasks import Task
 from nbtasks.core.turn import Send
+from nbtasks.core.workers import Worker
 from nbtasks.exceptions import (
     BrokerUnavailable,
     EncodeError,
@@ -520,6 +527,92 @@ def zip_frames(batch: list[bytes]) -> list[tuple[Any, list[Any]]]:
     _, messages, buffers = unpack_from_broker(batch)
     rest = iter(buffers)
     return [(message, list(take(rest, message.frames))) for message in messages]
+
+
+class Inside:
+    """A broker in this process, and peers without sockets: what they say is just there."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.scheduler = server, server.scheduler
+        for role in ("supervisor", "client", "worker"):
+            self.greet(role, role)
+
+    @property
+    def worker(self) -> Worker:
+        return self.scheduler.workers["worker"]
+
+    def greet(self, role: Role, name: str) -> None:
+        hello = Hello(role, name, os.getpid(), platform.python_version())
+        self.server._greet(name.encode(), hello, now())
+
+    def say(self, peer: str, *messages: Any) -> None:
+        for message in messages:
+            self.scheduler.receive(peer.encode(), message, now())
+
+    def submit(self, policy: Policy | None = None) -> Task:
+        """Send a call and have it given to the worker."""
+        define = Define(DIGEST, "f", policy or Policy(), b"function")
+        self.say("client", define, Submit(1, (a_call(),)))
+        self.server.turn(now())
+        (task,) = self.worker.held.values()
+        return task
+
+
+@pytest.fixture
+def inside(runtime: Path) -> Iterator[Inside]:
+    server = Server(runtime, Settings(data=str(runtime), workers=0, result_expires=100.0))
+    yield Inside(server)
+    server.close()
+
+
+def later(seconds: float) -> Now:
+    return Now(now().wall + seconds, now().boot + seconds)
+
+
+@pytest.mark.parametrize("how", ["forgotten", "expired"])
+def test_worker_is_free_though_what_it_was_to_handle_is_gone(inside: Inside, how: str) -> None:
+    task = inside.submit(Policy(time_limit=5.0, handlers=True))
+    inside.say("worker", Started(task.ticket, now().wall))
+    inside.server.turn(later(6))  # over its limit, so the supervisor is told to kill it
+    inside.say("supervisor", Died("worker", os.getpid(), -9, task.ticket, sent=0))
+    inside.server.turn(later(6))
+    assert task.state == "FAILURE"
+    if how == "forgotten":
+        inside.say("client", Forget((task.id,)))
+        inside.server.turn(later(6))
+    else:
+        inside.server.turn(later(200))
+
+    inside.greet("worker", "new")
+    inside.server.turn(later(200))
+
+    assert inside.scheduler.workers["new"].idle
+
+
+def test_task_that_is_told_to_run_again_when_it_expires_runs_again(inside: Inside) -> None:
+    task = inside.submit()
+    inside.say("worker", Done(task.ticket, "FAILURE", b""))
+    inside.server.turn(now())
+
+    inside.say("client", Redo((task.id,)))
+    inside.server.turn(later(200))
+
+    (again,) = inside.worker.held.values()
+    assert again.id == task.id
+    assert inside.server.store.calls([again.seq])
+
+
+def test_task_whose_call_is_lost_ends_and_frees_its_worker(inside: Inside) -> None:
+    task = inside.submit()
+    inside.say("worker", Done(task.ticket, "FAILURE", b""))
+    inside.server.turn(now())
+    inside.say("client", Redo((task.id,)))
+    inside.server.store._delete([task.seq])
+
+    inside.server.turn(now())
+
+    assert inside.worker.idle
+    assert not inside.scheduler.tasks
 
 
 def test_broker_that_serves_takes_away_why_a_former_one_would_not(runtime: Path) -> None:

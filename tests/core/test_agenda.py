@@ -1,14 +1,17 @@
-"""The line of those that wait for a worker: what is told of it is what then happens."""
+"""What is due when; and the line of those that wait for a worker: what is told of it happens."""
 
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given
 
-from nbtasks.core.agenda import Ready
-from nbtasks.core.messages import Policy, Revoke
+from nbtasks.core.agenda import FEW, Agenda, Ready
+from nbtasks.core.messages import Now, Policy, Revoke
+from nbtasks.core.states import DONE, QUEUED
 from nbtasks.core.tasks import Task
 from nbtasks.core.workers import PLACES, SIGHT
 from nbtasks.simulation import CLIENT, Simulation
@@ -33,12 +36,17 @@ def queued(seq: int, client: bytes = b"a", queue: str = "default", priority: int
     return Task(seq, f"t{seq}", b"", "f", client, priority, queue, "queued")
 
 
+def take(ready: Ready, served: tuple[str, ...]) -> Task | None:
+    level = ready.first(served)
+    return None if level is None else ready.take(level)
+
+
 @given(ARRIVALS, SERVED)
 def test_line_has_the_order_in_which_tasks_are_taken(arrivals, served):
     ready = Ready()
     for seq, (client, queue, priority, front, taken) in enumerate(arrivals):
         if taken:
-            ready.pop(())
+            take(ready, ())
         ready.push(queued(seq, client, queue, priority), front)
 
     line = [task.seq for task in ready.line(served)]
@@ -46,7 +54,7 @@ def test_line_has_the_order_in_which_tasks_are_taken(arrivals, served):
 
     assert sum(lengths.values()) == len(ready)
     taken_out = []
-    while (task := ready.pop(served)) is not None:
+    while (task := take(ready, served)) is not None:
         taken_out.append(task.seq)
     assert line == taken_out
     assert not served or len(line) == sum(lengths.get(name, 0) for name in served)
@@ -102,8 +110,8 @@ def test_cancelled_tasks_have_no_place_and_hold_none():
 
 def test_cost_is_bounded_when_the_line_is_full_of_cancelled_tasks():
     world = Simulation(workers=1)
-    ids = [world.submit() for _ in range(SIGHT + 10)]
-    world.say(CLIENT, Revoke(tuple(ids[1:-1])))
+    ids = [world.submit() for _ in range(2 * SIGHT)]
+    world.say(CLIENT, Revoke(tuple(ids[1 : SIGHT + 10])))
 
     assert places(world) == {}
 
@@ -131,3 +139,65 @@ def test_task_that_its_rate_limit_holds_back_lets_others_pass():
 
     world.advance(61)
     assert places(world) == {limited[0]: 1, free: 2}
+
+
+@pytest.mark.parametrize(
+    "call", [{"expires": 1e9}, {"policy": Policy(time_limit=1e6)}, {"countdown": 1e6}]
+)
+def test_tasks_that_are_over_leave_the_agenda(call: dict[str, Any]) -> None:
+    world = Simulation(workers=1)
+    for _ in range(2 * FEW):
+        task_id = world.submit(seconds=0.1, **call)
+        world.advance(0.1)
+        world.say(CLIENT, Revoke((task_id,)))
+
+    assert not world.scheduler.tasks
+    assert len(world.scheduler.agenda) <= FEW
+
+
+def test_what_is_due_is_due_in_its_order_though_others_are_over() -> None:
+    agenda = Agenda()
+    tasks = [queued(seq) for seq in range(2 * FEW)]
+    for task in reversed(tasks):
+        agenda.add_boot(float(task.seq), "start", task)
+        task.phase = DONE if task.seq % 3 else QUEUED
+    agenda.add_boot(0.5, "joins", None)
+
+    due = [entry.subject for entry in agenda.due(Now(0.0, 1e9))]
+
+    assert [task for task in due if task is None or task.phase == QUEUED] == [
+        tasks[0],
+        None,
+        *tasks[3::3],
+    ]
+
+
+def test_tasks_that_are_over_do_not_stand_in_the_line() -> None:
+    world = Simulation(workers=1)
+    world.submit(seconds=1e6)
+    ids = [world.submit(queue=QUEUES[n % 3], priority=n % 2) for n in range(3 * FEW)]
+    pool = world.scheduler.pool
+
+    world.say(CLIENT, Revoke(tuple(ids[1:])))
+
+    assert pool.ready.lengths() == {QUEUES[0]: 1}
+    assert len(pool.ready) == 1
+    assert len(list(pool.ready.line(()))) <= FEW + 1
+    world.add_worker()
+    world.advance(1)
+    assert world.state(ids[0]) == "SUCCESS"
+    assert not pool.ready
+
+
+def test_tasks_that_are_over_starve_nobody() -> None:
+    world = Simulation(workers=1)
+    world.submit(seconds=1e6)
+    world.advance(1)
+    ids = tuple(world.submit() for _ in range(3))
+    (worker,) = world.scheduler.workers.values()
+    worker.joining = True
+    assert world.scheduler.pool.starved()
+
+    world.say(CLIENT, Revoke(ids))
+
+    assert not world.scheduler.pool.starved()

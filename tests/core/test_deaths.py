@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from nbtasks.core.deaths import MOURNING
+from nbtasks.core.deaths import MAX_DEATHS, MOURNING, ordinal
 from nbtasks.core.messages import (
     Call,
     Died,
@@ -72,6 +72,31 @@ def bury(world: Simulation, unheard: int) -> str:
     return world.state(task_id)
 
 
+def test_task_that_was_put_back_may_die_as_often_as_any_other(world: Simulation) -> None:
+    task_id = world.submit(ends="requeue die", policy=Policy(acks_late=True))
+    world.run()
+
+    assert world.runs[task_id] == 1 + MAX_DEATHS
+    assert f"It was the {ordinal(MAX_DEATHS)} death" in error_of(world, task_id)[1][0]
+
+
+def test_task_that_was_put_back_is_redelivered_by_the_next_broker_too(world: Simulation) -> None:
+    world.submit(seconds=10)
+    world.submit(task_id="task", ends="requeue ok")
+    (worker,) = world.workers.values()
+    world.advance(10.5)  # it is put back half a second later
+    world.submit(seconds=10, priority=9)
+    world.advance(1)
+    assert world.phase("task") == "queued"
+
+    world.restart_broker()
+    world.advance(10)
+
+    assert worker.running is not None
+    assert worker.running.call.id == "task"  # type: ignore[union-attr]
+    assert worker.running.redelivered
+
+
 def test_nothing_is_waited_for_where_all_that_the_dead_had_sent_is_there(world) -> None:
     assert bury(world, unheard=0) == "FAILURE"
 
@@ -87,6 +112,19 @@ def test_second_hello_is_none_of_the_messages_that_are_counted(world) -> None:
     world.say(worker.peer, Hello("worker", worker.name, 1, "3.11"))
 
     assert world.scheduler.workers[worker.name].heard == before
+
+
+def test_worker_whose_hello_is_read_after_the_news_of_its_death_gets_nothing() -> None:
+    world = Simulation(workers=0)
+    world.scheduler.receive(SUPERVISOR, Died("late", 1, -9), world.now)
+    world.scheduler.receive(b"late", Hello("worker", "late", 1, "3.11"), world.now)
+    task_id = world.submit()
+    world.advance(1)
+
+    world.add_worker()
+    world.run()
+
+    assert world.state(task_id) == "SUCCESS"
 
 
 def test_reason_and_last_words_are_told(world: Simulation) -> None:

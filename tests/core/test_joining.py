@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from nbtasks.core.messages import Done, Joining, Pool, Recall, Scale
+from nbtasks.core.messages import Done, Hello, Joining, Pool, Recall, Scale
 from nbtasks.core.scheduler import Scheduler
 from nbtasks.core.staff import GRACE, LINGER, LOOK, MOST
 from nbtasks.simulation import CLIENT, SUPERVISOR, InventedWorker, Simulation
@@ -183,6 +183,44 @@ def test_scaling_keeps_those_who_stepped_in(world: Simulation) -> None:
     scheduler.receive(CLIENT, Scale(3), world.now)
 
     assert scheduler.turn.mail == {SUPERVISOR: [Scale(3, 1)]}
+
+
+def test_one_that_leaves_after_a_long_run_takes_nobodys_place() -> None:
+    world = world_of(2)
+    world.submit(task_id="parent", seconds=LONG)
+    world.submit(task_id="long", seconds=LONG)
+    world.advance(1)
+    world.say(CLIENT, Scale(1))
+    leaving = [worker.name for worker in world.scheduler.workers.values() if worker.leaving]
+    assert len(leaving) == 1
+    child = world.submit()
+
+    for task_id in ("parent", "long"):
+        say_join(world, task_id)
+    world.advance(SOON + 1)
+
+    assert world.state(child) == "SUCCESS"
+
+
+def test_those_that_leave_are_named_wherever_others_may_have_to_come(world: Simulation) -> None:
+    scheduler = world.scheduler
+    (name,) = world.workers
+    scheduler.receive(CLIENT, Scale(0), world.now)
+    scheduler.receive(CLIENT, Scale(1), world.now)
+
+    said = scheduler.turn.mail[SUPERVISOR]
+    assert said == [Scale(0, leaving=(name,)), Scale(1, leaving=(name,))]
+    world.advance(1)
+    assert len(world.workers) == 2
+
+
+def test_newcomer_makes_another_one_leave_where_it_is_one_too_many(world: Simulation) -> None:
+    scheduler = world.scheduler
+    world.say(SUPERVISOR, Pool((*world.workers, "worker-2"), 1))
+
+    scheduler.receive(b"worker-2", Hello("worker", "worker-2", 2, "3.11"), world.now)
+
+    assert scheduler.turn.mail[SUPERVISOR] == [Scale(1, leaving=("worker-2",))]
 
 
 def test_stopping_cluster_starts_nobody(world: Simulation) -> None:

@@ -277,6 +277,23 @@ def test_short_calls_behind_a_long_one_are_called_back() -> None:
     assert world.state(long) == "PENDING"
 
 
+def test_they_are_called_back_though_calls_wait_where_nobody_is_idle() -> None:
+    world = Simulation(workers=0)
+    for queue in ("default", "default", "gpu"):
+        world.add_worker((queue,))
+    for _ in range(2):
+        world.submit(seconds=1_000, queue="gpu", policy=Policy(max_retries=7))
+    for _ in range(2):
+        world.submit(seconds=0.0001)
+    world.advance(1)
+    world.submit(seconds=100)
+    short = [world.submit(seconds=0.0001) for _ in range(50)]
+
+    world.advance(1)
+
+    assert {world.state(task_id) for task_id in short} == {"SUCCESS"}
+
+
 def test_revoking_what_waits_ends_it_at_once(world: Simulation) -> None:
     task_id = world.submit(countdown=100)
 
@@ -445,6 +462,35 @@ def test_revoking_the_next_in_line_does_not_stop_a_rate_limited_line() -> None:
     assert [world.state(i) for i in ids] == ["SUCCESS", "REVOKED", "SUCCESS", "SUCCESS"]
 
 
+@pytest.fixture
+def queues() -> Simulation:
+    """A worker for each of the queues a and b; that of b is busy when its calls may start."""
+    world = Simulation(workers=0)
+    for queue in ("a", "b"):
+        world.add_worker((queue,))
+    for task_id, queue in [("a0", "a"), ("b1", "b"), ("b2", "b"), ("a1", "a"), ("a2", "a")]:
+        world.submit(seconds=0.1, policy=Policy(interval=2.0), queue=queue, task_id=task_id)
+    world.submit(seconds=20, queue="b", task_id="long")
+    return world
+
+
+def test_busy_queue_holds_up_no_other_with_the_same_rate_limit(queues: Simulation) -> None:
+    queues.run()
+
+    assert queues.order == ["a0", "long", "a1", "a2", "b1", "b2"]
+    starts = [e.at for i in ("a0", "a1", "a2") for e in queues.events(i) if e.kind == "run"]
+    assert [b - a for a, b in pairwise(starts)] == [2.0, 2.0]
+
+
+def test_revoking_the_next_of_a_busy_queue_does_not_stop_its_line(queues: Simulation) -> None:
+    queues.advance(10)
+
+    queues.say(CLIENT, Revoke(("b1",)))
+    queues.run()
+
+    assert queues.order == ["a0", "long", "a1", "a2", "b2"]
+
+
 def test_rate_limit_goes_by_the_name_whatever_the_version_of_the_function(
     world: Simulation,
 ) -> None:
@@ -476,6 +522,22 @@ def test_hard_time_limit_ends_the_task(world: Simulation) -> None:
     assert finals(world, task_id) == ["FAILURE"]
     assert "TimeLimitExceeded" in world.events(task_id)[-1].text
     assert world.now.boot == pytest.approx(3.0, abs=0.1)
+
+
+def test_terminated_task_ends_so_though_its_time_is_over_before_it_is_gone(
+    world: Simulation,
+) -> None:
+    task_id = world.submit(seconds=1_000, policy=Policy(time_limit=3.0))
+    world.advance(2.9)
+    obey = world._obey
+    world._obey = lambda kill: (  # type: ignore[method-assign]
+        None if kill.signal == "SIGTERM" else obey(kill)
+    )
+
+    world.say(CLIENT, Revoke((task_id,), terminate=True))
+    world.run()
+
+    assert finals(world, task_id) == ["REVOKED"]
 
 
 @pytest.mark.parametrize(("wanted", "kept"), [(False, []), (True, ["FAILURE"])])
@@ -686,6 +748,15 @@ def test_task_that_is_revoked_and_sent_again_waits_for_its_needs_once_more(
 
     assert world.state("after") == "FAILURE"
     assert not world.scheduler.tasks
+
+
+def test_nothing_is_left_of_a_wait_that_was_revoked(world: Simulation) -> None:
+    first = world.submit(seconds=1)
+    world.say(CLIENT, Revoke((world.submit(needs=(first,)),)))
+
+    world.run()
+
+    assert not world.scheduler.flow.needs._waiters
 
 
 def test_chain_longer_than_the_stack_is_high_ends_with_its_first_task(world: Simulation) -> None:

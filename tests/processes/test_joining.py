@@ -98,6 +98,12 @@ def hold_by_another(begun, gate):
 
 
 @nbtasks.task
+def hold_and_wait(begun, gate):
+    hold.run(begun, gate)
+    return square.delay(2).get(disable_sync_subtasks=False)
+
+
+@nbtasks.task
 def note_overlap(folder):
     mine = Path(folder) / str(time.monotonic_ns())
     mine.touch()
@@ -184,3 +190,16 @@ def test_handler_that_waits_for_a_task_goes_on_in_a_pool_of_one(make_cluster, sh
     seven.delay(str(told))
 
     eventually(lambda: told.exists() and told.read_text() == "49")
+
+
+def test_tasks_wait_for_others_in_workers_that_were_told_to_go(make_cluster, short_path):
+    cluster = make_cluster(workers=2)
+    begun, gates = ([short_path / f"{what}-{n}" for n in range(2)] for what in ("begun", "gate"))
+    results = [hold_and_wait.delay(*map(str, paths)) for paths in zip(begun, gates, strict=True)]
+    eventually(lambda: all(path.exists() for path in begun))
+
+    cluster.scale(1)
+
+    for gate, result in zip(gates, results, strict=True):
+        gate.touch()
+        assert result.get(timeout=SOON) == 4

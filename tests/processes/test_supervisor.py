@@ -248,6 +248,19 @@ def test_scaling_up_starts_workers_and_is_remembered(stage: Stage) -> None:
     assert json.loads((stage.runtime / "settings.json").read_text())["workers"] == 3
 
 
+def test_others_take_the_places_of_those_that_leave(stage: Stage) -> None:
+    stage.start(workers=2)
+    leaving, process = stage.ready_worker()
+
+    stage.say(Scale(1, leaving=(leaving,)))
+    stage.say(Scale(2))
+
+    names = stage.hear_pool(3).workers
+    assert leaving in names
+    process.terminate()
+    assert set(stage.hear_pool(2).workers) == {*names} - {leaving}
+
+
 def test_extra_workers_are_for_a_while_only(stage: Stage) -> None:
     stage.start(workers=1)
 

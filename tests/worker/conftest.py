@@ -152,12 +152,12 @@ class FakeBroker:
         self._calls += 1
         return Call(f"id-{self._calls}", self.know(task), task.name, body)
 
-    def run(self, *calls: Call, deaths: int = 0) -> list[int]:
+    def run(self, *calls: Call, redelivered: bool = False) -> list[int]:
         """Hand calls to the worker, in one message; return their tickets."""
         runs = []
         for call in calls:
             self._ticket += 1
-            runs.append(Run(self._ticket, call, deaths))
+            runs.append(Run(self._ticket, call, redelivered))
         self.say(*runs)
         return [run.ticket for run in runs]
 

@@ -326,7 +326,7 @@ def test_request_says_what_the_call_says(broker: FakeBroker, worker: WorkerProce
         call, retries=2, root="r", parent="p", eta=1.5, expires=later, queue="q", priority=7,
         options={"time_limit": 60.0, "headers": broker_headers({"who": "me"}), "origin": "1@h"},
     )  # fmt: skip
-    broker.run(call, deaths=1)
+    broker.run(call, redelivered=True)
 
     assert broker.value(broker.done()) == {
         "id": call.id,
