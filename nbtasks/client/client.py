@@ -188,10 +188,11 @@ class Client:
         """
         try:
             self._check_usable()
-            waiting = len(self._link.calls) + self._link.batches.calls
-            if waiting > UNACCEPTED or self._link.batches.size > UNACCEPTED_BYTES or buffers:
+            link = self._link
+            waiting = len(link.calls) + link.batches.calls
+            if waiting > UNACCEPTED or link.batches.size > UNACCEPTED_BYTES or buffers:
                 self._await_room(retry, policy)
-            if not self._link.up:
+            if not link.up:
                 self._await_link(retry, policy)
         except BaseException:  # an interrupt, too
             segments.withdraw(buffers)
@@ -201,9 +202,9 @@ class Client:
             record = self._records.open.setdefault(call.id, record)
         else:
             self._records.open[call.id] = record
-        self._link.calls.append((call, buffers, define, check, confirm, record))
-        if self._link.sleeping:
-            self._link.wake()
+        link.calls.append((call, buffers, define, check, confirm, record))
+        if link.sleeping:
+            link.wake()
         for hook in submitted_hooks:
             hook(record)
         if confirm:
@@ -306,8 +307,8 @@ class Client:
         """
         self._check_usable()
         check_sendable(*messages)
-        if self._link.gone is not None:
-            raise afresh(self._link.gone)
+        if (gone := self._link.gone) is not None:
+            raise afresh(gone)
         self._link.outbox.append((messages, buffers))
         if self._link.sleeping:
             self._link.wake()
@@ -390,7 +391,7 @@ class Client:
                 if record.waiters or record.listeners
             }
             if awaited:
-                _left[self.runtime] = awaited
+                _left.setdefault(self.runtime, {}).update(awaited)
             self._link.bereave(self._let_go_of())
         return said
 
@@ -486,6 +487,7 @@ class Client:
         """Sleep until a condition holds that the end of a task, or each event of it, may make."""
         if condition():
             return True
+        self._check_usable()  # a child made by fork may find locks of its parent's threads held
         waiter = locked()
 
         def wake(*_: object) -> None:
@@ -507,8 +509,8 @@ class Client:
         try:
             self._link.waiting.add(waiter)
             while not condition():
-                if self._link.gone is not None:
-                    raise afresh(self._link.gone)
+                if (gone := self._link.gone) is not None:
+                    raise afresh(gone)
                 if self._link.closing:
                     raise self._let_go_of()
                 left = None if deadline is None else deadline - time.monotonic()

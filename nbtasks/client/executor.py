@@ -67,7 +67,8 @@ class TaskFuture(Future[T]):
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Call a function once this is done; see `concurrent.futures.Future`.
 
-        It is called in a thread of its own, and may wait for other futures.
+        At once, here, if it is done; else in the one thread that calls these functions of all
+        futures, one after the other. It may wait for other futures.
         """
         if self.done():
             super().add_done_callback(fn)

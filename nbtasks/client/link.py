@@ -223,11 +223,11 @@ class Link:
             self._wakened.close()
 
     def _serve(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._monitor, zmq.POLLIN)
-        poller.register(self._wakened.fileno(), zmq.POLLIN)
         try:
+            poller = zmq.Poller()
+            poller.register(self._socket, zmq.POLLIN)
+            poller.register(self._monitor, zmq.POLLIN)
+            poller.register(self._wakened.fileno(), zmq.POLLIN)
             gathers = False
             while not self.closing:
                 # Amid many calls each of them would wake us: let some come together meanwhile.

@@ -8,7 +8,8 @@ So when a task is pickled, everything that it reaches is walked once and noted:
     plain values        an immutable one is noted by identity; rebinding the name shows. What it
                         holds (a union, a slice, a signature) is walked
     list, dict, set     the members by identity, and walked, as long as there are not too many
-    classes, functions  of a notebook: walked; of modules: by reference, so identity is enough
+    classes, functions  of a notebook: walked (annotations are not compared); of modules: by
+                        reference, so identity is enough
     tasks               their attributes, their classes, and what they pickle to
     anything else       may change without a trace: the task is *volatile*, and pickled each time
 
@@ -32,7 +33,7 @@ import types
 import typing
 import uuid
 import zoneinfo
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from functools import partial
@@ -59,6 +60,7 @@ _IMMUTABLE: Final[frozenset[type]] = frozenset(
         *(types.GetSetDescriptorType, types.MemberDescriptorType, types.WrapperDescriptorType),
         *(types.MethodDescriptorType, types.ClassMethodDescriptorType),
         *(type(vars(abc.ABC)["_abc_impl"]), type(getattr(typing, "NoDefault", None))),
+        type(vars(namedtuple("_", "field"))["field"]),
     }
 )
 #: Modules of classes whose instances, found in classes and annotations, never change themselves.
@@ -114,7 +116,7 @@ class Reach:
     # -------------------------------------------------------------------------------- later
 
     def unchanged(self) -> bool:
-        """Return whether all that was noted is as it was; nothing is of a volatile task."""
+        """Return whether all that was noted is as it was; of a volatile task nothing is noted."""
         try:
             found = chain.from_iterable(map(call, self._probes))
             # Both rows end with _END, so they cannot differ in length only.
@@ -143,7 +145,8 @@ class Reach:
         elif isinstance(value, type):
             self._visit_class(value)
         elif isinstance(value, Enum):
-            self._go_on_with((kind, *vars(value).values()))
+            self._go_on_with((kind,))
+            self._visit_mapping(vars(value))
         elif hasattr(kind, "apply_async"):
             self._visit_task(value)
         elif not _is_of_numpy(kind) and not _is_of_package(value):
@@ -337,6 +340,7 @@ _VISITS: Final[dict[type, Callable[[Reach, Any], None]]] = {
     types.UnionType: Reach._visit_held,
     types.MethodWrapperType: Reach._visit_held,
     functools._lru_cache_wrapper: Reach._visit_cached_by_lru,
+    type(Callable[[], None]): Reach._visit_held,
 }
 
 

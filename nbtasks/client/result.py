@@ -550,7 +550,12 @@ class AsyncResult(Family):
             Call it to hear no more.
         """
         waiting.check_callable("listener", listener)
-        messages = Messages(self, listener)
+
+        def say(message: dict[str, Any]) -> None:
+            if hear in record.listeners:
+                listener(message)
+
+        messages = Messages(self, say)
         record = self._follow()
 
         def tell() -> None:

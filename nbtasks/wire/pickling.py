@@ -199,12 +199,18 @@ def _parts_of_enum(cls: Any, bases: Any, name: str, qualname: str, _: Any, *rest
     members = cls.__members__
     values = {name: member._value_ for name, member in members.items()}
     attributes = {name: value for name, value in attributes.items() if name not in members}
+    # Not what each process computes for itself.
+    everything = [item for base in cls.__mro__ for item in vars(base).items()]
+    left = _OF_ENUM.union(key for key, value in everything if is_cached(value))
     details = {
-        name: {key: value for key, value in vars(member).items() if key not in _OF_ENUM}
+        name: {key: value for key, value in vars(member).items() if key not in left}
         for name, member in members.items()
     }
-    details = {name: found for name, found in details.items() if found}
     return [bases, name, qualname, values, *more, (attributes, slots), details]
+
+
+def is_cached(attribute: Any) -> bool:
+    return isinstance(attribute, functools.cached_property)
 
 
 _PLAIN: Final = frozenset({type, abc.ABCMeta})
@@ -398,7 +404,10 @@ def set_class_state(cls: Any, state: tuple[Any, ...]) -> Any:
     set_state(cls, inner)
     for details in more:
         for name, attributes in details.items():
-            vars(cls[name]).update(attributes)
+            own = vars(cls[name])
+            for key in own.keys() - attributes.keys() - _OF_ENUM:  # taken away there
+                del own[key]
+            own.update(attributes)
     return cls
 
 

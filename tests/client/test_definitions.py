@@ -477,6 +477,45 @@ def test_change_of_what_is_held_is_seen(notebook, count_pickles, held):
     assert notebook.define().digest != before
 
 
+@pytest.mark.parametrize(
+    "change",
+    ["Planet.EARTH.mass = 7", "Planet.EARTH.moons = 1", "Planet.EARTH.many.append(1)"],
+)
+def test_change_of_a_member_of_an_enumeration_is_seen(notebook, change):
+    notebook.run(
+        """
+        import enum
+        class Planet(enum.Enum):
+            EARTH = 3
+            def __init__(self, mass): self.mass, self.many = mass, []
+        @task
+        def f(): return vars(Planet.EARTH)
+        """
+    )
+    before = notebook.define().digest
+    assert notebook.define().digest == before
+
+    notebook.run(change)
+
+    assert notebook.define().digest != before
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    ["collections.abc.Callable[[int], str]", "Point", "collections.abc.Sequence[Point]"],
+)
+def test_ordinary_annotation_costs_no_pickling_at_each_call(notebook, count_pickles, annotation):
+    notebook.run("import collections.abc, typing")
+    notebook.run("class Point(typing.NamedTuple):\n  x: int")
+    notebook.run("@task\ndef f(x): return Point")
+    notebook.run(f"f.run.__annotations__['x'] = {annotation}")  # this file's are text
+
+    definitions = [notebook.define() for _ in range(3)]
+
+    assert all(definition is definitions[0] for definition in definitions)
+    assert count_pickles() == 1
+
+
 def test_scalar_with_fields_may_change(notebook):
     notebook.run("import numpy\nrow = numpy.zeros(1, [('x', int)])[0]\n@task\ndef f(): return row")
     before = notebook.define().digest

@@ -897,6 +897,23 @@ def test_listener_hears_all_in_order_also_what_comes_as_it_begins(
     assert [message["result"] for message in heard] == [0, 1, 2, 3]
 
 
+def test_listener_that_stops_amid_messages_hears_no_more(client, record, task):
+    heard, gate = Gathered(), threading.Event()
+    for step in range(3):
+        client.happen(record, state="PROGRESS", value=step)
+
+    def hear(message):
+        heard(message["result"])
+        stop()
+
+    callbacks.post(gate.wait)
+    stop = task.listen(hear)
+    gate.set()
+    callbacks.post(lambda: heard("after"))
+
+    assert heard.wait(2) == [0, "after"]
+
+
 def test_listener_that_fails_hears_the_rest(client, record, task, caplog):
     heard = Gathered()
     for step in range(3):

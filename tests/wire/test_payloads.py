@@ -797,7 +797,7 @@ def test_what_main_defines_travels_by_value(expression, action, expected):
 
 
 CLASSES = """
-import enum, sys, typing
+import enum, functools, sys, threading, typing
 from nbtasks.wire.payloads import *
 
 class Slotted:
@@ -809,6 +809,9 @@ class Planet(enum.Enum):
     HOME = 3, 6
     MARS = 1, 3
     def __init__(self, mass, radius): self.density = mass / radius
+    @functools.cached_property
+    def lock(self): return threading.Lock()
+Planet.MARS.lock
 class Right(enum.Flag):
     READ = 1
     WRITE = 2
