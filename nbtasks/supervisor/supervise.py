@@ -294,7 +294,9 @@ class Supervisor:
 
     def _tell_pool(self) -> None:
         if self._welcome and self._link is not None:
-            self._link.send(Pool(tuple(self.crew.workers), self.crew.wanted, self.crew.extra))
+            crew = self.crew
+            leaving = tuple(crew.leaving & crew.workers.keys())
+            self._link.send(Pool(tuple(crew.workers), crew.wanted, crew.extra, leaving))
 
     def _tell_deaths(self) -> None:
         untold = [died for died, told in self._deaths.values() if told is None]
