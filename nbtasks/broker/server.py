@@ -565,10 +565,11 @@ class Server:
         while more:
             some = self.store.events(seq, last, PAGE)
             yield from some
-            more = len(some) == PAGE
+            more = len(some) >= PAGE  # about so many: the first event may come on top
             if more:
                 last = some[-1][0].n
-            final |= any(event.final for event, _ in some)
+            for event, _ in some:
+                final = event.final or (final and event.kind != "again")
         if message.phase == DONE and after < message.n and not final:
             # Nothing was kept of its end, but over it is.
             row = self.store.find(message.id)
