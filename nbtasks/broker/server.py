@@ -146,9 +146,7 @@ class Server:
         self.started = now()
         self.scheduler = Scheduler(
             StoredFacts(self.store),
-            # Above those of a former broker, even if that one lived for a few milliseconds only,
-            # or before a reboot.
-            first_ticket=max(int(self.started.boot * 1000) << 12, self.store.last_ticket()),
+            first_ticket=self.store.first_ticket(self.started),
             first_seq=self.store.last_seq(),
         )
         self.questions = Questions(
