@@ -87,7 +87,7 @@ class Rate:
 
     def next(self) -> Iterator[Task]:
         """Take the tasks that may start next: one of each queue that has none yet."""
-        for queue in self._waiting.keys() - self.let_go.keys():
+        for queue in [queue for queue in self._waiting if queue not in self.let_go]:
             task = self._next(queue)
             if task is not None:
                 self.let_go[queue] = task
@@ -372,10 +372,12 @@ class Workers:
         """Yield the tasks that a worker of these queues would get, if it took one after another."""
         passed = set()
         for task in islice(self.ready.line(queues), SIGHT):
-            rate = self.of(task).rate
-            if task.phase != QUEUED or (rate is not None and rate in passed):
+            if task.phase != QUEUED:
                 continue
+            rate = self.of(task).rate
             if rate is not None:
+                if rate in passed:
+                    continue
                 passed.add(rate)  # it lets no more than one through at a time
                 if now.boot < rate.next_start:
                     continue
@@ -422,7 +424,7 @@ class Workers:
         """
         if not self.ready:
             return
-        for worker in self.idle():
+        for worker in self._in_turn(self.idle()):
             task = self._next(worker, now, ahead=False) if most != 0 else None
             if task is not None:
                 most = None if most is None else most - 1
@@ -445,6 +447,20 @@ class Workers:
                         busy.remove(worker)
                         break
                     yield worker, task
+
+    def _in_turn(self, idle: list[Worker]) -> list[Worker]:
+        """Return workers in the order in which what comes next for them has its turn.
+
+        Others may be waiting for the same start of a rate limit.
+        """
+        if all(worker.queues == idle[0].queues for worker in idle):
+            return idle
+
+        def turn(worker: Worker) -> tuple[int, int]:
+            level = self.ready.first(worker.queues)
+            return (1, 0) if level is None else (-level.priority, level.head().seq)
+
+        return sorted(idle, key=turn)
 
     def to_call_back(self, now: Now) -> Iterator[Worker]:
         """Yield the workers that sit on calls behind a long one while others are idle."""
