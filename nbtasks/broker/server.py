@@ -3,10 +3,11 @@
     clients ──┐                    ┌─ what is to be saved ─▶ store (one commit a turn)
     workers ──┼─▶ ROUTER ─▶ Scheduler                           │
     supervisor┘   (drain)   (pure)  └─ mail ─ after the commit ◀┘
-                                         └─▶ one multipart message a peer
+                                         └─▶ a multipart message a peer,
+                                             or several where it is much
 
 One thread, one loop. A turn takes in whatever lies ready, so under load many messages share one
-commit and one send a peer, and alone a message waits for nobody.
+commit and few sends, and alone a message waits for nobody.
 
 When the store cannot write (a full disk), what was decided is kept and nothing that follows from it
 is sent until it can: no false word leaves here. What tells of the past goes on. New calls are not
@@ -513,6 +514,8 @@ class Server:
         while True:
             try:
                 return self.store.sync()
+            except StoreCorrupt:
+                raise
             except ClusterError as error:
                 if not self.running:
                     raise
@@ -629,11 +632,15 @@ class Server:
         """Drop results that have been kept long enough, and give disk space back: a little each."""
         kept = self.settings.result_expires
         try:
-            more = kept is not None and self.store.expire(instant.wall - kept, EXPIRE) == EXPIRE
+            # What is not saved yet may need what has expired; and while nothing is taken in, files
+            # may be older than their calls.
+            saved = self.store_failed_at is None
+            more = False
+            if saved and kept is not None:
+                more = self.store.expire(instant.wall - kept, EXPIRE) == EXPIRE
             if self.store.shrink() or more:
                 self._next_look = 0.0
-            # While nothing is taken in, files may be older than their calls.
-            if instant.boot >= self._next_sweep and self.store_failed_at is None:
+            if saved and instant.boot >= self._next_sweep:
                 self._next_sweep = instant.boot + SWEEP
                 self.store.sweep(instant.wall - LONG_AGO)
                 if kept is not None:

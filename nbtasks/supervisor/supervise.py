@@ -425,7 +425,6 @@ class Supervisor:
             with suppress(FileNotFoundError):
                 os.unlink(exit_.child.log)
         ordered = exit_.child.pid in self._destroyed
-        self._destroyed.discard(exit_.child.pid)
         innocent = exit_.code == 0 or ordered or reading.started > 0
         wait = self._worker_starts.died(lived, useful=innocent)
         if exit_.code == -signal.SIGKILL:  # by a person, or by a system out of memory
@@ -599,6 +598,7 @@ class Supervisor:
                 self._after(RETRY, self._restart_undertaker)
             else:
                 self._broker_died(exit_, lived)
+            self._destroyed.discard(exit_.child.pid)
         return news
 
     def _shut_down(self) -> None:

@@ -56,6 +56,8 @@ from nbtasks.exceptions import (
     EncodeError,
     ForkedError,
     OperationalError,
+    StoreCorrupt,
+    StoreError,
     TaskRevokedError,
 )
 from nbtasks.wire import frames, segments, sockets
@@ -641,6 +643,41 @@ def test_end_of_which_nothing_is_kept_is_told_though_a_former_end_was(inside: In
         ("again", False),
         ("end", True),
     ]
+
+
+def test_nothing_expires_that_is_told_to_run_again_while_the_store_fails(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("full")
+
+    task = inside.submit()
+    inside.say("worker", Done(task.ticket, "FAILURE", b""))
+    inside.server.turn(now())
+    with monkeypatch.context() as failing:
+        failing.setattr(inside.server.store, "commit", fail)
+        inside.say("client", Redo((task.id,)))
+        inside.server.turn(later(200))
+
+    inside.server.turn(later(201))
+
+    (again,) = inside.worker.held.values()
+    assert again.id == task.id
+    assert inside.server.store.calls([again.seq])
+
+
+def test_broker_does_not_go_on_with_a_store_that_is_damaged(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([StoreCorrupt("damaged")])
+
+    def sync() -> None:
+        for failure in failures:
+            raise failure
+
+    monkeypatch.setattr(inside.server.store, "sync", sync)
+    with pytest.raises(StoreCorrupt):
+        inside.server._sync()
 
 
 def test_task_whose_call_is_lost_ends_and_frees_its_worker(inside: Inside) -> None:

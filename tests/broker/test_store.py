@@ -1158,6 +1158,19 @@ def test_what_is_saved_is_synced_once_where_that_is_promised(
     assert seen == [f"{path}-wal"] * synced
 
 
+def test_damage_that_is_found_while_syncing_is_told_as_such(path, opened, monkeypatch):
+    store = opened(path, "full")
+    accept(store, 1)
+    store._db._doubtful = True
+
+    def fail() -> bool:
+        raise StoreCorrupt("damaged")
+
+    monkeypatch.setattr(store._db, "checkpoint", fail)
+    with pytest.raises(StoreCorrupt):
+        store.sync()
+
+
 def test_disk_that_fails_is_told_and_not_believed_the_next_time(path, opened, monkeypatch):
     store = opened(path, "full")
     accept(store, 1)
