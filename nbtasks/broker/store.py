@@ -926,7 +926,7 @@ class Store:
         names = [self._function_names.pop(function) for function in spare]
         for name in names:
             del self._functions[name]
-        return [digest for digest, _ in names]
+        return [digest for digest, _ in names if digest]
 
     def shrink(self) -> bool:
         """Give some unused pages back to the file system; return whether there are more."""

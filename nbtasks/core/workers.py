@@ -286,12 +286,12 @@ class Workers:
         return known
 
     def of(self, task: Row) -> Definition:
-        """Return the function of an accepted task."""
+        """Return the function of an accepted task, which the archive still has."""
         known = self._definitions.get(task.definition or task.name)
         if known is None:
             known = self.definition(task.definition, task.name)
-        # Its function goes with the last task of it: this one is over, but still stands in a line.
-        return known or Definition(task.definition, task.name, Policy(), None)
+        assert known is not None  # it goes with the last task of it
+        return known
 
     def forget(self, digest: bytes) -> None:
         """Know nothing more of a function that the archive has dropped."""
