@@ -30,7 +30,7 @@ from nbtasks.broker.file import (
     make_private,
     too_new,
 )
-from nbtasks.exceptions import StoreError
+from nbtasks.exceptions import StoreCorrupt, StoreError
 from nbtasks.wire.connection import sync
 
 #: SQL files, in order; the first makes version 1 of an empty file, each later one the next version.
@@ -219,6 +219,8 @@ class Database:
                     raise StoreError("somebody else reads the file, so its log cannot be emptied")
             else:
                 _sync_data(self._log)
+        except StoreCorrupt:
+            raise
         except (OSError, StoreError) as error:
             self._doubtful = True
             raise StoreError(

@@ -11,7 +11,9 @@
 
 -- What the store knows about itself.
 CREATE TABLE meta (
-    key         TEXT PRIMARY KEY,   -- name: random name of this store; boot_id: machine run of due
+    key         TEXT PRIMARY KEY,   -- name: random name of this store; boot_id: machine run of due;
+                                    -- boot_clock: boot, when that was noted; ticket_offset: what
+                                    -- tickets of this machine run are higher by
     value       TEXT NOT NULL       -- what key says
 ) WITHOUT ROWID;
 
@@ -52,7 +54,7 @@ CREATE TABLE tasks (
     state       TEXT NOT NULL,      -- what users see: PENDING, STARTED, PROGRESS, SUCCESS ...
     n           INTEGER NOT NULL,   -- number of its last event
     retries     INTEGER NOT NULL,   -- how many came before the present attempt
-    deaths      INTEGER NOT NULL,   -- processes that died under it
+    deaths      INTEGER NOT NULL,   -- processes that died under it; -1: a run has put it back
     due         REAL,               -- boot; earliest start by countdown or back-off
     due_at      REAL,               -- wall; what due meant when it was saved, for the next boot
     eta         REAL,               -- wall; earliest start

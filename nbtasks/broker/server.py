@@ -3,10 +3,11 @@
     clients ──┐                    ┌─ what is to be saved ─▶ store (one commit a turn)
     workers ──┼─▶ ROUTER ─▶ Scheduler                           │
     supervisor┘   (drain)   (pure)  └─ mail ─ after the commit ◀┘
-                                         └─▶ one multipart message a peer
+                                         └─▶ a multipart message a peer,
+                                             or several where it is much
 
 One thread, one loop. A turn takes in whatever lies ready, so under load many messages share one
-commit and one send a peer, and alone a message waits for nobody.
+commit and few sends, and alone a message waits for nobody.
 
 When the store cannot write (a full disk), what was decided is kept and nothing that follows from it
 is sent until it can: no false word leaves here. What tells of the past goes on. New calls are not
@@ -146,9 +147,7 @@ class Server:
         self.started = now()
         self.scheduler = Scheduler(
             StoredFacts(self.store),
-            # Above those of a former broker, even if that one lived for a few milliseconds only,
-            # or before a reboot.
-            first_ticket=max(int(self.started.boot * 1000) << 12, self.store.last_ticket()),
+            first_ticket=self.store.first_ticket(self.started),
             first_seq=self.store.last_seq(),
         )
         self.questions = Questions(
@@ -515,6 +514,8 @@ class Server:
         while True:
             try:
                 return self.store.sync()
+            except StoreCorrupt:
+                raise
             except ClusterError as error:
                 if not self.running:
                     raise
@@ -565,10 +566,11 @@ class Server:
         while more:
             some = self.store.events(seq, last, PAGE)
             yield from some
-            more = len(some) == PAGE
+            more = len(some) >= PAGE  # about so many: the first event may come on top
             if more:
                 last = some[-1][0].n
-            final |= any(event.final for event, _ in some)
+            for event, _ in some:
+                final = event.final or (final and event.kind != "again")
         if message.phase == DONE and after < message.n and not final:
             # Nothing was kept of its end, but over it is.
             row = self.store.find(message.id)
@@ -630,11 +632,15 @@ class Server:
         """Drop results that have been kept long enough, and give disk space back: a little each."""
         kept = self.settings.result_expires
         try:
-            more = kept is not None and self.store.expire(instant.wall - kept, EXPIRE) == EXPIRE
+            # What is not saved yet may need what has expired; and while nothing is taken in, files
+            # may be older than their calls.
+            saved = self.store_failed_at is None
+            more = False
+            if saved and kept is not None:
+                more = self.store.expire(instant.wall - kept, EXPIRE) == EXPIRE
             if self.store.shrink() or more:
                 self._next_look = 0.0
-            # While nothing is taken in, files may be older than their calls.
-            if instant.boot >= self._next_sweep and self.store_failed_at is None:
+            if saved and instant.boot >= self._next_sweep:
                 self._next_sweep = instant.boot + SWEEP
                 self.store.sweep(instant.wall - LONG_AGO)
                 if kept is not None:

@@ -146,6 +146,11 @@ def _boot_id_of_mac() -> str:
         return ""
 
 
+def _ticks(now: Now) -> int:
+    """Return a number that rises faster than tickets are given, until the next boot."""
+    return int(now.boot * 1000) << 12
+
+
 def _in_parcels(values: Iterable[Any]) -> Iterator[tuple[list[Any], str]]:
     """Yield some of the values, and the SQL that stands for them after IN."""
     rest = list(values)
@@ -234,17 +239,19 @@ class Store:
         if self._clock_set:
             return
         present = boot_id()
-        if present:
-            is_new = self._db.meta("boot_id") != present
-        else:  # a clock that went back has begun anew
-            is_new = now.boot < float(self._db.meta("boot_clock") or "inf")
+        is_new = present != self._db.meta("boot_id")
+        # A clock that went back has begun anew.
+        is_new |= now.boot < float(self._db.meta("boot_clock") or "inf")
         if is_new:
             self.settle()
-        if is_new or not present:
+            offset = max(0, self._last_ticket() - _ticks(now))
             with self._db.transaction("save"):
-                if is_new:
-                    self._db.execute(_TURN_CLOCK, (now.wall - now.boot,))
+                self._db.execute(_TURN_CLOCK, (now.wall - now.boot,))
                 self._db.set_meta("boot_id", present)
+                self._db.set_meta("boot_clock", str(now.boot))
+                self._db.set_meta("ticket_offset", str(offset))
+        elif not present:
+            with self._db.transaction("save"):
                 self._db.set_meta("boot_clock", str(now.boot))
         self._clock_set = True
 
@@ -828,7 +835,20 @@ class Store:
         [(seq,)] = self._read("SELECT ifnull(max(seq), 0) FROM tasks")
         return int(seq)
 
-    def last_ticket(self) -> int:
+    def first_ticket(self, now: Now) -> int:
+        """Return above which number a broker's tickets start: above all of former ones'.
+
+        Even if one lived for a few milliseconds only, or before a reboot.
+
+        Parameters
+        ----------
+        now
+            The present instant.
+        """
+        self._set_clock(now)
+        return int(self._db.meta("ticket_offset") or 0) + _ticks(now)
+
+    def _last_ticket(self) -> int:
         """Return the highest ticket of a note or of an open task, 0 when there is none."""
         [(ticket,)] = self._read(
             "SELECT max((SELECT ifnull(max(last), 0) FROM given), "
@@ -906,7 +926,7 @@ class Store:
         names = [self._function_names.pop(function) for function in spare]
         for name in names:
             del self._functions[name]
-        return [digest for digest, _ in names]
+        return [digest for digest, _ in names if digest]
 
     def shrink(self) -> bool:
         """Give some unused pages back to the file system; return whether there are more."""

@@ -115,16 +115,17 @@ class Level:
             return self.priority > other.priority
         return self.head().seq < other.head().seq
 
-    def pop(self) -> Task:
+    def pop(self, turn: bool) -> Task:
+        """Take the head out; whether that was its client's turn."""
         turns = self.turns
         client = turns[0]
         line = self.lines[client]
         task = line.popleft()
-        if line:
-            turns.rotate(-1)
-        else:
+        if not line:
             turns.popleft()
             del self.lines[client]
+        elif turn:
+            turns.rotate(-1)
         return task
 
     def sweep(self) -> None:
@@ -141,10 +142,11 @@ class Level:
         lines = deque(iter(self.lines[client]) for client in self.turns)
         while lines:
             line = lines.popleft()
-            task = next(line, None)
-            if task is not None:
+            for task in line:
                 yield task
-                lines.append(line)
+                if task.phase == QUEUED:
+                    lines.append(line)
+                    break
 
 
 class Ready:
@@ -188,17 +190,19 @@ class Ready:
 
     def take(self, level: Level) -> Task:
         """Take the first task out that stands there."""
-        task = level.pop()
         self._count -= 1
-        if not level.lines:
-            self._close(level)
-        return task
+        return self._out(level, turn=True)
 
     def drop(self, level: Level) -> None:
         """Take the first task out that stands there, which waits no more."""
-        self.take(level)
-        self._count += 1
         self._over -= 1
+        self._out(level, turn=False)
+
+    def _out(self, level: Level, turn: bool) -> Task:
+        task = level.pop(turn)
+        if not level.lines:
+            self._close(level)
+        return task
 
     def _close(self, level: Level) -> None:
         levels = self._queues[level.queue]

@@ -72,7 +72,8 @@ class Deaths:
     def died(self, peer: bytes, died: Died, now: Now, _: Iterator[Any]) -> None:
         """Take note of a death; it is decided on when all has come that the dead had sent."""
         worker = self._pool.workers.get(died.name)
-        self.dead.append(died.name)
+        if died.name not in self.dead:
+            self.dead.append(died.name)
         if worker is None:
             # Buried by a former broker, which may not have lived to save all of it.
             self._ledger.clear(died.name, self._ledger.ticket + 1)

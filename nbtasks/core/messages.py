@@ -561,6 +561,8 @@ class Pool(Message, frozen=True):
     wanted: Workers
     #: As in Scale.
     extra: Workers = 0
+    #: As in Scale: a new broker does not know whom the former one has told to go.
+    leaving: tuple[str, ...] = ()
 
 
 class Died(Message, frozen=True):

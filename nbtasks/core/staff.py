@@ -51,6 +51,8 @@ class Staff:
         self.extra = 0
         #: The workers that the supervisor has started.
         self.hired: frozenset[str] = frozenset()
+        #: Those of them that a former broker may have told to go.
+        self._leaving: frozenset[str] = frozenset()
         #: The cluster is going: nothing is begun any more.
         self.stopping = False
         #: Whether the next look at those that wait stands in the agenda.
@@ -93,7 +95,9 @@ class Staff:
 
     def greet(self, worker: Worker) -> None:
         """Let go whom a newcomer makes one too many: it was on its way while others had to go."""
-        if worker.name in self.hired and self._let_go_surplus():
+        if worker.leaving or worker.name in self._leaving:
+            self._let_go(worker)  # it may not have heard
+        elif worker.name in self.hired and self._let_go_surplus():
             self._order_workers()
 
     def _order_workers(self) -> None:
@@ -111,14 +115,20 @@ class Staff:
         # Whoever is the only one left for some queues stays longest: nobody else would serve them.
         last = {worker.queues: worker for worker in present}
         for worker in sorted(present, key=lambda worker: last[worker.queues] is worker)[:surplus]:
-            worker.leaving = True
-            self._ledger.turn.say(worker.peer, Stop())
+            self._let_go(worker)
         return surplus > 0
+
+    def _let_go(self, worker: Worker) -> None:
+        worker.leaving = True
+        self._ledger.turn.say(worker.peer, Stop())
 
     def hear(self, peer: bytes, pool: Pool, now: Now, _: Iterator[Any]) -> None:
         """Take note of what the supervisor says of the workers that it has."""
         self.wanted, self.extra = pool.wanted, pool.extra
-        self.hired = frozenset(pool.workers)
+        self.hired, self._leaving = frozenset(pool.workers), frozenset(pool.leaving)
+        for worker in self._pool.serving():
+            if worker.name in self._leaving:
+                self._let_go(worker)
         if pool.extra:
             self.mind_joins(now, 0.0)
 

@@ -87,7 +87,7 @@ class Rate:
 
     def next(self) -> Iterator[Task]:
         """Take the tasks that may start next: one of each queue that has none yet."""
-        for queue in self._waiting.keys() - self.let_go.keys():
+        for queue in [queue for queue in self._waiting if queue not in self.let_go]:
             task = self._next(queue)
             if task is not None:
                 self.let_go[queue] = task
@@ -286,12 +286,12 @@ class Workers:
         return known
 
     def of(self, task: Row) -> Definition:
-        """Return the function of an accepted task."""
+        """Return the function of an accepted task, which the archive still has."""
         known = self._definitions.get(task.definition or task.name)
         if known is None:
             known = self.definition(task.definition, task.name)
-        # Its function goes with the last task of it: this one is over, but still stands in a line.
-        return known or Definition(task.definition, task.name, Policy(), None)
+        assert known is not None  # it goes with the last task of it
+        return known
 
     def forget(self, digest: bytes) -> None:
         """Know nothing more of a function that the archive has dropped."""
@@ -372,10 +372,12 @@ class Workers:
         """Yield the tasks that a worker of these queues would get, if it took one after another."""
         passed = set()
         for task in islice(self.ready.line(queues), SIGHT):
-            rate = self.of(task).rate
-            if task.phase != QUEUED or (rate is not None and rate in passed):
+            if task.phase != QUEUED:
                 continue
+            rate = self.of(task).rate
             if rate is not None:
+                if rate in passed:
+                    continue
                 passed.add(rate)  # it lets no more than one through at a time
                 if now.boot < rate.next_start:
                     continue
@@ -422,7 +424,7 @@ class Workers:
         """
         if not self.ready:
             return
-        for worker in self.idle():
+        for worker in self._in_turn(self.idle()):
             task = self._next(worker, now, ahead=False) if most != 0 else None
             if task is not None:
                 most = None if most is None else most - 1
@@ -445,6 +447,20 @@ class Workers:
                         busy.remove(worker)
                         break
                     yield worker, task
+
+    def _in_turn(self, idle: list[Worker]) -> list[Worker]:
+        """Return workers in the order in which what comes next for them has its turn.
+
+        Others may be waiting for the same start of a rate limit.
+        """
+        if all(worker.queues == idle[0].queues for worker in idle):
+            return idle
+
+        def turn(worker: Worker) -> tuple[int, int]:
+            level = self.ready.first(worker.queues)
+            return (1, 0) if level is None else (-level.priority, level.head().seq)
+
+        return sorted(idle, key=turn)
 
     def to_call_back(self, now: Now) -> Iterator[Worker]:
         """Yield the workers that sit on calls behind a long one while others are idle."""

@@ -43,7 +43,7 @@ class Crew:
         #: And how many more for a while, in the places of those that wait for other tasks.
         self.extra = 0
         #: Workers that go once they have ended what they run, though a new broker may not know it.
-        self._leaving: set[str] = set()
+        self.leaving: set[str] = set()
         self._queues: tuple[str, ...] = ()
         self._own: dict[str, int] = {}
         # Children that find another parent than this one go (`wire.parent`).
@@ -92,11 +92,11 @@ class Crew:
 
     def let_go(self, names: Iterable[str]) -> None:
         """Take note that these workers were told to go: others may take their places."""
-        self._leaving.update(names)
-        self._leaving.intersection_update(self.workers)
+        self.leaving.update(names)
+        self.leaving.intersection_update(self.workers)
 
     def _staying(self) -> list[Worker]:
-        return [worker for name, worker in self.workers.items() if name not in self._leaving]
+        return [worker for name, worker in self.workers.items() if name not in self.leaving]
 
     def start_broker(self) -> Child:
         """Start the broker; its log is logs/broker.log."""

@@ -294,7 +294,9 @@ class Supervisor:
 
     def _tell_pool(self) -> None:
         if self._welcome and self._link is not None:
-            self._link.send(Pool(tuple(self.crew.workers), self.crew.wanted, self.crew.extra))
+            crew = self.crew
+            leaving = tuple(crew.leaving & crew.workers.keys())
+            self._link.send(Pool(tuple(crew.workers), crew.wanted, crew.extra, leaving))
 
     def _tell_deaths(self) -> None:
         untold = [died for died, told in self._deaths.values() if told is None]
@@ -423,7 +425,6 @@ class Supervisor:
             with suppress(FileNotFoundError):
                 os.unlink(exit_.child.log)
         ordered = exit_.child.pid in self._destroyed
-        self._destroyed.discard(exit_.child.pid)
         innocent = exit_.code == 0 or ordered or reading.started > 0
         wait = self._worker_starts.died(lived, useful=innocent)
         if exit_.code == -signal.SIGKILL:  # by a person, or by a system out of memory
@@ -597,6 +598,7 @@ class Supervisor:
                 self._after(RETRY, self._restart_undertaker)
             else:
                 self._broker_died(exit_, lived)
+            self._destroyed.discard(exit_.child.pid)
         return news
 
     def _shut_down(self) -> None:

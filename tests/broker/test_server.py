@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import zmq
 
-from nbtasks.broker.server import PARCEL, Server
+from nbtasks.broker.server import PAGE, PARCEL, Server
 from nbtasks.client.client import Client
 from nbtasks.client.outcome import load
 from nbtasks.core.messages import (
@@ -39,6 +39,7 @@ from nbtasks.core.messages import (
     Policy,
     Redo,
     Refused,
+    Replayed,
     Revoke,
     Role,
     Run,
@@ -55,6 +56,8 @@ from nbtasks.exceptions import (
     EncodeError,
     ForkedError,
     OperationalError,
+    StoreCorrupt,
+    StoreError,
     TaskRevokedError,
 )
 from nbtasks.wire import frames, segments, sockets
@@ -600,6 +603,81 @@ def test_task_that_is_told_to_run_again_when_it_expires_runs_again(inside: Insid
     (again,) = inside.worker.held.values()
     assert again.id == task.id
     assert inside.server.store.calls([again.seq])
+
+
+def test_all_is_told_again_of_a_task_whose_first_event_stands_apart(inside: Inside) -> None:
+    task = inside.submit()
+    inside.say("worker", Done(task.ticket, "FAILURE", b""))
+    inside.server.turn(now())
+    inside.say("client", Redo((task.id,)))
+    inside.server.turn(now())
+    (again,) = inside.worker.held.values()
+    inside.say("worker", *(Output(task.id, "stdout", "x") for _ in range(2 * PAGE)))
+    inside.say("worker", Done(again.ticket, "SUCCESS", b""))
+    inside.server.turn(now())
+
+    *events, (replayed, _) = inside.server._replay(
+        Replayed(task.id, True, again.n, "done"), again.seq, 0
+    )
+
+    assert isinstance(replayed, Replayed)
+    assert [event.n for event, _ in events] == list(range(1, again.n + 1))
+    assert events[-1][0].state == "SUCCESS"
+
+
+def test_end_of_which_nothing_is_kept_is_told_though_a_former_end_was(inside: Inside) -> None:
+    policy = Policy(ignore_result=True, store_errors_even_if_ignored=True)
+    task = inside.submit(policy)
+    inside.say("worker", Done(task.ticket, "FAILURE", b""))
+    inside.server.turn(now())
+    inside.say("client", Redo((task.id,)))
+    inside.server.turn(now())
+    (again,) = inside.worker.held.values()
+    inside.say("worker", Done(again.ticket, "IGNORED", b""))
+    inside.server.turn(now())
+
+    *events, _ = inside.server._replay(Replayed(task.id, True, again.n, "done"), again.seq, 0)
+
+    assert [(event.kind, event.final) for event, _ in events] == [
+        ("state", True),
+        ("again", False),
+        ("end", True),
+    ]
+
+
+def test_nothing_expires_that_is_told_to_run_again_while_the_store_fails(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("full")
+
+    task = inside.submit()
+    inside.say("worker", Done(task.ticket, "FAILURE", b""))
+    inside.server.turn(now())
+    with monkeypatch.context() as failing:
+        failing.setattr(inside.server.store, "commit", fail)
+        inside.say("client", Redo((task.id,)))
+        inside.server.turn(later(200))
+
+    inside.server.turn(later(201))
+
+    (again,) = inside.worker.held.values()
+    assert again.id == task.id
+    assert inside.server.store.calls([again.seq])
+
+
+def test_broker_does_not_go_on_with_a_store_that_is_damaged(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([StoreCorrupt("damaged")])
+
+    def sync() -> None:
+        for failure in failures:
+            raise failure
+
+    monkeypatch.setattr(inside.server.store, "sync", sync)
+    with pytest.raises(StoreCorrupt):
+        inside.server._sync()
 
 
 def test_task_whose_call_is_lost_ends_and_frees_its_worker(inside: Inside) -> None:

@@ -593,6 +593,29 @@ def test_without_a_boot_id_a_clock_that_goes_on_is_that_of_the_same_boot(path, o
     assert waiting.due == NOW.boot + 60
 
 
+@pytest.mark.parametrize("second", ["another-boot", ""])
+def test_tickets_rise_over_a_reboot_and_after_it(path, opened, monkeypatch, second):
+    monkeypatch.setattr(store_module, "boot_id", lambda: "one-boot" if second else "")
+    store = opened(path)
+    tickets = [store.first_ticket(NOW)]
+    task = accept(store, 1)
+    task.phase, task.worker, task.ticket = "assigned", "w", tickets[0] + 1_000
+    commit(store, [SaveTask(task)], NOW)
+    store.close()
+
+    monkeypatch.setattr(store_module, "boot_id", lambda: second)
+    booted = [Now(NOW.wall + 20 + seconds, 3.0 + seconds) for seconds in (0.0, 0.5, 60.0)]
+    for instant in booted:
+        store = opened(path)
+        tickets.append(store.first_ticket(instant))
+        if instant is booted[0]:  # from now on nothing tells of that ticket
+            finish(store, task, now=instant)
+        store.close()
+
+    assert tickets[1] >= task.ticket
+    assert tickets == sorted(set(tickets))
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has another one")
 def test_machine_without_a_boot_id_has_none(monkeypatch, short_path):
     monkeypatch.setattr(store_module, "_BOOT_ID", short_path / "nothing")
@@ -1133,6 +1156,19 @@ def test_what_is_saved_is_synced_once_where_that_is_promised(
     store.sync()
 
     assert seen == [f"{path}-wal"] * synced
+
+
+def test_damage_that_is_found_while_syncing_is_told_as_such(path, opened, monkeypatch):
+    store = opened(path, "full")
+    accept(store, 1)
+    store._db._doubtful = True
+
+    def fail() -> bool:
+        raise StoreCorrupt("damaged")
+
+    monkeypatch.setattr(store._db, "checkpoint", fail)
+    with pytest.raises(StoreCorrupt):
+        store.sync()
 
 
 def test_disk_that_fails_is_told_and_not_believed_the_next_time(path, opened, monkeypatch):

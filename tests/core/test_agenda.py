@@ -60,6 +60,26 @@ def test_line_has_the_order_in_which_tasks_are_taken(arrivals, served):
     assert not served or len(line) == sum(lengths.get(name, 0) for name in served)
 
 
+def test_what_was_revoked_takes_no_turn_of_its_client() -> None:
+    ready = Ready()
+    tasks = [queued(seq, client) for client in (b"a", b"b") for seq in range(4)]
+    for task in tasks:
+        ready.push(task)
+    for task in tasks[:3]:  # all but the last of the first client
+        task.phase = DONE
+        ready.give_up()
+
+    told = [task.client for task in ready.line(()) if task.phase == QUEUED]
+    taken = []
+    while (level := ready.first(())) is not None:
+        if level.head().phase == QUEUED:
+            taken.append(ready.take(level).client)
+        else:
+            ready.drop(level)
+
+    assert told == taken == [b"a", b"b", b"b", b"b", b"b"]
+
+
 def test_looking_at_the_line_takes_nothing_out():
     ready = Ready()
     for seq in range(3):

@@ -483,3 +483,11 @@ def test_place_in_another_queue_is_not_taken() -> None:
 
     assert world.workers[slow].prepared == []
     assert world.workers[quick].prepared == list(world.store.definitions)
+
+
+def test_death_that_is_reported_again_takes_no_other_name_away() -> None:
+    world = Simulation(workers=1)
+    for _ in range(2):
+        world.say(SUPERVISOR, Died("worker-1", 1, -9, sent=0))
+
+    assert list(world.scheduler.deaths.dead) == ["worker-1"]

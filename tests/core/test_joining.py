@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from nbtasks.core.messages import Done, Hello, Joining, Pool, Recall, Scale
+from nbtasks.core.messages import Done, Hello, Joining, Pool, Recall, Scale, Stop
 from nbtasks.core.scheduler import Scheduler
 from nbtasks.core.staff import GRACE, LINGER, LOOK, MOST
 from nbtasks.simulation import CLIENT, SUPERVISOR, InventedWorker, Simulation
@@ -221,6 +221,33 @@ def test_newcomer_makes_another_one_leave_where_it_is_one_too_many(world: Simula
     scheduler.receive(b"worker-2", Hello("worker", "worker-2", 2, "3.11"), world.now)
 
     assert scheduler.turn.mail[SUPERVISOR] == [Scale(1, leaving=("worker-2",))]
+
+
+@pytest.mark.parametrize("first", ["worker", "supervisor"])
+def test_new_broker_is_told_who_leaves_and_lets_nobody_go_for_them(first: str) -> None:
+    world = Simulation(2)
+    scheduler = world.scheduler
+    hello = Hello("worker", "leaving", 3, "3.11")
+    pool = Pool((*world.workers, "leaving"), 2, leaving=("leaving",))
+    said = [(b"leaving", hello), (SUPERVISOR, pool)]
+
+    for peer, message in said if first == "worker" else reversed(said):
+        scheduler.receive(peer, message, world.now)
+    scheduler.receive(b"worker-1", Hello("worker", "worker-1", 1, "3.11"), world.now)
+
+    assert [worker.name for worker in scheduler.pool.serving()] == list(world.workers)
+    assert scheduler.turn.mail[b"leaving"] == [Stop()]
+    assert not scheduler.turn.mail[SUPERVISOR]
+
+
+def test_who_leaves_is_told_so_again_when_it_greets_again(world: Simulation) -> None:
+    scheduler = world.scheduler
+    (name,) = world.workers
+    world.say(SUPERVISOR, Pool((name,), 1, leaving=(name,)))
+
+    scheduler.receive(name.encode(), Hello("worker", name, 1, "3.11"), world.now)
+
+    assert scheduler.turn.mail[name.encode()][-1] == Stop()
 
 
 def test_stopping_cluster_starts_nobody(world: Simulation) -> None:

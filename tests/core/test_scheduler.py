@@ -514,6 +514,24 @@ def test_rate_limited_line_is_by_priority() -> None:
     assert world.order == [low[0], high, low[1], low[2]]
 
 
+@pytest.mark.parametrize("priority", [9, 5])
+def test_rate_limited_lines_of_several_queues_are_by_priority_then_first_come(
+    priority: int,
+) -> None:
+    world = Simulation(workers=0)
+    for queue in ("a", "b"):
+        world.add_worker((queue,))
+    policy = Policy(interval=1.0)
+
+    urgent = [
+        world.submit(seconds=0.1, policy=policy, queue="b", priority=priority) for _ in range(4)
+    ]
+    others = [world.submit(seconds=0.1, policy=policy, queue="a") for _ in range(4)]
+    world.run()
+
+    assert world.order == urgent + others
+
+
 def test_hard_time_limit_ends_the_task(world: Simulation) -> None:
     task_id = world.submit(seconds=1000, policy=Policy(time_limit=3.0))
 

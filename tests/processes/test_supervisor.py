@@ -255,10 +255,13 @@ def test_others_take_the_places_of_those_that_leave(stage: Stage) -> None:
     stage.say(Scale(1, leaving=(leaving,)))
     stage.say(Scale(2))
 
-    names = stage.hear_pool(3).workers
-    assert leaving in names
+    pool = stage.hear_pool(3)
+    assert leaving in pool.workers
+    assert pool.leaving == (leaving,)
     process.terminate()
-    assert set(stage.hear_pool(2).workers) == {*names} - {leaving}
+    pool = stage.hear_pool(2)
+    assert leaving not in pool.workers
+    assert pool.leaving == ()
 
 
 def test_extra_workers_are_for_a_while_only(stage: Stage) -> None:
