@@ -32,7 +32,7 @@ from nbtasks import exceptions
 from nbtasks.client import ids
 from nbtasks.client.ids import new_id
 from nbtasks.client.link import Link, Question
-from nbtasks.client.record import Callback, Record, locked, release, take_away
+from nbtasks.client.record import Callback, Record, locked, release
 from nbtasks.client.records import Records
 from nbtasks.client.waiting import afresh, pause
 from nbtasks.core.messages import (
@@ -286,12 +286,12 @@ class Client:
     def add_waiter(self, record: Record, callback: Callable[[], Any]) -> Callback:
         """Call `callback` once when the task is over: at once if it is, else in the I/O thread.
 
-        Whoever gives up before that gives what is returned to `take_away`.
+        Whoever gives up before that gives what is returned to `Record.remove_waiter`.
         """
         waiter = Callback(callback)
-        record.waiters.append(waiter)
+        record.add_waiter(waiter)
         if record.over:
-            take_away(record, waiter)
+            record.remove_waiter(waiter)
             waiter.release()
         return waiter
 
@@ -494,12 +494,12 @@ class Client:
             release(waiter)
 
         try:
-            record.waiters.append(waiter)
+            record.add_waiter(waiter)
             if each:
                 record.listen(wake)
             return self._sleep_on(waiter, condition, deadline)
         finally:
-            take_away(record, waiter)
+            record.remove_waiter(waiter)
             if each:
                 record.unsubscribe(wake)
 

@@ -382,8 +382,7 @@ class Link:
             if not record.buffers:
                 record.buffers = {}
             record.buffers[event.n] = buffers
-        record.events.append(event)
-        record.apply(event)
+        record.note(event)
         for listener in record.listeners:
             try:
                 listener(record, event)

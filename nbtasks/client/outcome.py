@@ -53,7 +53,7 @@ class Moment(NamedTuple):
 # ----------------------------------------------------------------------------- which event counts
 
 
-def news(record: Record, after: int) -> list[Event]:
+def news(record: Record, after: int) -> Sequence[Event]:
     """Return the task's events after number `after`, in order."""
     events = record.events
     place = len(events)  # from the end: a task may have said a lot, and there be one more

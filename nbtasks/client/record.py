@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +19,8 @@ log = logging.getLogger("nbtasks.client")
 #: Most tasks have none, and there may be a hundred thousand records.
 _NO_BUFFERS: Any = MappingProxyType({})
 
-#: Held while somebody begins or ceases to listen: two threads at once would lose one of them.
+#: Held while somebody begins or ceases to listen or to wait: two threads at once would lose one of
+#: them.
 _listening = threading.Lock()
 
 
@@ -35,8 +35,9 @@ class Record(View):
     call: Call | None = None
     #: Wall time of the submission here, or 0.
     created: float = 0.0
-    #: State messages, runs, output and so on, in order.
-    events: list[Event] = []  # noqa: RUF012 (msgspec copies it)
+    #: State messages, runs, output and so on, in order. (Of most tasks one: a tuple of one event,
+    #: and an empty one, are nothing to the garbage collector, which looks at lists all the time.)
+    events: Sequence[Event] = ()
     #: Number of an event → its payload frames.
     buffers: dict[int, tuple[Buffer, ...]] = _NO_BUFFERS
     #: Runtime directory of its cluster, once the connection to it is closed; None: not known, or
@@ -51,12 +52,30 @@ class Record(View):
     #: Called with (record, event) in the I/O thread.
     listeners: tuple[Callable[[Record, Event], None], ...] = ()
     #: Released when the task ends; see `Client.wait`.
-    waiters: list[Any] = []  # noqa: RUF012 (msgspec copies it)
+    waiters: tuple[Any, ...] = ()
 
     @property
     def over(self) -> bool:
         """Whether there is nothing more to wait for."""
         return self.final is not None or self.error is not None
+
+    def note(self, event: Event) -> None:
+        """Take one more event in; only the I/O thread does so."""
+        if type(self.events) is list:
+            self.events.append(event)
+        else:
+            self.events = [*self.events, event] if self.events else (event,)
+        self.apply(event)
+
+    def add_waiter(self, waiter: Any) -> None:
+        """Have `waiter` released at the end of the task, and when its submission fails."""
+        with _listening:
+            self.waiters = (*self.waiters, waiter)
+
+    def remove_waiter(self, waiter: Any) -> None:
+        """Take a waiter away; two threads may do so at once."""
+        with _listening:
+            self.waiters = tuple([known for known in self.waiters if known is not waiter])
 
     def listen(self, listener: Callable[[Record, Event], None]) -> None:
         """Call `listener` with each event from now on, in the client's I/O thread."""
@@ -97,19 +116,13 @@ def release(waiter: Any) -> None:
         log.exception("a callback at the end of a task failed")
 
 
-def take_away(record: Record, waiter: Any) -> None:
-    """Let a waiter wait no more for a record; two threads may do so at once."""
-    with suppress(ValueError):
-        record.waiters.remove(waiter)
-
-
 def ring(record: Record) -> None:
     """Let everybody look again who waits for a record; callbacks only when it is over."""
-    for waiter in list(record.waiters):
+    for waiter in record.waiters:
         if type(waiter) is not Callback:
             release(waiter)
         elif record.over:
-            take_away(record, waiter)
+            record.remove_waiter(waiter)
             release(waiter)
 
 

@@ -32,7 +32,6 @@ from nbtasks.client.family import Callback, Family, Listener, ResultBase
 from nbtasks.client.listening import Facts, Messages
 from nbtasks.client.options import text_of
 from nbtasks.client.outcome import Moment
-from nbtasks.client.record import take_away
 from nbtasks.core import states
 from nbtasks.core.messages import Event, Hasten, Redo, Revoke
 
@@ -483,7 +482,7 @@ class AsyncResult(Family):
                     arrived.clear()
                     waiter = client.add_waiter(record, wake)
         finally:
-            take_away(record, waiter)
+            record.remove_waiter(waiter)
         return self._settle(record, propagate=True)
 
     def then(
@@ -530,7 +529,7 @@ class AsyncResult(Family):
     def _when_over(self, function: Callable[[], object]) -> Any:
         """Call `function` once when the task is over, from whichever thread learns of it.
 
-        What is returned is the waiter that `take_away` wants.
+        What is returned is the waiter that `Record.remove_waiter` wants.
         """
         return self._client.add_waiter(self._follow(), function)
 

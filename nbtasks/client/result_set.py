@@ -19,7 +19,6 @@ from nbtasks.client.eager_result import EagerResult
 from nbtasks.client.family import Callback, Listener, ResultBase
 from nbtasks.client.listening import Messages
 from nbtasks.client.options import text_of
-from nbtasks.client.record import take_away
 from nbtasks.client.result import AsyncResult
 from nbtasks.client.waiting import OnReady
 from nbtasks.core import states
@@ -317,7 +316,7 @@ class ResultSet(ResultBase):
             return [await self._arrived(member, arrived) for member in self.results]
         finally:
             for record, waiter in waiters:
-                take_away(record, waiter)
+                record.remove_waiter(waiter)
 
     async def _arrived(self, member: Any, arrived: deque[AsyncResult]) -> Any:
         """Return the value of a member, or raise the first error met meanwhile."""
@@ -453,7 +452,7 @@ class _Gathering:
         finally:
             if self._open:  # whoever gives up now may ask again, many times
                 for record, waiter in self._waiters:
-                    take_away(record, waiter)
+                    record.remove_waiter(waiter)
         for member in self._members:
             if isinstance(member, ResultSet):
                 yield _Nested(member)

@@ -421,8 +421,7 @@ def eager_record(result: EagerResult) -> client.Record:
     traceback = spell_out(result.traceback or "")
     end = Event(result.id, 1, at, "state", result.state, traceback=traceback, final=True)
     record = client.Record(result.id, known=False)
-    record.apply(end)
-    record.events.append(end)
+    record.note(end)
     return record
 
 

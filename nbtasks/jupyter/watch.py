@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nbtasks.client import client, waiting
-from nbtasks.client.record import take_away
 from nbtasks.core.messages import Event, Now
 from nbtasks.jupyter.outlook import Named, Wants, client_at, home_of, outlook
 from nbtasks.jupyter.pace import Throughput
@@ -174,7 +173,7 @@ class Watch:
         if index == 0:
             self.home, self._began = home_of(record), record.created
         record.listen(self._listener)
-        record.waiters.append(_Alarm(self, index))
+        record.add_waiter(_Alarm(self, index))
         self._note(index)
 
     def __contains__(self, task_id: object) -> bool:
@@ -388,9 +387,9 @@ class Watch:
             self._note(row.index)
 
     def _unhook(self, record: client.Record) -> None:
-        for waiter in list(record.waiters):
+        for waiter in record.waiters:
             if type(waiter) is _Alarm and waiter.watch is self:
-                take_away(record, waiter)
+                record.remove_waiter(waiter)
 
     def _thaw(self, index: int, record: client.Record) -> None:
         self._let_go.pop(index, None)

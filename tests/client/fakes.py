@@ -68,13 +68,12 @@ class FakeClient:
         with self._changed:
             if buffers:
                 record.buffers = {**record.buffers, event.n: tuple(buffers)}
-            record.events.append(event)
-            record.apply(event)
+            record.note(event)
             for listener in record.listeners:
                 listener(record, event)
             self._changed.notify_all()
         if record.over:
-            waiters, record.waiters[:] = list(record.waiters), []
+            waiters, record.waiters = record.waiters, ()
             for waiter in waiters:
                 waiter()
         return event
@@ -111,8 +110,7 @@ class FakeClient:
     def learn(self, record: Record, timeout: float | None = None) -> None:
         events = self.elsewhere.get(record.id)
         for event in events or ():
-            record.events.append(event)
-            record.apply(event)
+            record.note(event)
         record.known = events is not None
 
     def wait(self, records: Iterable[Record], timeout: float | None = None) -> bool:
@@ -141,7 +139,7 @@ class FakeClient:
         if record.over:
             callback()
         else:
-            record.waiters.append(callback)
+            record.add_waiter(callback)
         return callback
 
     def tell(self, *messages: Any) -> None:

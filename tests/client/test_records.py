@@ -23,8 +23,7 @@ def test_what_ended_tasks_have_said_is_kept_within_bounds(said):
     for number in range(100):
         record = Record(str(number))
         for event in (said, Event("", 2, 0.0, "state", "SUCCESS", final=True)):
-            record.events.append(event)
-            record.apply(event)
+            record.note(event)
         records.settle(record)
 
     assert 0 < len(records.recent) <= RECENT_BYTES // 1_000_000

@@ -684,8 +684,7 @@ def test_failure_that_cannot_be_loaded_says_so_and_shows_the_remote_traceback(cl
     event = Event(
         "task-1", 1, 5.0, "state", "FAILURE", b"\x80nonsense", traceback=REMOTE, final=True
     )
-    record.events.append(event)
-    record.apply(event)
+    record.note(event)
 
     with pytest.raises(Exception) as raised:  # noqa: PT011 (which one is the codec's business)
         task.get()
@@ -1532,7 +1531,7 @@ def test_waits_that_are_given_up_leave_nothing_behind(client, records, members):
         asyncio.run(wait_briefly(members))
         asyncio.run(wait_briefly(members[0]))
 
-    assert [record.waiters for record in records] == [[], [], []]
+    assert [record.waiters for record in records] == [(), (), ()]
 
 
 def test_on_interval_of_a_set_is_called(client, records, members, monkeypatch):

@@ -30,8 +30,7 @@ class Told:
         body = b"" if value is None else pickle.dumps(value)
         at = fields.pop("at", NOW.wall)
         event = Event(self.record.id, self.record.n + 1, at, kind, state, body, **fields)
-        self.record.apply(event)
-        self.record.events.append(event)
+        self.record.note(event)
         for listener in self.record.listeners:
             listener(self.record, event)
         return self

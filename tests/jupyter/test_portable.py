@@ -104,8 +104,7 @@ CELL = """
         for hook in client.submitted_hooks:
             hook(record)
         event = Event(call.id, 1, 1.0, "state", "SUCCESS", final=True, runtime=1.5)
-        record.apply(event)
-        record.events.append(event)
+        record.note(event)
         for listener in record.listeners:
             listener(record, event)
 
