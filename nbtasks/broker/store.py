@@ -20,6 +20,7 @@ The tables and their units are in `schema.sql`.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -241,7 +242,7 @@ class Store:
         present = boot_id()
         is_new = present != self._db.meta("boot_id")
         # A clock that went back has begun anew.
-        is_new |= now.boot < float(self._db.meta("boot_clock") or "inf")
+        is_new |= now.boot < self._number("boot_clock", math.inf)
         if is_new:
             self.settle()
             offset = max(0, self._last_ticket() - _ticks(now))
@@ -846,7 +847,18 @@ class Store:
             The present instant.
         """
         self._set_clock(now)
-        return int(self._db.meta("ticket_offset") or 0) + _ticks(now)
+        return int(self._number("ticket_offset", 0)) + _ticks(now)
+
+    def _number(self, key: str, default: float) -> float:
+        """Return a number that the file says of itself."""
+        said = self._db.meta(key)
+        try:
+            number = float(said) if said else default
+        except ValueError:
+            number = math.nan
+        if said and not math.isfinite(number):
+            raise corrupt(self.path, f"its {key} is no number")
+        return number
 
     def _last_ticket(self) -> int:
         """Return the highest ticket of a note or of an open task, 0 when there is none."""

@@ -225,9 +225,11 @@ class Runner:
         if found is not None:
             self._handover.found = (call.name, found)
         self._handover.post(Started(self._ticket, time.time(), found))
-        if found is not None or _is_limited(policy, call):
-            # The broker keeps the time and judges of deaths, and only from when it knows.
-            self._handover.wait_sent(STARTED_WAIT)
+        if found is not None:
+            # The broker judges of deaths by what it knows, and the body may be the death of us.
+            self.flush()
+        elif _is_limited(policy, call):
+            self._handover.wait_sent(STARTED_WAIT)  # it keeps the time from when it knows
         else:
             self._handover.settle()
 

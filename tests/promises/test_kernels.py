@@ -89,6 +89,7 @@ WAITS = ("results[0].get()", "nbtasks.ResultSet(results).get()", "await results[
 
 PATIENT = """
 try:
+    print("begun")
     {wait}
 except (KeyboardInterrupt, asyncio.CancelledError):
     print(time.monotonic())
@@ -100,7 +101,8 @@ def interrupted(notebook: Notebook, wait: str) -> float:
 
     What the kernel does with an exception afterwards, to print it in colours, is not ours.
     """
-    cell = notebook.begin(PATIENT.format(wait=wait))
+    cell = notebook.send(PATIENT.format(wait=wait))
+    notebook.until_printed(cell, "begun")  # the next line may not have begun yet
     began = time.monotonic()
     notebook.interrupt()
     notebook.until(lambda: notebook.is_idle(cell))
