@@ -577,7 +577,7 @@ def test_bytes_of_another_user_over_tcp_cost_nothing(tcp: Broker, measure: Measu
 def test_a_file_that_names_another_machine_is_not_followed(tcp: Broker, endpoint: str) -> None:
     connection = read_connection(tcp.runtime)
     assert connection is not None
-    # Another cluster's place by now, or the broker would write its own file again: now is its last turn.
+    # Another cluster's place by now, or the broker would write its own file again.
     client = Client(tcp.runtime)
     (tcp.runtime / SUPERVISOR_LOCK).write_text("")
     client.settle()
