@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -644,8 +645,7 @@ def _stop_at(place: Place, purge: bool) -> bool:
         running = is_there = False
         # From Python 3.14 on `is_dir()` says no as well where nobody can tell.
         with suppress(FileNotFoundError, NotADirectoryError):
-            place.runtime.stat()
-            is_there = place.runtime.is_dir()
+            is_there = stat.S_ISDIR(place.runtime.stat().st_mode)
         if is_there:
             with _hold(place.runtime / START_LOCK):
                 running = is_running(place)

@@ -679,9 +679,7 @@ class Server:
 def size_of(message: Any, buffers: Sequence[Buffer]) -> int:
     """Return about how many bytes a message takes that was read from the store."""
     size = sum(map(len, buffers))
-    if type(message) is Event:
-        size += len(message.body) + len(message.text) + len(message.traceback)
-    return size
+    return size + message.size if type(message) is Event else size
 
 
 def lock(runtime: Path) -> int:

@@ -352,7 +352,7 @@ class Client:
         """Wait until all that was submitted is accepted; return False when time ran out."""
         deadline = None if timeout is None else time.monotonic() + timeout
         self._link.hurry()
-        while self._link.calls or self._link.batches or self._link.outbox:
+        while any(self._link.unsaid()):
             if self._link.gone or (deadline is not None and time.monotonic() > deadline):
                 return False
             time.sleep(pause(0.002))

@@ -312,6 +312,11 @@ class Event(Message, frozen=True):
     #: Whether it is stored; what becomes of a run whose result is ignored is only told.
     kept: bool = True
 
+    @property
+    def size(self) -> int:
+        """How many bytes there are in it of what the task has said, payload frames apart."""
+        return len(self.body) + len(self.text) + len(self.traceback)
+
 
 class Follow(Message, frozen=True):
     """Tell me what happened to these tasks after event n, and go on telling."""
