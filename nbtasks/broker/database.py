@@ -34,7 +34,7 @@ from nbtasks.exceptions import StoreCorrupt, StoreError
 from nbtasks.wire.connection import sync
 
 #: SQL files, in order; the first makes version 1 of an empty file, each later one the next version.
-MIGRATIONS: Final = ("schema.sql", *(f"schema_{number}.sql" for number in range(2, 6)))
+MIGRATIONS: Final = ("schema.sql", *(f"schema_{number}.sql" for number in range(2, 7)))
 VERSION: Final = len(MIGRATIONS)
 
 #: "none" is a store in memory.
@@ -162,14 +162,26 @@ class Database:
             raise error_of(self.path, doing, error) from error
 
     @contextlib.contextmanager
-    def transaction(self, doing: str) -> Iterator[None]:
-        """Do all of the block or nothing."""
+    def transaction(self, doing: str, news: bool = True) -> Iterator[None]:
+        """Do all of the block or nothing; within another transaction, as a part of that.
+
+        Parameters
+        ----------
+        doing
+            What could not be done, in an error.
+        news
+            Whether it saves anything that the file does not hold already, in another place: only
+            that must be synced.
+        """
         with self.errors(doing):
+            if self._connection.in_transaction:
+                yield
+                return
             self.execute("BEGIN IMMEDIATE")
             try:
                 yield
                 self.execute("COMMIT")
-                self.unsynced = True
+                self.unsynced |= news
             except BaseException:
                 if self._connection.in_transaction:
                     self.execute("ROLLBACK")

@@ -637,7 +637,7 @@ class Server:
             saved = self.store_failed_at is None
             more = False
             if saved and kept is not None:
-                more = self.store.expire(instant.wall - kept, EXPIRE) == EXPIRE
+                more = self.store.expire(instant.wall - kept, EXPIRE) >= EXPIRE
             if self.store.shrink() or more:
                 self._next_look = 0.0
             if saved and instant.boot >= self._next_sweep:

@@ -22,13 +22,16 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
+from nbtasks.broker.bundles import Bundles
 from nbtasks.broker.database import Database
 from nbtasks.broker.file import corrupt, decoder
 from nbtasks.broker.journal import Backlog, CallRow, Changes, Oldest
@@ -221,6 +224,7 @@ class Store:
         try:
             #: Random name of this store.
             self.name = self._db.meta("name")
+            self._bundles = Bundles(self._db)
             self._take_up_journal()
             self._top = self.last_seq()
             self._load_functions()
@@ -395,16 +399,14 @@ class Store:
             How many rows of them at most, about; None: all.
         """
         if self._backlog:
-            unsynced = self._db.unsynced
-            with self._db.transaction("save"):
+            with self._db.transaction("save", news=False):
                 written = self._write_oldest(rows)
-            self._db.unsynced = unsynced  # the disk may have it in the journal as well
             self._backlog.drop(written)
 
     def _write_oldest(self, rows: int | None) -> Oldest:
         """Write what is longest in the journal, and drop it there; return what it was."""
         oldest = self._backlog.oldest(rows, self._turn)
-        for statement, values in statements(oldest.entries.values()):
+        for statement, values in statements(self._bundles.pack(oldest.entries.values())):
             self._put(statement, values)
         for worker, pairs in self._backlog.notes_before(oldest.before):
             self._db.execute(
@@ -429,23 +431,39 @@ class Store:
             self._backlog.add(turn, decode(changes))
             self._turn = turn + 1
 
-    def _read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Return the rows of a query about tasks: what is in the journal counts as well."""
+    def _read(
+        self, query: str, values: Sequence[Any] = (), unpack: Callable[[], None] | None = None
+    ) -> list[Any]:
+        """Return the rows of a query about tasks: what is in the journal counts as well.
+
+        Parameters
+        ----------
+        query, values
+            The SQL, and what is bound in it.
+        unpack
+            Brings what it asks for out of the bundles; None: none of that lies there.
+        """
         try:
             self.settle()
+            if unpack is not None:
+                unpack()
         except StoreCorrupt:
             raise
         except StoreError:
-            return self._read_ahead(query, values)
+            return self._read_ahead(query, values, unpack)
         return self._db.all(query, values)
 
-    def _read_ahead(self, query: str, values: Sequence[Any]) -> list[Any]:
-        """Read on a full disk: what is in the journal is in the tables, in memory, as long."""
+    def _read_ahead(
+        self, query: str, values: Sequence[Any], unpack: Callable[[], None] | None
+    ) -> list[Any]:
+        """Read on a full disk: what is elsewhere is in the tables, in memory, as long."""
         with self._db.errors("be read"):
             self._db.execute("PRAGMA cache_spill = OFF")
             self._db.execute("BEGIN")
             try:
                 self._write_oldest(None)
+                if unpack is not None:
+                    unpack()
                 return self._db.execute(query, values).fetchall()
             finally:
                 self._db.execute("ROLLBACK")
@@ -621,7 +639,7 @@ class Store:
     def find(self, task_id: str) -> TaskRow | None:
         """Return a task by its id, open or ended, or None."""
         query = f"SELECT {_COLUMNS} FROM tasks WHERE id = ? ORDER BY seq DESC LIMIT 1"
-        rows = self._read(query, (task_id,))
+        rows = self._read(query, (task_id,), partial(self._bundles.unpack_ids, [task_id]))
         return self._row(rows[0]) if rows else None
 
     def finds(self, task_ids: Iterable[str]) -> dict[str, TaskRow]:
@@ -629,7 +647,8 @@ class Store:
         found = {}
         for some, marks in _in_parcels(task_ids):
             query = f"SELECT {_COLUMNS} FROM tasks WHERE id IN {marks} ORDER BY seq"
-            for row in map(self._row, self._read(query, some)):
+            unpack = partial(self._bundles.unpack_ids, some)
+            for row in map(self._row, self._read(query, some, unpack)):
                 found[row.id] = row
         return found
 
@@ -650,6 +669,9 @@ class Store:
             for seq in entries.keys() & set(some):
                 if row := entries[seq].call:
                     read[seq] = self._whole(row[1], row[2], row[-1])
+            if over := set(some) - read.keys():
+                rows = self._read(query, some, partial(self._bundles.unpack_seqs, over))
+                read |= {seq: self._whole(*rest) for seq, *rest in rows if seq in over}
             apart = [seq for seq, call in read.items() if call.frames or not call.body]
             frames = self._call_frames(apart) if apart else {}
             for seq, call in read.items():
@@ -718,7 +740,8 @@ class Store:
         events = [self._event(data) for (data,) in self._read(query, (seq, after, limit))]
         if after < 1 and not (events and events[0].n == 1):
             # Not from the table itself: on a full disk the journal's events are not there.
-            for (only,) in self._read("SELECT only_event FROM tasks WHERE seq = ?", (seq,)):
+            query = "SELECT only_event FROM tasks WHERE seq = ?"
+            for (only,) in self._read(query, (seq,), partial(self._bundles.unpack_seqs, [seq])):
                 if only is not None:
                     events.insert(0, self._event(only))
         return events
@@ -808,7 +831,8 @@ class Store:
             query = (
                 f"SELECT {_COLUMNS} FROM tasks WHERE ended_at IS NOT NULL ORDER BY seq DESC LIMIT ?"
             )
-        return [self._row(row) for row in self._read(query, values)]
+        unpack = partial(self._bundles.unpack_newest, "seq", limit, state)
+        return [self._row(row) for row in self._read(query, values, unpack)]
 
     def ended(self, limit: int, state: str | None = None) -> list[TaskRow]:
         """Return the tasks that ended last, newest first.
@@ -820,12 +844,15 @@ class Store:
         state
             Only those in this state, of the last `LATELY` that ended; None: all.
         """
-        return [self._row(row) for row in self._read(_ENDED, (LATELY, state, limit))]
+        unpack = partial(self._bundles.unpack_newest, "ended_at", LATELY)
+        return [self._row(row) for row in self._read(_ENDED, (LATELY, state, limit), unpack)]
 
     def counts(self) -> dict[str, int]:
         """Return how many tasks are in each state."""
         query = "SELECT state, count(*) FROM tasks INDEXED BY tasks_by_end GROUP BY state"
-        return dict(self._read(query))
+        counts = Counter(dict(self._read(query)))
+        counts.update(self._bundles.counts())
+        return dict(counts)
 
     def revoked(self) -> list[str]:
         """Return the ids that were revoked before their calls came, oldest first."""
@@ -834,7 +861,7 @@ class Store:
     def last_seq(self) -> int:
         """Return the highest `seq` of a task, 0 when there is none."""
         [(seq,)] = self._read("SELECT ifnull(max(seq), 0) FROM tasks")
-        return int(seq)
+        return max(int(seq), self._bundles.last_seq())
 
     def first_ticket(self, now: Now) -> int:
         """Return above which number a broker's tickets start: above all of former ones'.
@@ -898,14 +925,15 @@ class Store:
         before
             Wall clock.
         limit
-            How many tasks at most; call again while it returns as many.
+            How many tasks, about; call again while it returns as many, or more.
         """
         query = "SELECT seq FROM tasks WHERE ended_at < ? ORDER BY ended_at, seq LIMIT ?"
-        seqs = [seq for (seq,) in self._read(query, (before, limit))]
-        if seqs:
-            with self._unlinking(), self._db.transaction("drop what has expired"):
-                self._delete(seqs)
-            self._tasks_gone = True
+        unpack = partial(self._bundles.unpack_expired, before)
+        seqs = [seq for (seq,) in self._read(query, (before, limit), unpack)]
+        with self._unlinking(), self._db.transaction("drop what has expired"):
+            seqs += self._bundles.drop_expired(before, limit - len(seqs))
+            self._delete(seqs)
+        self._tasks_gone |= bool(seqs)
         return len(seqs)
 
     def expire_functions(self, before: float) -> list[bytes]:
@@ -927,6 +955,7 @@ class Store:
         if spare:
             used = self._read("SELECT DISTINCT function FROM tasks INDEXED BY tasks_by_end")
             spare.difference_update(function for (function,) in used)
+            spare -= self._bundles.functions()
         self._tasks_gone = False
         if not spare:
             return []

@@ -41,6 +41,8 @@ _PUT_NEW_CALL: Final = _PUT_CALL.replace(
 _PUT_OPEN_CALL: Final = _PUT_CALL.format(end="NULL, NULL", rest=_USUAL)
 _PUT_ENDED_CALL: Final = _PUT_CALL.format(end="?, ?", rest=_USUAL)
 _PUT_ANY_CALL: Final = _PUT_CALL.format(end="?, NULL", rest=", ".join("?" * 10))
+#: A task out of a bundle.
+PUT_PACKED: Final = _PUT_ENDED_CALL
 
 #: A task that has its row. One that was forgotten in the meantime stays so.
 _PUT_USUAL_STATE: Final = f"""

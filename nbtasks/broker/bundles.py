@@ -1,0 +1,205 @@
+"""Ended tasks, many to a row.
+
+    Backlog ── entries ──▶ pack ┬─▶ bundles: what ended as most tasks do, some hundred to a row
+                                └─▶ the rest, for the tables
+    tables ◀── unpack ◀── whoever asks for one of them
+
+Its row in the tables, and in each of their indices, is what a broker has most work with, and few
+tasks are asked for once their clients have heard of them. So those that came and ended in company,
+with one event and nothing special, are packed into one row. Whoever asks for one of them finds it
+in the tables: all of its bundle is brought there first, for good.
+
+So no question but those that count has to know of bundles. Nor has a change: whoever changes a task
+that has ended has asked for it before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby
+from operator import itemgetter
+from typing import Any, Final
+
+import msgspec
+
+from nbtasks.broker.database import Database
+from nbtasks.broker.file import decoder
+from nbtasks.broker.journal import CallRow, Entry, StateRow
+from nbtasks.broker.tables import PUT_PACKED
+
+#: Tasks in a bundle: with fewer, rows are not dearer; with more, whoever asks for one waits.
+FEWEST: Final = 32
+MOST: Final = 512
+#: Letters that the ids of a bundle have in common. All that one process gives begin with the same
+#: 24 and count up from there: so nearly every id lies between those of one bundle only.
+PREFIX: Final = 24
+
+#: One task: its call, its state, its event.
+PackedTask = tuple[CallRow, StateRow, bytearray]
+
+_PUT: Final = """
+INSERT INTO bundles (
+    first, last, prefix, low, high, function, state, count, ended_first, ended_last, packed
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+_seq: Final = itemgetter(0)
+_id: Final = itemgetter(1)
+_ended_at: Final = itemgetter(6)
+
+
+def _prefix(task_id: str) -> str:
+    return task_id[:PREFIX]
+
+
+class Bundles:
+    """The bundles of a store.
+
+    Parameters
+    ----------
+    database
+        The store's.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = decoder(database.path, list[PackedTask])
+
+    # --------------------------------------------------------------------------------- packing
+
+    def pack(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """Write what can be packed, in a transaction, and yield the rest."""
+        alike: dict[tuple[str, int, str], list[Entry]] = {}
+        for entry in entries:
+            call, state = entry.call, entry.state
+            # What another task has sent is asked for by that one's id.
+            if call is None or state is None or call[5] or entry.only_event() is None:
+                yield entry
+                continue
+            key = (_prefix(call[1]), call[2], state[2])
+            group = alike.get(key)
+            if group is None:
+                group = alike[key] = []
+            group.append(entry)
+        for group in alike.values():
+            if len(group) < FEWEST:
+                yield from group
+                continue
+            for start in range(0, len(group), MOST):
+                self._put(group[start : start + MOST])
+
+    def _put(self, group: list[Entry]) -> None:
+        packed: list[Any] = [(entry.call, entry.state, entry.events[0][2]) for entry in group]
+        calls, states, _ = zip(*packed, strict=True)
+        seqs, ids, ends = list(map(_seq, calls)), list(map(_id, calls)), list(map(_ended_at, states))
+        _, first_id, function, *_ = calls[0]
+        spans = min(seqs), max(seqs), _prefix(first_id), min(ids), max(ids)
+        values = *spans, function, states[0][2], len(group), min(ends), max(ends)
+        self._db.execute(_PUT, (*values, bytearray(self._encode(packed))))
+
+    # -------------------------------------------------------------------------------- unpacking
+
+    def unpack(self, bundles: Sequence[int]) -> None:
+        """Bring all that is in some bundles to the tables."""
+        if not bundles:
+            return
+        with self._db.transaction("save", news=False):
+            for number in bundles:
+                rows = [(*call, *state[1:], event) for call, state, event in self._take(number)]
+                self._db.executemany(PUT_PACKED, rows)
+
+    def unpack_seqs(self, seqs: Iterable[int]) -> None:
+        """Bring what may be one of these tasks to the tables."""
+        where = "last >= ? AND first <= ?"
+        self.unpack([number for seq in seqs for number in self._where(where, (seq, seq))])
+
+    def unpack_ids(self, task_ids: Iterable[str]) -> None:
+        """Bring what may have one of these ids to the tables."""
+        found: set[int] = set()
+        for prefix, some in groupby(sorted(task_ids), _prefix):
+            low, *rest = some
+            high = rest[-1] if rest else low
+            found.update(self._where("prefix = ? AND low <= ? AND high >= ?", (prefix, high, low)))
+        self.unpack(sorted(found))
+
+    def unpack_newest(self, column: str, limit: int, state: str | None = None) -> None:
+        """Bring what may be among the newest tasks to the tables.
+
+        Parameters
+        ----------
+        column
+            What they are ordered by: `seq` or `ended_at`.
+        limit
+            How many of them; -1: all.
+        state
+            Only those in this state; None: all.
+        """
+        # Those that are in the tables already count, so mostly nothing is to be done.
+        last = {"seq": "last", "ended_at": "ended_last"}[column]
+        floor = (
+            f"SELECT {column} FROM tasks WHERE state = ifnull(?, state) AND ended_at IS NOT NULL "
+            f"ORDER BY {column} DESC LIMIT 1 OFFSET ?"
+        )
+        above = (
+            f"SELECT bundle, count FROM bundles WHERE state = ifnull(?, state) "
+            f"AND {last} >= ifnull(?, {last}) ORDER BY {last} DESC"
+        )
+        while True:
+            lowest = self._db.value(floor, (state, limit - 1)) if limit > 0 else None
+            room: float = limit if limit >= 0 else math.inf
+            some = []
+            for bundle, count in self._db.all(above, (state, lowest)):
+                if room <= 0:
+                    break
+                some.append(bundle)
+                room -= count
+            if not some:
+                return
+            self.unpack(some)
+
+    def unpack_expired(self, before: float) -> None:
+        """Bring bundles of which a part only ended before a time to the tables."""
+        self.unpack(self._where("ended_first < ? AND ended_last >= ?", (before, before)))
+
+    def drop_expired(self, before: float, limit: int) -> list[int]:
+        """Drop bundles that ended before a time, in a transaction; return the `seq` of the tasks.
+
+        Parameters
+        ----------
+        before
+            Wall clock.
+        limit
+            How many tasks, about.
+        """
+        seqs: list[int] = []
+        for number in self._where("ended_last < ? ORDER BY ended_last", (before,)):
+            if len(seqs) >= limit:
+                break
+            seqs += [call[0] for call, _, _ in self._take(number)]
+        return seqs
+
+    def _where(self, condition: str, values: Sequence[Any]) -> list[int]:
+        query = f"SELECT bundle FROM bundles WHERE {condition}"
+        return [number for (number,) in self._db.all(query, values)]
+
+    def _take(self, number: int) -> list[PackedTask]:
+        """Return what is in a bundle, and drop that."""
+        packed = self._db.value("SELECT packed FROM bundles WHERE bundle = ?", (number,))
+        self._db.execute("DELETE FROM bundles WHERE bundle = ?", (number,))
+        return self._decode(packed)
+
+    # --------------------------------------------------------------------------------- counting
+
+    def counts(self) -> dict[str, int]:
+        """Return how many tasks are in each state."""
+        return dict(self._db.all("SELECT state, sum(count) FROM bundles GROUP BY state"))
+
+    def functions(self) -> set[int]:
+        """Return the functions of all tasks."""
+        return set(chain.from_iterable(self._db.all("SELECT DISTINCT function FROM bundles")))
+
+    def last_seq(self) -> int:
+        """Return the highest `seq`, 0 when there is none."""
+        return int(self._db.value("SELECT ifnull(max(last), 0) FROM bundles"))
