@@ -93,7 +93,11 @@ class Bundles:
     def _put(self, group: list[Entry]) -> None:
         packed: list[Any] = [(entry.call, entry.state, entry.events[0][2]) for entry in group]
         calls, states, _ = zip(*packed, strict=True)
-        seqs, ids, ends = list(map(_seq, calls)), list(map(_id, calls)), list(map(_ended_at, states))
+        seqs, ids, ends = (
+            list(map(_seq, calls)),
+            list(map(_id, calls)),
+            list(map(_ended_at, states)),
+        )
         _, first_id, function, *_ = calls[0]
         spans = min(seqs), max(seqs), _prefix(first_id), min(ids), max(ids)
         values = *spans, function, states[0][2], len(group), min(ends), max(ends)

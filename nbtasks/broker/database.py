@@ -174,7 +174,7 @@ class Database:
             that must be synced.
         """
         with self.errors(doing):
-            if self._connection.in_transaction:
+            if self.in_transaction():
                 yield
                 return
             self.execute("BEGIN IMMEDIATE")
@@ -183,9 +183,13 @@ class Database:
                 self.execute("COMMIT")
                 self.unsynced |= news
             except BaseException:
-                if self._connection.in_transaction:
+                if self.in_transaction():
                     self.execute("ROLLBACK")
                 raise
+
+    def in_transaction(self) -> bool:
+        """Whether a transaction has begun and not ended."""
+        return self._connection.in_transaction
 
     def all(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         """Return the rows of a query."""

@@ -13,7 +13,8 @@ So when a task is pickled, everything that it reaches is walked once and noted:
     tasks               their attributes, their classes, and what they pickle to
     anything else       may change without a trace: the task is *volatile*, and pickled each time
 
-Later `unchanged` compares what it finds with what was noted, by identity, mostly in C.
+What was noted is written as one expression and compiled: each call of a task asks whether it still
+holds, and to compare one thing after the other would take four times as long.
 """
 
 from __future__ import annotations
@@ -34,11 +35,10 @@ import typing
 import uuid
 import zoneinfo
 from collections import OrderedDict, namedtuple
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from enum import Enum
 from functools import partial
-from itertools import chain
-from operator import attrgetter, call, is_, itemgetter
+from operator import attrgetter, call, is_
 from typing import Any, Final
 
 from nbtasks.wire import modules, pickling
@@ -68,11 +68,8 @@ _FIXED_HOMES: Final = frozenset({"typing", "inspect", "dataclasses", "_typing"})
 #: What numpy has that never changes; of its scalars, those with fields do.
 _NUMPY: Final = frozenset({"ufunc", "dtype", "generic"})
 
-#: Ends what was noted.
-_END: Final = object()
-
-_function_parts: Final = attrgetter("__code__", "__defaults__", "__kwdefaults__", "__closure__")
-_made_parts: Final = attrgetter("_prepared", "__class__.__bases__")
+_FUNCTION_PARTS: Final = ("__code__", "__defaults__", "__kwdefaults__", "__closure__")
+_MADE_PARTS: Final = ("_prepared", "__class__.__bases__")
 
 
 class Reach:
@@ -89,22 +86,20 @@ class Reach:
         self.volatile = False
         #: Functions that travel by value, with the globals that they name.
         self.functions: list[tuple[types.FunctionType, tuple[str, ...]]] = []
-        # Each probe gives some of the things that `expected` lists, all in one row: comparing them
-        # so takes a third of the time of comparing them one probe after the other.
-        self._probes: list[Callable[[], Iterable[Any]]] = []
-        self._expected: list[Any] = []
-        #: What gives a number or a truth, and which.
-        self._values: list[tuple[Callable[[Any], Any], Any, Any]] = []
+        #: What was noted, as terms of an expression, and what the names in them mean.
+        self._terms: list[str] = []
+        self._names: dict[str, Any] = {"same": _same}
         self._seen: dict[int, Any] = {}
         self._waiting: list[Any] = []
         self._visit_task(task)
         while self._waiting and not self._is_too_much():
             self._visit(self._waiting.pop())
-        self._note(partial(iter, (_END,)), (_END,))
         if self.volatile:  # nobody asks what was noted, which may be large
-            self._probes.clear()
-            self._expected.clear()
-            self._values.clear()
+            self._terms.clear()
+            self._names.clear()
+        code = _compiled(" and ".join(self._terms) or "True")
+        self._holds = types.FunctionType(code, self._names)
+        self._terms.clear()
         self._seen.clear()
         self._waiting.clear()
 
@@ -118,14 +113,7 @@ class Reach:
     def unchanged(self) -> bool:
         """Return whether all that was noted is as it was; of a volatile task nothing is noted."""
         try:
-            found = chain.from_iterable(map(call, self._probes))
-            # Both rows end with _END, so they cannot differ in length only.
-            if not all(map(is_, found, self._expected)):
-                return False
-            for probe, subject, expected in self._values:
-                if probe(subject) != expected:
-                    return False
-            return True
+            return bool(self._holds())
         except Exception:  # a name is gone, a cell is empty, another thread is at it
             return False
 
@@ -155,25 +143,54 @@ class Reach:
             else:
                 self.volatile = True
 
-    def _note(self, probe: Callable[[], Iterable[Any]], found: Iterable[Any]) -> None:
-        self._probes.append(probe)
-        self._expected.extend(found)
+    def _name(self, thing: Any) -> str:
+        name = f"x{len(self._names)}"
+        self._names[name] = thing
+        return name
 
-    def _note_and_visit(self, probe: Callable[[], Iterable[Any]]) -> None:
-        found = tuple(probe())
-        if len(found) > MOST_MEMBERS:
-            self.volatile = True
-            return
-        self._note(probe, found)
-        self._go_on_with(found)
+    def _note_attributes(self, owner: Any, *attributes: str) -> list[Any]:
+        """Note what some attributes (of those that are named here, in this file) are."""
+        name, found = self._name(owner), [attrgetter(each)(owner) for each in attributes]
+        self._terms += [
+            f"{name}.{attribute} is {self._name(value)}"
+            for attribute, value in zip(attributes, found, strict=True)
+        ]
+        return found
+
+    def _note_items(self, mapping: Mapping[Any, Any], *keys: Any) -> list[Any]:
+        """Note what stands under some keys."""
+        name, found = self._name(mapping), [mapping[key] for key in keys]
+        self._terms += [
+            f"{name}[{self._name(key)}] is {self._name(value)}"
+            for key, value in zip(keys, found, strict=True)
+        ]
+        return found
+
+    def _note_members(self, container: Collection[Any]) -> tuple[Any, ...]:
+        """Note what is in a container, or in a view of one that goes along with it."""
+        found = tuple(container)
+        name = self._name(container)
+        self._terms.append(f"same({name}, {self._name(found)})" if found else f"not {name}")
+        return found
+
+    def _note_value(self, probe: Callable[[Any], Any], subject: Any, expected: Any) -> None:
+        """Note a number or a truth."""
+        self._terms.append(f"{self._name(probe)}({self._name(subject)}) == {self._name(expected)}")
 
     def _visit_mapping(self, mapping: Mapping[Any, Any]) -> None:
-        self._note_and_visit(mapping.keys)
+        self._visit_members(mapping.keys())
         if mapping:
-            self._note_and_visit(mapping.values)
+            self._visit_members(mapping.values())
 
-    def _visit_members(self, value: Any) -> None:
-        self._note_and_visit(partial(iter, value))
+    def _note_contents(self, mapping: Mapping[Any, Any]) -> None:
+        self._note_members(mapping.keys())
+        self._note_members(mapping.values())
+
+    def _visit_members(self, container: Collection[Any]) -> None:
+        if len(container) > MOST_MEMBERS:
+            self.volatile = True
+        else:
+            self._go_on_with(self._note_members(container))
 
     def _visit_fixed(self, value: Any) -> None:
         if len(value) > MOST_MEMBERS:
@@ -187,7 +204,7 @@ class Reach:
 
     def _visit_cell(self, cell: types.CellType) -> None:
         try:
-            self._note_and_visit(partial(_attributes("cell_contents"), cell))
+            self._go_on_with(self._note_attributes(cell, "cell_contents"))
         except ValueError:  # nothing is bound yet
             self.volatile = True
 
@@ -198,9 +215,8 @@ class Reach:
             self._visit_mapping(function.registry)  # type: ignore[attr-defined]
             self._visit_made(function)
             return
-        parts = _function_parts(function)
-        self._note(partial(_function_parts, function), parts)
-        self._go_on_with(parts[1:])
+        _, *parts = self._note_attributes(function, *_FUNCTION_PARTS)
+        self._go_on_with(parts)
         self._visit_annotations(function)
         self._visit_mapping(function.__dict__)
         self._visit_globals(function)
@@ -219,22 +235,24 @@ class Reach:
         absent = frozenset(names) - set(present)
         self.functions.append((function, present))
         if absent:
-            self._values.append((namespace.keys().isdisjoint, absent, True))
-        if present:
-            self._note_and_visit(partial(_items(*present), namespace))
+            self._note_value(namespace.keys().isdisjoint, absent, True)
+        if len(present) > MOST_MEMBERS:
+            self.volatile = True
+        elif present:
+            self._go_on_with(self._note_items(namespace, *present))
             if any(hasattr(namespace[name], "__path__") for name in present):
                 # A submodule that is imported later travels too.
-                self._values.append((len, sys.modules, len(sys.modules)))
+                self._note_value(len, sys.modules, len(sys.modules))
 
     def _visit_class(self, cls: type) -> None:
         if self._is_by_reference(cls):
             return
-        self._note_and_visit(partial(attrgetter("__bases__"), cls))
+        self._go_on_with(self._note_attributes(cls, "__bases__"))
         self._visit_mapping(vars(cls))
         self._go_on_with((type(cls),))
         if isinstance(cls, abc.ABCMeta):
             # Which classes were registered travels too.
-            self._values.append((call, abc.get_cache_token, abc.get_cache_token()))
+            self._note_value(call, abc.get_cache_token, abc.get_cache_token())
             registered, *_ = abc._get_dump(cls)  # type: ignore[attr-defined]
             self._go_on_with([made for reference in registered if (made := reference())])
 
@@ -257,10 +275,10 @@ class Reach:
         self._go_on_with((found.fget, found.fset, found.fdel))
 
     def _visit_cached_property(self, found: functools.cached_property[Any]) -> None:
-        self._note_and_visit(partial(_attributes("func"), found))
+        self._go_on_with(self._note_attributes(found, "func"))
 
     def _visit_partial(self, found: partial[Any]) -> None:
-        self._note_and_visit(partial(attrgetter("func", "args", "keywords"), found))
+        self._go_on_with(self._note_attributes(found, "func", "args", "keywords"))
         self._visit_mapping(found.__dict__)
 
     def _visit_cached_by_lru(self, found: Any) -> None:
@@ -269,9 +287,7 @@ class Reach:
 
     def _visit_made(self, found: Any) -> None:
         """Visit what functools made of a function, but for what it set on that itself."""
-        attributes = vars(found)
-        self._note(attributes.keys, attributes.keys())
-        self._note(attributes.values, attributes.values())
+        self._note_contents(vars(found))
         self._go_on_with((found.__wrapped__, *pickling.set_on(found).values()))
 
     def _visit_task(self, task: Any) -> None:
@@ -280,13 +296,10 @@ class Reach:
         if "_made" in vars(made) and getattr(task, "_prepared", None) is not None:
             # A class made by the decorator says nothing of its own, and what was prepared for calls
             # goes whenever an attribute of the task is set: one look instead of thirty.
-            parts = _made_parts(task)
-            self._note(partial(_made_parts, task), parts)
-            self._go_on_with(parts[1:])
+            _, bases = self._note_attributes(task, *_MADE_PARTS)
+            self._go_on_with((bases,))
         else:
-            attributes = task.__dict__
-            self._note(attributes.keys, attributes.keys())
-            self._note(attributes.values, attributes.values())
+            self._note_contents(task.__dict__)
             self._visit_class(made)
         try:
             reduced = task._by_value_for_nbtasks()
@@ -312,8 +325,9 @@ class Reach:
         if modules.is_local_module(place[0]):
             # After a reload it is not any more.
             module = sys.modules.get(place[0])
-            self._note(partial(_items(place[0]), sys.modules), (module, module))
-            self._note(partial(_attributes(place[1]), module), (value, value))
+            self._note_items(sys.modules, place[0])
+            look = self._name(attrgetter(place[1]))
+            self._terms.append(f"{look}({self._name(module)}) is {self._name(value)}")
         return True
 
 
@@ -344,15 +358,23 @@ _VISITS: Final[dict[type, Callable[[Reach, Any], None]]] = {
 }
 
 
-# With one name alone, attrgetter and itemgetter return no tuple: the first name comes twice.
+@functools.lru_cache(maxsize=512)
+def _compiled(expression: str) -> types.CodeType:
+    """Return the code of a function without parameters that returns an expression.
+
+    A task whose globals change makes the same expression each time, of other things.
+    """
+    (code,) = (
+        each
+        for each in compile(f"lambda: {expression}", "<reach>", "eval").co_consts
+        if isinstance(each, types.CodeType)
+    )
+    return code
 
 
-def _attributes(*names: str) -> attrgetter[tuple[Any, ...]]:
-    return attrgetter(names[0], *names)
-
-
-def _items(*names: str) -> itemgetter[tuple[Any, ...]]:
-    return itemgetter(names[0], *names)
+def _same(container: Collection[Any], expected: tuple[Any, ...]) -> bool:
+    """Return whether a container holds exactly these things, in this order."""
+    return len(container) == len(expected) and all(map(is_, container, expected))
 
 
 def _look_up(place: tuple[Any, str]) -> tuple[Any, ...]:
