@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
 
@@ -69,13 +69,22 @@ class Bundles:
 
     # --------------------------------------------------------------------------------- packing
 
-    def pack(self, entries: Iterable[Entry]) -> Iterator[Entry]:
-        """Write what can be packed, in a transaction, and yield the rest."""
+    def pack(self, entries: Iterable[Entry], above: int) -> Iterator[Entry]:
+        """Write what can be packed, in a transaction, and yield the rest.
+
+        Parameters
+        ----------
+        entries
+            What is to be written of some tasks.
+        above
+            The highest `seq` that has been written: what is not above it may have its row.
+        """
         alike: dict[tuple[str, int, str], list[Entry]] = {}
         for entry in entries:
             call, state = entry.call, entry.state
+            only = entry.only_event()
             # What another task has sent is asked for by that one's id.
-            if call is None or state is None or call[5] or entry.only_event() is None:
+            if call is None or state is None or only is None or call[0] <= above or call[5]:
                 yield entry
                 continue
             key = (_prefix(call[1]), call[2], state[2])
@@ -167,22 +176,20 @@ class Bundles:
         """Bring bundles of which a part only ended before a time to the tables."""
         self.unpack(self._where("ended_first < ? AND ended_last >= ?", (before, before)))
 
-    def drop_expired(self, before: float, limit: int) -> list[int]:
-        """Drop bundles that ended before a time, in a transaction; return the `seq` of the tasks.
-
-        Parameters
-        ----------
-        before
-            Wall clock.
-        limit
-            How many tasks, about.
-        """
-        seqs: list[int] = []
-        for number in self._where("ended_last < ? ORDER BY ended_last", (before,)):
-            if len(seqs) >= limit:
+    def expired(self, before: float, limit: int) -> list[int]:
+        """Return bundles that ended before a time, with about `limit` tasks."""
+        found = []
+        query = "SELECT bundle, count FROM bundles WHERE ended_last < ? ORDER BY ended_last"
+        for bundle, count in self._db.all(query, (before,)):
+            if limit <= 0:
                 break
-            seqs += [call[0] for call, _, _ in self._take(number)]
-        return seqs
+            found.append(bundle)
+            limit -= count
+        return found
+
+    def drop(self, bundles: Iterable[int]) -> list[int]:
+        """Drop some bundles, in a transaction; return the `seq` of the tasks in them."""
+        return [call[0] for number in bundles for call, _, _ in self._take(number)]
 
     def _where(self, condition: str, values: Sequence[Any]) -> list[int]:
         query = f"SELECT bundle FROM bundles WHERE {condition}"
@@ -193,17 +200,3 @@ class Bundles:
         packed = self._db.value("SELECT packed FROM bundles WHERE bundle = ?", (number,))
         self._db.execute("DELETE FROM bundles WHERE bundle = ?", (number,))
         return self._decode(packed)
-
-    # --------------------------------------------------------------------------------- counting
-
-    def counts(self) -> dict[str, int]:
-        """Return how many tasks are in each state."""
-        return dict(self._db.all("SELECT state, sum(count) FROM bundles GROUP BY state"))
-
-    def functions(self) -> set[int]:
-        """Return the functions of all tasks."""
-        return set(chain.from_iterable(self._db.all("SELECT DISTINCT function FROM bundles")))
-
-    def last_seq(self) -> int:
-        """Return the highest `seq`, 0 when there is none."""
-        return int(self._db.value("SELECT ifnull(max(last), 0) FROM bundles"))

@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -110,6 +109,20 @@ SELECT {_COLUMNS} FROM tasks WHERE seq IN (
         ORDER BY ended_at DESC, seq DESC LIMIT ?
     ) WHERE state = ifnull(?, state) LIMIT ?
 ) ORDER BY ended_at DESC, seq DESC
+"""
+
+#: What counts tasks looks into bundles, too.
+_COUNTS = """
+SELECT state, sum(count) FROM (
+    SELECT state, count(*) AS count FROM tasks INDEXED BY tasks_by_end GROUP BY state
+    UNION ALL SELECT state, count FROM bundles
+) GROUP BY state
+"""
+_LAST_SEQ = """
+SELECT max((SELECT ifnull(max(seq), 0) FROM tasks), (SELECT ifnull(max(last), 0) FROM bundles))
+"""
+_USED_FUNCTIONS = """
+SELECT function FROM tasks INDEXED BY tasks_by_end UNION SELECT function FROM bundles
 """
 
 #: References to files, which have an index of their own; which calls have some.
@@ -306,6 +319,7 @@ class Store:
         if turn.emptied:
             self._empty(turn.emptied)
         if turn.forgotten:
+            self._bundles.unpack_seqs(turn.forgotten)
             self._delete(turn.forgotten)
         for task_id, kept in turn.revoked.items():
             self._db.execute("DELETE FROM revoked WHERE id = ?", (task_id,))
@@ -406,7 +420,8 @@ class Store:
     def _write_oldest(self, rows: int | None) -> Oldest:
         """Write what is longest in the journal, and drop it there; return what it was."""
         oldest = self._backlog.oldest(rows, self._turn)
-        for statement, values in statements(self._bundles.pack(oldest.entries.values())):
+        above = self._db.value(_LAST_SEQ)
+        for statement, values in statements(self._bundles.pack(oldest.entries.values(), above)):
             self._put(statement, values)
         for worker, pairs in self._backlog.notes_before(oldest.before):
             self._db.execute(
@@ -849,10 +864,7 @@ class Store:
 
     def counts(self) -> dict[str, int]:
         """Return how many tasks are in each state."""
-        query = "SELECT state, count(*) FROM tasks INDEXED BY tasks_by_end GROUP BY state"
-        counts = Counter(dict(self._read(query)))
-        counts.update(self._bundles.counts())
-        return dict(counts)
+        return dict(self._read(_COUNTS))
 
     def revoked(self) -> list[str]:
         """Return the ids that were revoked before their calls came, oldest first."""
@@ -860,8 +872,8 @@ class Store:
 
     def last_seq(self) -> int:
         """Return the highest `seq` of a task, 0 when there is none."""
-        [(seq,)] = self._read("SELECT ifnull(max(seq), 0) FROM tasks")
-        return max(int(seq), self._bundles.last_seq())
+        [(seq,)] = self._read(_LAST_SEQ)
+        return int(seq)
 
     def first_ticket(self, now: Now) -> int:
         """Return above which number a broker's tickets start: above all of former ones'.
@@ -930,10 +942,12 @@ class Store:
         query = "SELECT seq FROM tasks WHERE ended_at < ? ORDER BY ended_at, seq LIMIT ?"
         unpack = partial(self._bundles.unpack_expired, before)
         seqs = [seq for (seq,) in self._read(query, (before, limit), unpack)]
-        with self._unlinking(), self._db.transaction("drop what has expired"):
-            seqs += self._bundles.drop_expired(before, limit - len(seqs))
-            self._delete(seqs)
-        self._tasks_gone |= bool(seqs)
+        bundles = self._bundles.expired(before, limit - len(seqs))
+        if seqs or bundles:
+            with self._unlinking(), self._db.transaction("drop what has expired"):
+                seqs += self._bundles.drop(bundles)
+                self._delete(seqs)
+            self._tasks_gone = True
         return len(seqs)
 
     def expire_functions(self, before: float) -> list[bytes]:
@@ -953,9 +967,7 @@ class Store:
         last = {function for (function,) in self._db.all(_LAST_FUNCTIONS)}
         spare = old - (self._in_use & last)
         if spare:
-            used = self._read("SELECT DISTINCT function FROM tasks INDEXED BY tasks_by_end")
-            spare.difference_update(function for (function,) in used)
-            spare -= self._bundles.functions()
+            spare.difference_update(function for (function,) in self._read(_USED_FUNCTIONS))
         self._tasks_gone = False
         if not spare:
             return []

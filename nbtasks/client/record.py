@@ -128,7 +128,7 @@ def ring(record: Record) -> None:
 
 def size_of(record: Record) -> int:
     """Return the bytes that the record of an ended task holds: arguments, result, output."""
-    size = sum(event.size for event in record.events)
+    size = sum([event.size for event in record.events])
     if record.call is not None:
         size += len(record.call.body)
     if record.buffers:

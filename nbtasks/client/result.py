@@ -345,7 +345,8 @@ class AsyncResult(Family):
             parent.maybe_throw()
         if timeout is not None:
             timeout = waiting.seconds_of(timeout)
-        waiting.check_given(callback=callback, on_message=on_message, on_interval=on_interval)
+        if callback is not None or on_message is not None or on_interval is not None:
+            waiting.check_given(callback=callback, on_message=on_message, on_interval=on_interval)
         record = self._follow()
         if on_message is not None or record.final is None:
             beat = waiting.Beat(on_interval, parents)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from nbtasks.broker.rows import TaskRow
 from nbtasks.broker.store import Store
-from nbtasks.core.messages import Call, Define, Event, Now
+from nbtasks.core.messages import Call, Define, Event, Now, Policy
 from nbtasks.core.tasks import Task
 from nbtasks.core.turn import NewCall, Turn
+
+NOW = Now(wall=1_700_000_000.0, boot=5_000.0)
+DIGEST = b"0123456789abcdef"
+CLIENT = b"c-client"
 
 
 class SaveCall(NamedTuple):
@@ -65,7 +70,7 @@ class SaveRevoked(NamedTuple):
     kept: bool = True
 
 
-def task_for(seq: int, call: Call, client: bytes) -> Task:
+def task_for(seq: int, call: Call, client: bytes = CLIENT) -> Task:
     """Return the task that a call makes when nothing else is said of it."""
     return Task(
         *(seq, call.id, call.definition, call.name, client, call.priority, call.queue, "queued"),
@@ -109,3 +114,44 @@ def turn_of(saves: Iterable[Any]) -> Turn:
 
 def commit(store: Store, saves: Iterable[Any], now: Now) -> None:
     store.commit(turn_of(saves), now)
+
+
+def later(seconds: float) -> Now:
+    return Now(NOW.wall + seconds, NOW.boot + seconds)
+
+
+def call_for(seq: int, **fields: Any) -> Call:
+    defaults = {"id": f"task-{seq}", "definition": DIGEST, "name": "add", "body": b"(1, 2)"}
+    return Call(**(defaults | fields))
+
+
+def accept(
+    store: Store, seq: int, buffers: tuple[bytes, ...] = (), now: Now = NOW, **fields: Any
+) -> Task:
+    call = call_for(seq, **fields)
+    task = task_for(seq, call)
+    commit(store, [SaveCall(seq, call, CLIENT, now.wall, buffers), SaveTask(task)], now)
+    return task
+
+
+def finish(store: Store, task: Task, state: str = "SUCCESS", now: Now = NOW) -> Event:
+    task.phase, task.state, task.n, task.ended_at = "done", state, task.n + 1, now.wall
+    event = Event(task.id, task.n, now.wall, "state", state, b"3", final=True)
+    commit(store, [SaveEvent(task.seq, event), SaveTask(task)], now)
+    return event
+
+
+def define(digest: bytes = DIGEST, name: str = "add", body: bytes = b"code") -> Define:
+    return Define(digest, name, Policy(max_retries=7), body)
+
+
+def columns(task: Task) -> dict[str, Any]:
+    """Return what a row must say of a task."""
+    lasting = [name for name in Task.__struct_fields__ if name not in ("kept", "options")]
+    return {name: getattr(task, name) for name in lasting}
+
+
+def says(row: TaskRow | None) -> dict[str, Any]:
+    assert row is not None
+    unlike = ("accepted_at", "summary", "options", "parent", "root")
+    return {name: getattr(row, name) for name in TaskRow.__struct_fields__ if name not in unlike}

@@ -13,7 +13,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbtasks.broker import bundles as bundles_module
 from nbtasks.broker import database as database_module
 from nbtasks.broker import file as file_module
 from nbtasks.broker import rows as rows_module
 from nbtasks.broker import store as store_module
 from nbtasks.broker.database import VERSION
 from nbtasks.broker.file import APPLICATION_ID
-from nbtasks.broker.rows import SHORT_BODY, TaskRow
+from nbtasks.broker.rows import SHORT_BODY
 from nbtasks.broker.store import Store
-from nbtasks.core.messages import Call, Define, Event, Now, Options, Policy
+from nbtasks.core.messages import Call, Event, Now, Options
 from nbtasks.core.tasks import Task
 from nbtasks.exceptions import ClusterError, StoreCorrupt, StoreError, StoreTooNew
-from tests.broker import saves
 from tests.broker.saves import (
+    CLIENT,
+    DIGEST,
+    NOW,
     SaveCall,
     SaveCleared,
     SaveDefinition,
@@ -44,81 +46,16 @@ from tests.broker.saves import (
     SaveGiven,
     SaveRevoked,
     SaveTask,
+    accept,
+    call_for,
+    columns,
     commit,
+    define,
+    finish,
+    later,
+    says,
+    task_for,
 )
-
-NOW = Now(wall=1_700_000_000.0, boot=5_000.0)
-DIGEST = b"0123456789abcdef"
-CLIENT = b"c-client"
-
-
-@pytest.fixture
-def path(short_path: Path) -> Path:
-    return short_path / "store.sqlite"
-
-
-@pytest.fixture
-def opened() -> Iterator[Callable[..., Store]]:
-    """Open stores that are closed when the test ends."""
-    with contextlib.ExitStack() as stack:
-
-        def open_store(path: Path, durability: str = "normal") -> Store:
-            store = Store(path, durability)
-            stack.callback(store.close)
-            return store
-
-        yield open_store
-
-
-@pytest.fixture
-def store(path: Path, opened: Callable[..., Store]) -> Store:
-    return opened(path)
-
-
-def later(seconds: float) -> Now:
-    return Now(NOW.wall + seconds, NOW.boot + seconds)
-
-
-def call_for(seq: int, **fields: Any) -> Call:
-    defaults = {"id": f"task-{seq}", "definition": DIGEST, "name": "add", "body": b"(1, 2)"}
-    return Call(**(defaults | fields))
-
-
-def task_for(seq: int, call: Call) -> Task:
-    return saves.task_for(seq, call, CLIENT)
-
-
-def accept(
-    store: Store, seq: int, buffers: tuple[bytes, ...] = (), now: Now = NOW, **fields: Any
-) -> Task:
-    call = call_for(seq, **fields)
-    task = task_for(seq, call)
-    commit(store, [SaveCall(seq, call, CLIENT, now.wall, buffers), SaveTask(task)], now)
-    return task
-
-
-def finish(store: Store, task: Task, state: str = "SUCCESS", now: Now = NOW) -> Event:
-    task.phase, task.state, task.n, task.ended_at = "done", state, task.n + 1, now.wall
-    event = Event(task.id, task.n, now.wall, "state", state, b"3", final=True)
-    commit(store, [SaveEvent(task.seq, event), SaveTask(task)], now)
-    return event
-
-
-def define(digest: bytes = DIGEST, name: str = "add", body: bytes = b"code") -> Define:
-    return Define(digest, name, Policy(max_retries=7), body)
-
-
-def columns(task: Task) -> dict[str, Any]:
-    """Return what a row must say of a task."""
-    lasting = [name for name in Task.__struct_fields__ if name not in ("kept", "options")]
-    return {name: getattr(task, name) for name in lasting}
-
-
-def says(row: TaskRow | None) -> dict[str, Any]:
-    assert row is not None
-    unlike = ("accepted_at", "summary", "options", "parent", "root")
-    return {name: getattr(row, name) for name in TaskRow.__struct_fields__ if name not in unlike}
-
 
 # ----------------------------------------------------------------------------------------- tasks
 
@@ -741,7 +678,7 @@ def test_ids_revoked_early_are_kept_in_order_until_they_are_not(store, path, ope
 @st.composite
 def turns(draw: st.DrawFn) -> list[list[tuple[str, int, int]]]:
     """Some turns of (what, which task, a number)."""
-    what = st.sampled_from(["call", "change", "usual", "event", "end", "forget"])
+    what = st.sampled_from(["call", "change", "usual", "event", "end", "over", "over", "forget"])
     save = st.tuples(what, st.integers(1, 4), st.integers(0, 3))
     return draw(st.lists(st.lists(save, max_size=8), max_size=8))
 
@@ -802,15 +739,26 @@ class Model:
         task.phase, task.state, task.ended_at = "done", "SUCCESS", NOW.wall + number
         return [SaveTask(task)]
 
+    def _over(self, seq: int, task: Task, number: int) -> list[Any]:
+        """End as most tasks do: with one event, and nothing special."""
+        saves = self._usual(seq, task, 0)
+        if not task.n:
+            saves += self._event(seq, task, 0)
+        return [*saves, *self._end(seq, task, number)]
+
     def _forget(self, seq: int, task: Task, number: int) -> list[Any]:
         del self.tasks[seq], self.calls[seq], self.events[seq]
         return [SaveForget(seq)]
+
+    def ended(self) -> set[int]:
+        return {seq for seq, task in self.tasks.items() if task.phase == "done"}
 
     def check(self, store: Store) -> None:
         """Hold the store against what it must know."""
         known = sorted(self.tasks)
         still_open = [seq for seq in known if self.tasks[seq].phase != "done"]
         assert [row.seq for row in store.open_tasks(NOW)] == still_open
+        assert sum(store.counts().values()) == len(known)
         found = store.finds([f"task-{seq}" for seq in range(1, 5)])
         assert {row.seq: says(row) for row in found.values()} == {
             seq: columns(self.tasks[seq]) for seq in known
@@ -822,8 +770,10 @@ class Model:
 
 
 #: The most rows in the journal, what more of them is brought to their tables, and whether the store
-#: is read (and the journal empty) after each turn.
-paces = st.tuples(st.sampled_from([0, 3, 10_000]), st.integers(1, 3), st.booleans())
+#: is read (and the journal empty) after each turn; how many tasks make a bundle.
+paces = st.tuples(
+    st.sampled_from([0, 3, 10_000]), st.integers(1, 3), st.booleans(), st.sampled_from([1, 2, 32])
+)
 
 
 @settings(max_examples=150)
@@ -831,14 +781,17 @@ paces = st.tuples(st.sampled_from([0, 3, 10_000]), st.integers(1, 3), st.boolean
 def test_store_knows_what_it_was_told_also_after_a_crash_at_any_point(told, crash, pace):
     model = Model()
     with contextlib.ExitStack() as stack:
-        backlog, stride, reads = pace
+        backlog, stride, reads, fewest = pace
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(store_module, "BACKLOG", backlog)
         patch.setattr(store_module, "STRIDE", stride)
+        patch.setattr(bundles_module, "FEWEST", fewest)
         path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "store.sqlite"
         stores = [Store(path, "normal")]
         stack.callback(lambda: stores[-1].close())
         for number, turn in enumerate(told):
+            for seq in model.ended() & {seq for _, seq, _ in turn}:
+                stores[-1].find(f"task-{seq}")  # nobody changes what has ended without a look at it
             commit(stores[-1], model.saves(turn), NOW)
             if reads:
                 model.check(stores[-1])
@@ -1040,7 +993,7 @@ def test_any_call_and_event_comes_back_as_it_was(data):
 KILLED = """
 import sys
 from pathlib import Path
-from tests.broker.test_store import NOW, CLIENT, call_for, task_for
+from tests.broker.saves import NOW, CLIENT, call_for, task_for
 from nbtasks.broker.store import Store
 from tests.broker.saves import SaveCall, SaveTask, commit
 
