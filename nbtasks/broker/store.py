@@ -11,6 +11,7 @@
 * The rows that change often are small: long bodies and buffers lie in tables of their own.
 * What a turn changes of tasks is saved as one row of a journal, and brought to the tables later
   (`journal`); whoever reads finds it there.
+* Tasks that ended in company, as most do, lie many to a row until somebody asks for one (`bundles`).
 * Large pieces lie in files beside it, which others write and read. Here they are only unlinked,
   when no row needs them any more.
 
@@ -857,9 +858,10 @@ class Store:
         limit
             How many at most.
         state
-            Only those in this state, of the last `LATELY` that ended; None: all.
+            Only those in this state, of the last `LATELY` that ended (or more: those that lie in
+            bundles and are in another state do not count); None: all.
         """
-        unpack = partial(self._bundles.unpack_newest, "ended_at", LATELY)
+        unpack = partial(self._bundles.unpack_newest, "ended_at", limit, state)
         return [self._row(row) for row in self._read(_ENDED, (LATELY, state, limit), unpack)]
 
     def counts(self) -> dict[str, int]:

@@ -647,16 +647,19 @@ def test_store_of_an_earlier_version_goes_on(
     with results_kept(None):  # these are from long ago
         cluster = make_cluster(dir=place, workers=3)
     cluster.client.tell(Hasten(("eta", "countdown", "retrying")))
-    results = {name: nbtasks.AsyncResult(name) for name in (*make.ENDED, *make.OPEN)}
+    version = int(re.findall(r"\d+", kept.name)[0])
+    company = make.COMPANY if version >= 6 else ()
+    results = {name: nbtasks.AsyncResult(name) for name in (*make.ENDED, *make.OPEN, *company)}
     for result in results.values():
         result.get(timeout=SOON, propagate=False)
 
-    wanted = make.ENDED | make.OPEN
+    wanted = make.ENDED | make.OPEN | dict.fromkeys(company, "SUCCESS")
     unlike = {name for name, result in results.items() if result.state != wanted[name]}
     assert unlike == set()
     assert results["large"].get() == "> " + "a" * make.LARGE
     assert results["queued"].get() == "> " + "c" * make.LARGE
     assert results["printed"].logs().strip() == "'shown'"
+    assert [results[name].get() for name in company] == ["> a"] * len(company)
     assert isinstance(results["failed"].result, TypeError)
     assert isinstance(results["revoked"].result, nbtasks.exceptions.TaskRevokedError)
     assert cluster.client.ask("peek", key="note") == b"kept"
