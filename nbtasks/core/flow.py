@@ -195,6 +195,8 @@ class Flow:
             self._pool.give_up(task)
         task.state = state
         task.ended_at = now.wall
+        # It waits for nothing any more, so most tasks that have ended are alike in the store.
+        task.due = task.eta = task.expires = None
         self._ledger.close(task, event, buffers)
         if len(self.needs):
             self._settle(task, state, now)
