@@ -26,7 +26,7 @@ import msgspec
 from nbtasks.broker.database import Database
 from nbtasks.broker.file import decoder
 from nbtasks.broker.journal import CallRow, Entry, StateRow
-from nbtasks.broker.tables import PUT_PACKED
+from nbtasks.broker.tables import PUT_ENDED_CALL
 
 #: Tasks in a bundle: with fewer, rows are not dearer; with more, whoever asks for one waits.
 FEWEST: Final = 32
@@ -36,7 +36,7 @@ MOST: Final = 512
 PREFIX: Final = 24
 
 #: One task: its call, its state, its event.
-PackedTask = tuple[CallRow, StateRow, bytearray]
+PackedTask = tuple[CallRow, StateRow, bytes]
 
 _PUT: Final = """
 INSERT INTO bundles (
@@ -121,7 +121,7 @@ class Bundles:
         with self._db.transaction("save", news=False):
             for number in bundles:
                 rows = [(*call, *state[1:], event) for call, state, event in self._take(number)]
-                self._db.executemany(PUT_PACKED, rows)
+                self._db.executemany(PUT_ENDED_CALL, rows)
 
     def unpack_seqs(self, seqs: Iterable[int]) -> None:
         """Bring what may be one of these tasks to the tables."""

@@ -21,12 +21,12 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 #: seq, id, function, client, accepted_at, parent, root, call.
-CallRow = tuple[int, str, int, bytearray, float, str, str, bytearray]
+CallRow = tuple[int, str, int, bytes, float, str, str, bytes]
 #: seq, phase, state, n, worker, ticket, ended_at; then, where a task has anything special: client,
 #: priority, queue, retries, deaths, due, due_at, eta, expires, wish, limit_at.
 StateRow = tuple[Any, ...]
 #: seq, n, event.
-EventRow = tuple[int, int, bytearray]
+EventRow = tuple[int, int, bytes]
 #: ticket, seq.
 Pair = tuple[int, int]
 
@@ -55,7 +55,7 @@ class Changes(msgspec.Struct, array_like=True):
 class Entry:
     """What is to be written of one task."""
 
-    __slots__ = ("call", "events", "since", "state")
+    __slots__ = ("call", "events", "since", "size", "state")
 
     def __init__(self, since: int) -> None:
         #: The turn of the first change that is not in the tables.
@@ -63,13 +63,10 @@ class Entry:
         self.call: CallRow | None = None
         self.state: StateRow | None = None
         self.events: list[EventRow] = []
+        #: Bytes of the calls and events that came for it.
+        self.size = 0
 
-    def size(self) -> int:
-        """Return the bytes of the call and the events in it."""
-        call = 0 if self.call is None else len(self.call[-1])
-        return call + sum([len(event[-1]) for event in self.events])
-
-    def only_event(self) -> bytearray | None:
+    def only_event(self) -> bytes | None:
         """Return the one event of a task that ended with it and has nothing special, or None."""
         state, events = self.state, self.events
         if (
@@ -100,7 +97,7 @@ class Backlog:
         #: Worker → below which ticket what it was given is over, where the tables do not say so.
         self.cleared: dict[str, int] = {}
         self._events = 0
-        #: Bytes of the calls and events in it.
+        #: Bytes of the calls and events that came for those in it.
         self.size = 0
         #: Turn, worker and what it was given then.
         self._given: deque[tuple[int, str, list[Pair]]] = deque()
@@ -122,10 +119,11 @@ class Backlog:
             if entry is None:
                 entry = entries[row[0]] = Entry(turn)
             if entry.call is not None:  # that it comes again changes nothing else of it
-                self.size -= len(entry.call[-1])
                 row = (*entry.call[:-1], row[-1])
             entry.call = row
-            self.size += len(row[-1])
+            size = len(row[-1])
+            entry.size += size
+            self.size += size
         for state in changes.states:
             entry = entries.get(state[0])
             if entry is None:
@@ -136,7 +134,9 @@ class Backlog:
             if entry is None:
                 entry = entries[event[0]] = Entry(turn)
             entry.events.append(event)
-            self.size += len(event[2])
+            size = len(event[2])
+            entry.size += size
+            self.size += size
         for worker, pairs in changes.given.items():
             self._given.append((turn, worker, pairs))
         self.cleared |= changes.cleared
@@ -175,7 +175,7 @@ class Backlog:
         for seq in written.entries:
             entry = self.entries.pop(seq)
             self._events -= len(entry.events)
-            self.size -= entry.size()
+            self.size -= entry.size
         while self._given and self._given[0][0] < written.before:
             self._given.popleft()
         if not self._given:

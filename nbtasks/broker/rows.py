@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from operator import attrgetter
-from typing import Final
+from typing import Any, Final
 
 from nbtasks.broker.journal import StateRow
 from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE, Call, Now, Options
@@ -85,18 +85,24 @@ def joined(parts: Iterable[tuple[int, bytes]]) -> dict[int, bytes]:
 # ------------------------------------------------------------------------------- what becomes rows
 
 
-def without_known(call: Call, task: Task) -> Call:
-    """Return a call without what its row says already, and without a long body."""
+#: The fields of a call that most have no use for, and what is in them then. (That stays so: stores
+#: do not say it.)
+_unusual = attrgetter(*Call.__struct_fields__[6:])
+_UNUSED: Final = Call.__struct_defaults__[2:]
+
+
+def without_known(call: Call, task: Task) -> tuple[Any, ...]:
+    """Return a call as the tuple that it is on the wire, without what its row says already.
+
+    And without a long body, and without the last fields where they have their defaults.
+    """
     body = call.body if len(call.body) <= SHORT_BODY else b""
     definition, name = call.definition, call.name
     if name == task.name and definition == task.definition:
         definition, name = b"", ""
-    # Not `replace`, which takes twice as long, and this is done for each call.
-    return Call(
-        "", definition, name, body, call.frames,
-        call.summary, call.due, call.eta, call.expires, call.priority, call.queue, call.root,
-        call.parent, call.retries, call.options,
-    )  # fmt: skip
+    rest = _unusual(call)
+    short = ("", definition, name, body, call.frames, call.summary)
+    return short if rest == _UNUSED else short + rest
 
 
 def call_payloads(new: NewCall) -> Iterator[tuple[int, int, int, int, Buffer]]:
@@ -130,6 +136,6 @@ def state_row(task: Task, now: Now) -> StateRow:
         return row
     due_at = None if task.due is None else task.due - now.boot + now.wall
     return (
-        *row, bytearray(task.client), task.priority, task.queue, task.retries, task.deaths,
+        *row, task.client, task.priority, task.queue, task.retries, task.deaths,
         task.due, due_at, task.eta, task.expires, task.wish, task.limit_at,
     )  # fmt: skip

@@ -11,7 +11,7 @@
 * The rows that change often are small: long bodies and buffers lie in tables of their own.
 * What a turn changes of tasks is saved as one row of a journal, and brought to the tables later
   (`journal`); whoever reads finds it there.
-* Tasks that ended in company, as most do, lie many to a row until somebody asks for one (`bundles`).
+* Tasks that ended in company, as most do, lie many to a row until one is asked for (`bundles`).
 * Large pieces lie in files beside it, which others write and read. Here they are only unlinked,
   when no row needs them any more.
 
@@ -344,8 +344,8 @@ class Store:
             if function is None:
                 function = self._new_function(task.definition, task.name, now)
             calls.append((
-                seq, task.id, function, bytearray(task.client), new.accepted_at, call.parent,
-                call.root, bytearray(encode(without_known(call, task))),
+                seq, task.id, function, task.client, new.accepted_at, call.parent, call.root,
+                encode(without_known(call, task)),
             ))  # fmt: skip
         # Not what their rows say already, and not what is over.
         given = {
@@ -354,7 +354,7 @@ class Store:
             if (notes := [pair for pair in pairs if pair[1] not in tasks])
         }
         states = [state_row(task, now) for task in tasks.values()]
-        events = [(seq, event.n, bytearray(encode(event))) for seq, event, _ in turn.events]
+        events = [(seq, event.n, encode(event)) for seq, event, _ in turn.events]
         if turn.events and max([len(event[-1]) for event in events]) > SHORT_BODY:
             # What is long is not written twice.
             self._put(PUT_EVENT, [event for event in events if len(event[-1]) > SHORT_BODY])

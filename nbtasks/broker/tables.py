@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from nbtasks.broker.journal import USUAL, Entry
+from nbtasks.broker.journal import USUAL, CallRow, Entry
 from nbtasks.core.messages import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from nbtasks.core.states import PENDING, QUEUED
 
@@ -39,10 +39,8 @@ _PUT_NEW_CALL: Final = _PUT_CALL.replace(
     "?, ?, ?, ?, ?, {end}, {rest}", f"'{QUEUED}', '{PENDING}', 0, '', 0, NULL, NULL, {_USUAL}"
 )
 _PUT_OPEN_CALL: Final = _PUT_CALL.format(end="NULL, NULL", rest=_USUAL)
-_PUT_ENDED_CALL: Final = _PUT_CALL.format(end="?, ?", rest=_USUAL)
+PUT_ENDED_CALL: Final = _PUT_CALL.format(end="?, ?", rest=_USUAL)
 _PUT_ANY_CALL: Final = _PUT_CALL.format(end="?, NULL", rest=", ".join("?" * 10))
-#: A task out of a bundle.
-PUT_PACKED: Final = _PUT_ENDED_CALL
 
 #: A task that has its row. One that was forgotten in the meantime stays so.
 _PUT_USUAL_STATE: Final = f"""
@@ -76,10 +74,11 @@ def statements(entries: Iterable[Entry]) -> Iterator[tuple[str, list[tuple[Any, 
     """Yield the statements that write these entries, each with its rows."""
     rows: dict[str, list[tuple[Any, ...]]] = {}
     for entry in entries:
-        call, state = entry.call, entry.state
-        only = entry.only_event()
+        call = None if entry.call is None else _bound(entry.call)
+        state, only = entry.state, entry.only_event()
         if only is None:
-            rows.setdefault(PUT_EVENT, []).extend(entry.events)
+            told = [(seq, n, bytearray(event)) for seq, n, event in entry.events]
+            rows.setdefault(PUT_EVENT, []).extend(told)
         if state is None:
             if call is not None:
                 rows.setdefault(_PUT_NEW_CALL, []).append(call)
@@ -87,12 +86,12 @@ def statements(entries: Iterable[Entry]) -> Iterator[tuple[str, list[tuple[Any, 
         usual = len(state) == USUAL
         if call is None:
             if only is not None:
-                statement, row = _PUT_END, (*state[1:], only, state[0])
+                statement, row = _PUT_END, (*state[1:], bytearray(only), state[0])
             else:
                 statement = _PUT_USUAL_STATE if usual else _PUT_ANY_STATE
                 row = (*state[1:], state[0])
         elif only is not None:
-            statement, row = _PUT_ENDED_CALL, (*call, *state[1:], only)
+            statement, row = PUT_ENDED_CALL, (*call, *state[1:], bytearray(only))
         elif usual and state[6] is None:
             statement, row = _PUT_OPEN_CALL, (*call, *state[1:6])
         else:
@@ -100,3 +99,9 @@ def statements(entries: Iterable[Entry]) -> Iterator[tuple[str, list[tuple[Any, 
             statement, row = _PUT_ANY_CALL, (*call[:3], client, *call[4:], *state[1:7], *rest)
         rows.setdefault(statement, []).append(row)
     yield from rows.items()
+
+
+def _bound(call: CallRow) -> tuple[Any, ...]:
+    seq, task_id, function, client, accepted_at, parent, root, packed = call
+    blobs = bytearray(client), bytearray(packed)
+    return seq, task_id, function, blobs[0], accepted_at, parent, root, blobs[1]
