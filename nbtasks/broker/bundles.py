@@ -137,40 +137,47 @@ class Bundles:
             found.update(self._where("prefix = ? AND low <= ? AND high >= ?", (prefix, high, low)))
         self.unpack(sorted(found))
 
-    def unpack_newest(self, column: str, limit: int, state: str | None = None) -> None:
+    def unpack_newest(
+        self, order: str, limit: int, rows: str, values: Sequence[Any], state: str | None = None
+    ) -> None:
         """Bring what may be among the newest tasks to the tables.
 
         Parameters
         ----------
-        column
-            What they are ordered by: `seq` or `ended_at`.
+        order
+            What bundles are ordered by: `last` or `ended_last`.
         limit
-            How many of them; -1: all.
+            How many tasks; -1: all.
+        rows, values
+            The query, and what is bound in it, that tells what the tasks are ordered by that have
+            rows already, newest first: with enough of them, nothing is to be done.
         state
-            Only those in this state; None: all.
+            Only tasks in this state; None: all.
         """
-        # Those that are in the tables already count, so mostly nothing is to be done.
-        last = {"seq": "last", "ended_at": "ended_last"}[column]
-        floor = (
-            f"SELECT {column} FROM tasks WHERE state = ifnull(?, state) AND ended_at IS NOT NULL "
-            f"ORDER BY {column} DESC LIMIT 1 OFFSET ?"
-        )
-        above = (
-            f"SELECT bundle, count FROM bundles WHERE state = ifnull(?, state) "
-            f"AND {last} >= ifnull(?, {last}) ORDER BY {last} DESC"
+        bundles = (
+            f"SELECT bundle, count FROM bundles WHERE {order} >= ifnull(?, {order}) "
+            f"AND state = ifnull(?, state) ORDER BY {order} DESC"
         )
         while True:
-            lowest = self._db.value(floor, (state, limit - 1)) if limit > 0 else None
-            room: float = limit if limit >= 0 else math.inf
-            some = []
-            for bundle, count in self._db.all(above, (state, lowest)):
-                if room <= 0:
-                    break
-                some.append(bundle)
-                room -= count
+            lowest = None
+            if limit > 0:
+                lowest = self._db.value(f"{rows} LIMIT 1 OFFSET ?", (*values, limit - 1))
+            some = self._first(self._db.all(bundles, (lowest, state)), limit)
             if not some:
                 return
             self.unpack(some)
+
+    @staticmethod
+    def _first(bundles: Iterable[tuple[int, int]], limit: int) -> list[int]:
+        """Return as many bundles, given with their counts, as hold `limit` tasks; -1: all."""
+        found: list[int] = []
+        room: float = math.inf if limit < 0 else limit
+        for bundle, count in bundles:
+            if room <= 0:
+                break
+            found.append(bundle)
+            room -= count
+        return found
 
     def unpack_expired(self, before: float) -> None:
         """Bring bundles of which a part only ended before a time to the tables."""
@@ -178,14 +185,8 @@ class Bundles:
 
     def expired(self, before: float, limit: int) -> list[int]:
         """Return bundles that ended before a time, with about `limit` tasks."""
-        found = []
         query = "SELECT bundle, count FROM bundles WHERE ended_last < ? ORDER BY ended_last"
-        for bundle, count in self._db.all(query, (before,)):
-            if limit <= 0:
-                break
-            found.append(bundle)
-            limit -= count
-        return found
+        return self._first(self._db.all(query, (before,)), max(limit, 0))
 
     def drop(self, bundles: Iterable[int]) -> list[int]:
         """Drop some bundles, in a transaction; return the `seq` of the tasks in them."""

@@ -103,6 +103,7 @@ SELECT function FROM functions AS mine WHERE definition IS NULL OR version = (
 )
 """
 
+_ENDS = "SELECT ended_at FROM tasks WHERE ended_at IS NOT NULL ORDER BY ended_at DESC"
 _ENDED = f"""
 SELECT {_COLUMNS} FROM tasks WHERE seq IN (
     SELECT seq FROM (
@@ -834,21 +835,15 @@ class Store:
         over
             Only those that have ended, whatever their state.
         """
-        query = f"SELECT {_COLUMNS} FROM tasks ORDER BY seq DESC LIMIT ?"
-        values: tuple[Any, ...] = (limit,)
+        which, values = "tasks", []
         if state is not None:
-            query = (
-                f"SELECT {_COLUMNS} FROM tasks WHERE seq IN "
-                f"(SELECT seq FROM tasks INDEXED BY tasks_by_end WHERE state = ? "
-                f"ORDER BY seq DESC LIMIT ?) ORDER BY seq DESC"
-            )
-            values = (state, limit)
+            which, values = "tasks INDEXED BY tasks_by_end WHERE state = ?", [state]
         elif over:
-            query = (
-                f"SELECT {_COLUMNS} FROM tasks WHERE ended_at IS NOT NULL ORDER BY seq DESC LIMIT ?"
-            )
-        unpack = partial(self._bundles.unpack_newest, "seq", limit, state)
-        return [self._row(row) for row in self._read(query, values, unpack)]
+            which = "tasks WHERE ended_at IS NOT NULL"
+        newest = f"SELECT seq FROM {which} ORDER BY seq DESC"
+        unpack = partial(self._bundles.unpack_newest, "last", limit, newest, values, state)
+        query = f"SELECT {_COLUMNS} FROM tasks WHERE seq IN ({newest} LIMIT ?) ORDER BY seq DESC"
+        return [self._row(row) for row in self._read(query, (*values, limit), unpack)]
 
     def ended(self, limit: int, state: str | None = None) -> list[TaskRow]:
         """Return the tasks that ended last, newest first.
@@ -858,10 +853,9 @@ class Store:
         limit
             How many at most.
         state
-            Only those in this state, of the last `LATELY` that ended (or more: those that lie in
-            bundles and are in another state do not count); None: all.
+            Only those in this state, of the last `LATELY` that ended; None: all.
         """
-        unpack = partial(self._bundles.unpack_newest, "ended_at", limit, state)
+        unpack = partial(self._bundles.unpack_newest, "ended_last", LATELY, _ENDS, ())
         return [self._row(row) for row in self._read(_ENDED, (LATELY, state, limit), unpack)]
 
     def counts(self) -> dict[str, int]:

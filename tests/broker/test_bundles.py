@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nbtasks.broker import store as store_module
 from nbtasks.broker.bundles import FEWEST, MOST
 from nbtasks.broker.store import Store
 from nbtasks.core.messages import Event, Now
@@ -212,7 +213,8 @@ def test_newest_are_told_as_if_all_had_rows(store, tasks, limit):
     assert [row.seq for row in store.ended(limit)] == by_end[:limit]
 
 
-def test_newest_are_unpacked_once(store, tasks):
+def test_newest_are_unpacked_once(store, tasks, monkeypatch):
+    monkeypatch.setattr(store_module, "LATELY", MANY)
     for seq in range(MANY + 1, 2 * MANY + 1):
         run(store, seq, now=later(seq))
     store.settle()

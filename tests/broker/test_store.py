@@ -1444,6 +1444,18 @@ def plan(store: Store, query: str) -> str:
         ),
         ("SELECT state, count(*) FROM tasks GROUP BY state", "COVERING INDEX tasks_by_end"),
         ("SELECT DISTINCT function FROM tasks", "COVERING INDEX tasks_by_end"),
+        ("SELECT state, count FROM bundles", "COVERING INDEX bundles_by_end"),
+        ("SELECT function FROM bundles", "COVERING INDEX bundles_by_end"),
+        ("SELECT max(last) FROM bundles", "bundles_by_seq"),
+        ("SELECT bundle FROM bundles WHERE last >= 5 AND first <= 5", "bundles_by_seq"),
+        (
+            "SELECT bundle FROM bundles WHERE prefix = 'x' AND low <= 'xb' AND high >= 'xa'",
+            "COVERING INDEX bundles_by_id",
+        ),
+        (
+            "SELECT bundle, count FROM bundles WHERE ended_last >= 5 ORDER BY ended_last DESC",
+            "COVERING INDEX bundles_by_end",
+        ),
     ],
 )
 def test_frequent_questions_have_an_index(store, query, index):
