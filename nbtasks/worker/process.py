@@ -102,8 +102,6 @@ LEAVE_WAIT = 5.0
 BATCH = 4_096
 
 _OUTCOMES = (Done, Again)
-#: Makes a named tuple without a detour through Python.
-_new = tuple.__new__
 
 
 class Link:
@@ -435,7 +433,7 @@ class Link:
             self.handover.asked.add(digest)
             self.handover.outbox.append(Fetch(digest))
         self._held.append(run)
-        self.handover.inbox.put(_new(Assignment, (run, buffers)))
+        self.handover.inbox.put(Assignment(run, buffers))
 
     def _on_noted(self, noted: Noted, _: Iterator[Buffer]) -> None:
         ticket = noted.ticket
