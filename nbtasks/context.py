@@ -16,7 +16,9 @@ from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import msgspec
 
 Item = TypeVar("Item")
 
@@ -160,7 +162,7 @@ class Request:
         return f"<Request: {', '.join(f'{name}={value!r}' for name, value in told)}>"
 
 
-class Frame(NamedTuple):
+class Frame(msgspec.Struct, frozen=True, eq=False):
     """One run on the stack."""
 
     task: Any
@@ -168,8 +170,6 @@ class Frame(NamedTuple):
     outer: Frame | None
 
 
-#: Makes a named tuple without a detour through Python: each run has a frame.
-_new: Final = tuple.__new__
 _stack: ContextVar[Frame | None] = ContextVar("nbtasks_stack", default=None)
 _joining: ContextVar[bool] = ContextVar("nbtasks_joining", default=False)
 #: In a worker, the channel of its runs, for threads that a run has begun: these have no frame.
@@ -178,7 +178,7 @@ of_process: Channel | None = None
 
 def push(task: Any, request: Request) -> None:
     """Begin a run of `task` in this context."""
-    _stack.set(_new(Frame, (task, request, _stack.get())))
+    _stack.set(Frame(task, request, _stack.get()))
 
 
 def pop() -> None:

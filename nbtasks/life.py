@@ -39,6 +39,8 @@ from numbers import Real
 from types import CodeType, CoroutineType, TracebackType
 from typing import Any, Final
 
+import msgspec
+
 from nbtasks import context
 from nbtasks.context import Request, RetryPlan
 from nbtasks.core import states
@@ -126,29 +128,19 @@ def _info_of(exception: BaseException, text: str) -> ExceptionInfo:
     return info
 
 
-class Outcome:
+class Outcome(msgspec.Struct, eq=False):
     """How a run ended."""
 
-    __slots__ = ("einfo", "plan", "runtime", "state", "value")
-
-    def __init__(
-        self,
-        state: str,
-        value: Any = None,
-        einfo: ExceptionInfo | None = None,
-        plan: RetryPlan | None = None,
-        runtime: float = 0.0,
-    ) -> None:
-        #: SUCCESS, FAILURE, RETRY, IGNORED, REVOKED or REQUEUE.
-        self.state = state
-        #: Return value; the exception of a FAILURE; the one given to `retry`, or None, for RETRY.
-        self.value = value
-        #: Set for FAILURE and RETRY; in the latter its exception is the `Retry`.
-        self.einfo = einfo
-        #: For RETRY: how to run next.
-        self.plan = plan
-        #: Seconds that `before_start` and the body took.
-        self.runtime = runtime
+    #: SUCCESS, FAILURE, RETRY, IGNORED, REVOKED or REQUEUE.
+    state: str
+    #: Return value; the exception of a FAILURE; the one given to `retry`, or None, for RETRY.
+    value: Any = None
+    #: Set for FAILURE and RETRY; in the latter its exception is the `Retry`.
+    einfo: ExceptionInfo | None = None
+    #: For RETRY: how to run next.
+    plan: RetryPlan | None = None
+    #: Seconds that `before_start` and the body took.
+    runtime: float = 0.0
 
     def fail(self, error: BaseException) -> None:
         """Become a FAILURE after all: the value cannot be told to anybody."""
@@ -297,12 +289,14 @@ def _body(task: Any, request: Request, args: tuple[Any, ...], kwargs: dict[str, 
     if "_asleep" in task.__dict__:
         task._wake()  # the base's __init__, which has not run in this process yet
     own = _own_methods(task)  # __init__ may have set some
-    if _BEFORE in own:
-        finish(task.before_start(request.id, args, kwargs))
-    if _CALL in own:
-        return _call_own(task, request, args, kwargs)
+    if own:
+        if _BEFORE in own:
+            finish(task.before_start(request.id, args, kwargs))
+        if _CALL in own:
+            return _call_own(task, request, args, kwargs)
     request._begun = request._protected = True
-    return finish(task.run(*args, **kwargs))
+    value = task.run(*args, **kwargs)
+    return run_coroutine(value) if isinstance(value, CoroutineType) else value
 
 
 def _call_own(task: Any, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

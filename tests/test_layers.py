@@ -78,7 +78,11 @@ HOMES: dict[str, set[str]] = {
     "yaml": {"wire/payloads.py"},
     "zstandard": {"wire/payloads.py"},
     "brotli": {"wire/payloads.py"},
-    "msgspec": {"core/", "wire/", "broker/", "config.py", "simulation.py"},
+    # Of what is made anew for each run, a struct is the cheapest kind.
+    "msgspec": {
+        *("core/", "wire/", "broker/", "worker/handover.py"),
+        *("config.py", "context.py", "life.py", "simulation.py"),
+    },
     # Where the system cannot be told to end a child with its parent, the child has to look.
     # `nbtasks top` shows the memory and the processor that each worker takes.
     "psutil": {"supervisor/", "wire/memory.py", "wire/parent.py", "top.py"},

@@ -140,7 +140,7 @@ def _pack(task: Any, pickled: Pickled, policy: Policy) -> tuple[Definition, modu
     head = f"{task.name}\n{policy}".encode("utf-8", "surrogatepass")
     digest = payloads.digest((head, payload.body, *payload.buffers))
     define = Define(digest, task.name, policy, payload.body, len(payload.buffers))
-    return (define, payload.buffers), modules.Files(stamps)
+    return (define, list(payload.buffers)), modules.Files(stamps)
 
 
 def _reference(task: Any) -> weakref.ref[Any]:

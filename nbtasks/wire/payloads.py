@@ -86,7 +86,11 @@ class Payload(NamedTuple):
 
     #: Empty when it is the first of the buffers.
     body: bytes
-    buffers: list[Buffer]
+    buffers: Sequence[Buffer]
+
+
+#: What most tasks return.
+_NONE: Final = Payload(pickle.dumps(None, 5), ())
 
 
 # ------------------------------------------------------------------------------------ to bytes
@@ -166,7 +170,10 @@ def dumps(
     SerializerNotInstalled
         When there is no serializer or compression of that name.
     """
-    if serializer == "pickle" and not compression and (type(value) in _ATOMS or _is_flat(value)):
+    plain = serializer == "pickle" and not compression
+    if plain and value is None:
+        return _NONE
+    if plain and (type(value) in _ATOMS or _is_flat(value)):
         body = _plain_dumps(value, 5)
         return _new(Payload, (body, [])) if len(body) <= INLINE_LIMIT else _sized(body, [], keep)
     return _dumps(value, serializer, compression, keep, None)

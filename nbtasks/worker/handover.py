@@ -25,12 +25,14 @@ from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any, NamedTuple
 
+import msgspec
+
 from nbtasks.core.messages import Define, Handling, Joining, Policy, Run
 
 Buffer = bytes | bytearray | memoryview
 
 
-class Assignment(NamedTuple):
+class Assignment(msgspec.Struct, frozen=True, gc=False):
     """A call to be run, with its payload frames."""
 
     run: Run

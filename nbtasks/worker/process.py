@@ -28,7 +28,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from math import ceil
 from pathlib import Path
 from types import FrameType
@@ -102,8 +103,6 @@ LEAVE_WAIT = 5.0
 BATCH = 4_096
 
 _OUTCOMES = (Done, Again)
-#: Makes a named tuple without a detour through Python.
-_new = tuple.__new__
 
 
 class Link:
@@ -161,9 +160,9 @@ class Link:
         self._terminated = False
         self._thread = threading.Thread(target=self._serve_or_die, name="nbtasks-io", daemon=True)
         self._obey: dict[type, Callable[[Any, Iterator[Buffer]], None]] = {
-            Welcome: self._on_welcome, Refused: self._on_refused, Run: self._on_run,
-            Noted: self._on_noted, Recall: self._on_recall, Define: self._on_define,
-            Lacking: self._on_lacking, Stop: self._on_stop,
+            Welcome: self._on_welcome, Refused: self._on_refused, Noted: self._on_noted,
+            Recall: self._on_recall, Define: self._on_define, Lacking: self._on_lacking,
+            Stop: self._on_stop,
         }  # fmt: skip
 
     # ---------------------------------------------------------------------------- main thread
@@ -384,10 +383,12 @@ class Link:
             return
         self._news_at = time.monotonic()
         rest = iter(buffers)
-        for message in messages:
-            obey = self._obey.get(type(message))
-            if obey is not None:
-                obey(message, rest)
+        for kind, row in groupby(messages, type):
+            if kind is Run:
+                self._on_runs(row, rest)
+            elif (obey := self._obey.get(kind)) is not None:
+                for message in row:
+                    obey(message, rest)
 
     def _on_welcome(self, welcome: Welcome, _: Iterator[Buffer]) -> None:
         self._welcome = True
@@ -420,22 +421,26 @@ class Link:
         print(why, file=sys.__stderr__)
         os._exit(EXIT_CONFIG)
 
-    def _on_run(self, run: Run, frames: Iterator[Buffer]) -> None:
-        call = run.call
-        if call is None:
-            return
-        buffers = take(frames, call.frames) if call.frames else ()
-        if not self._welcome:
-            return  # of a former broker; the new one knows from Hello that we do not hold it
-        if self._leaving is not None:
-            self.handover.outbox.append(Returned((run.ticket,)))
-            return
-        digest = call.definition
-        if digest and digest not in self.handover.asked:
-            self.handover.asked.add(digest)
-            self.handover.outbox.append(Fetch(digest))
-        self._held.append(run)
-        self.handover.inbox.put(_new(Assignment, (run, buffers)))
+    def _on_runs(self, runs: Iterable[Run], frames: Iterator[Buffer]) -> None:
+        """Take calls that have come in a row."""
+        asked, say = self.handover.asked, self.handover.outbox.append
+        hold, put = self._held.append, self.handover.inbox.put
+        for run in runs:
+            call = run.call
+            if call is None:
+                continue
+            buffers = take(frames, call.frames) if call.frames else ()
+            if not self._welcome:
+                continue  # of a former broker; the new one knows from Hello that we do not hold it
+            if self._leaving is not None:
+                say(Returned((run.ticket,)))
+                continue
+            digest = call.definition
+            if digest and digest not in asked:
+                asked.add(digest)
+                say(Fetch(digest))
+            hold(run)
+            put(Assignment(run, buffers))
 
     def _on_noted(self, noted: Noted, _: Iterator[Buffer]) -> None:
         ticket = noted.ticket

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any, NoReturn
@@ -357,7 +357,8 @@ class Runner:
         if handover.handling is None:
             self._cell.finish(ticket)
         handover.ended = ticket
-        self._end_joins()
+        if self._joins:
+            self._end_joins()
         handover.post(message)
 
     def _keep(self, message: Done | Again | Loaded) -> None:
@@ -368,7 +369,7 @@ class Runner:
     def _encode(self, outcome: life.Outcome) -> Done | Again | Loaded:
         state, einfo, request = outcome.state, outcome.einfo, self._request
         body: bytes = b""
-        buffers: list[Buffer] = []
+        buffers: Sequence[Buffer] = ()
         if state == states.SUCCESS:
             if not request.ignore_result:
                 function = self._function
@@ -388,7 +389,7 @@ class Runner:
             "" if einfo is None else clean(clip(einfo.traceback)),
             outcome.runtime,
             time.time(),
-            _ids_of(request),
+            _ids_of(request) if request._sent else (),
         )
         return Loaded(done, buffers) if buffers else done
 
