@@ -357,8 +357,7 @@ class Runner:
         if handover.handling is None:
             self._cell.finish(ticket)
         handover.ended = ticket
-        if self._joins:
-            self._end_joins()
+        self._end_joins()
         handover.post(message)
 
     def _keep(self, message: Done | Again | Loaded) -> None:
