@@ -78,7 +78,10 @@ class Ledger:
 
     def step(self, task: Task, step: str) -> None:
         """Move the phase of a task, as the table in `states` allows."""
-        task.phase = states.next_phase(task.phase, step)
+        try:
+            task.phase = states.TRANSITIONS[task.phase][step]
+        except KeyError:
+            raise states.IllegalStep(task.phase, step) from None
 
     def save(self, task: Task) -> None:
         """Have the row of a task written as it is at the end of the turn."""
