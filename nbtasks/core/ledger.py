@@ -125,11 +125,17 @@ class Ledger:
             self._kept += size
             task.kept = call, buffers
 
-    def release(self, task: Task) -> None:
-        """Keep a call in memory no more."""
-        if task.kept is not None:
-            self._kept -= size_of(*task.kept)
-            task.kept = None
+    def release(self, task: Task) -> tuple[Call | None, tuple[Any, ...]]:
+        """Keep a call in memory no more; return it and its payload frames, if it was there.
+
+        It is the call as it shall run now: nothing of it changes before it is given to a worker.
+        """
+        kept = task.kept
+        if kept is None:
+            return None, ()
+        task.kept = None
+        self._kept -= size_of(*kept)
+        return kept
 
     # -------------------------------------------------------------------------------------- telling
 
