@@ -211,13 +211,14 @@ class Attempts:
             self.begin(worker, report.ticket, task, now, report.at)
         self._flow.new_state(task, report, payload, now)
 
-    def done(self, peer: bytes, done: Done, now: Now, buffers: Iterator[Any]) -> None:
-        """Take in the outcome of a run."""
-        payload = take(buffers, done.frames)
+    def done(self, peer: bytes, outcomes: list[Done], now: Now, buffers: Iterator[Any]) -> None:
+        """Take in the outcomes of runs."""
         worker = self._pool.by_peer[peer]
-        self._note(worker, done.ticket, now)
-        if done.ticket in worker.held:  # or it is an answer of an earlier attempt
-            self.conclude(worker, done, payload, now)
+        self._note(worker, max([done.ticket for done in outcomes]), now)
+        for done in outcomes:
+            payload = take(buffers, done.frames) if done.frames else ()
+            if done.ticket in worker.held:  # or it is an answer of an earlier attempt
+                self.conclude(worker, done, payload, now)
 
     def conclude(self, worker: Worker, done: Done, payload: tuple[Any, ...], now: Now) -> None:
         """Take the outcome of a call that a worker holds."""
