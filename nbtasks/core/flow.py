@@ -64,7 +64,7 @@ class Flow:
 
     def schedule_or_queue(self, task: Task, now: Now) -> None:
         """Let a task wait for its time, if that is still to come, and for a worker otherwise."""
-        if not self.delay(task, now):
+        if (task.due is None and task.eta is None) or not self.delay(task, now):
             self.make_ready(task)
 
     def delay(self, task: Task, now: Now) -> bool:
@@ -196,7 +196,7 @@ class Flow:
         task.state = state
         task.ended_at = now.wall
         self._ledger.close(task, event, buffers)
-        if len(self.needs):
+        if self.needs.waiters:
             self._settle(task, state, now)
 
     def _settle(self, ended: Task, state: str, now: Now) -> None:

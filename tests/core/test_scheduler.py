@@ -793,7 +793,7 @@ def test_nothing_is_left_of_a_wait_that_was_revoked(world: Simulation) -> None:
 
     world.run()
 
-    assert not world.scheduler.flow.needs._waiters
+    assert not world.scheduler.flow.needs.waiters
 
 
 def test_chain_longer_than_the_stack_is_high_ends_with_its_first_task(world: Simulation) -> None:
