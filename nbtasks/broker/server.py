@@ -27,6 +27,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -328,31 +329,33 @@ class Server:
             self._keep(self._disk, peer, messages, buffers, instant)
         frames = iter(buffers)
         much = len(messages)
-        for message in messages:
-            kind = type(message)
+        for kind, alike in groupby(messages, type):
+            some = list(alike)
             if kind is Hello:
-                if why := self._unlike(message):
-                    self._refuse(peer, why)
+                if not all(self._greet(peer, hello, instant) for hello in some):
                     break
-                self._greet(peer, message, instant)
             elif kind is Ask and self.scheduler.role_of(peer) == "client":
-                questions.append((peer, message))
+                questions.extend((peer, question) for question in some)
             elif self.store_failed_at is not None and kind in (Define, Submit):
-                take(frames, message.frames)  # it will come again
+                take(frames, sum(message.frames for message in some))  # they will come again
             else:
-                self.scheduler.receive(peer, message, instant, frames)
+                self.scheduler.receive_alike(peer, some, instant, frames)
                 if kind is Submit:
-                    much += len(message.calls)
+                    much += sum([len(submit.calls) for submit in some])
         return much
 
-    def _greet(self, peer: bytes, hello: Hello, instant: Now) -> None:
-        """Make a peer known, and welcome it before it hears anything else."""
+    def _greet(self, peer: bytes, hello: Hello, instant: Now) -> bool:
+        """Make a peer known, and welcome it before it hears anything else; False: we are unlike."""
+        if why := self._unlike(hello):
+            self._refuse(peer, why)
+            return False
         mail = self.scheduler.turn.mail[peer]
         before = len(mail)
         self.scheduler.receive(peer, hello, instant)
         if self.scheduler.role_of(peer) == hello.role:
             self._pids.add(hello.pid)
             mail.insert(before, Send(Welcome(self.instance, self.store.name), free=True))
+        return True
 
     def _tell_supervisor(self) -> None:
         """Say what there was to say to the supervisor before it was known."""

@@ -109,13 +109,7 @@ class Level:
     def head(self) -> Task:
         return self.lines[self.turns[0]][0]
 
-    def precedes(self, other: Level) -> bool:
-        """Whether its head has its turn before that of another queue's level."""
-        if self.priority != other.priority:
-            return self.priority > other.priority
-        return self.head().seq < other.head().seq
-
-    def pop(self, turn: bool) -> Task:
+    def pop(self, turn: bool = True) -> Task:
         """Take the head out; whether that was its client's turn."""
         turns = self.turns
         client = turns[0]
@@ -158,6 +152,9 @@ class Ready:
 
     def __init__(self) -> None:
         self._queues: dict[str, dict[int, Level]] = {}
+        #: Queues that were asked for → their levels of the highest priority; asked anew when any
+        #: level comes or goes.
+        self._highest: dict[tuple[str, ...], list[Level]] = {}
         #: How many wait, and how many only stand there.
         self._count = 0
         self._over = 0
@@ -168,43 +165,56 @@ class Ready:
     def push(self, task: Task, front: bool = False) -> None:
         """Add a task at the end of its client's line, or at the front."""
         levels = self._queues.get(task.queue)
-        if levels is None:
-            levels = self._queues[task.queue] = {}
-        level = levels.get(task.priority)
+        level = None if levels is None else levels.get(task.priority)
         if level is None:
-            level = levels[task.priority] = Level(task.queue, task.priority)
+            level = self._open(task.queue, task.priority)
         level.push(task, front)
         self._count += 1
 
+    def _open(self, queue: str, priority: int) -> Level:
+        self._highest.clear()
+        level = self._queues.setdefault(queue, {})[priority] = Level(queue, priority)
+        return level
+
     def first(self, queues: tuple[str, ...]) -> Level | None:
         """Return where the task stands whose turn it is in these queues (none named: in all)."""
-        best: Level | None = None
+        levels = self._highest.get(queues)
+        if levels is None:
+            levels = self._highest[queues] = self._find_highest(queues)
+        if len(levels) < 2:
+            return levels[0] if levels else None
+        return min(levels, key=lambda level: level.head().seq)
+
+    def _find_highest(self, queues: tuple[str, ...]) -> list[Level]:
+        found: list[Level] = []
         for queue in queues or self._queues:
             levels = self._queues.get(queue)
             if not levels:
                 continue
             level = levels[max(levels)]
-            if best is None or level.precedes(best):
-                best = level
-        return best
+            if found and level.priority > found[0].priority:
+                found.clear()
+            if not found or level.priority == found[0].priority:
+                found.append(level)
+        return found
 
     def take(self, level: Level) -> Task:
         """Take the first task out that stands there."""
         self._count -= 1
-        return self._out(level, turn=True)
-
-    def drop(self, level: Level) -> None:
-        """Take the first task out that stands there, which waits no more."""
-        self._over -= 1
-        self._out(level, turn=False)
-
-    def _out(self, level: Level, turn: bool) -> Task:
-        task = level.pop(turn)
+        task = level.pop()
         if not level.lines:
             self._close(level)
         return task
 
+    def drop(self, level: Level) -> None:
+        """Take the first task out that stands there, which waits no more."""
+        self._over -= 1
+        level.pop(turn=False)
+        if not level.lines:
+            self._close(level)
+
     def _close(self, level: Level) -> None:
+        self._highest.clear()
         levels = self._queues[level.queue]
         del levels[level.priority]
         if not levels:

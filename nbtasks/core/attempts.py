@@ -37,7 +37,7 @@ from nbtasks.core.messages import (
 from nbtasks.core.orders import Orders
 from nbtasks.core.staff import Staff
 from nbtasks.core.states import ASSIGNED
-from nbtasks.core.tasks import REQUEUED, Task, call_now
+from nbtasks.core.tasks import REQUEUED, Task
 from nbtasks.core.turn import NewCall, Send
 from nbtasks.core.workers import LOADING, Worker, Workers
 
@@ -83,8 +83,8 @@ class Attempts:
             return
         if self._handlers.bereft:
             self._handlers.give(now)
-        for worker, task in self._pool.choose(now, self._staff.room()):
-            self._give(worker, task, now)
+        for worker, tasks in self._pool.choose(now, self._staff.room()):
+            self._give(worker, tasks, now)
         for worker in self._pool.to_call_back(now):
             worker.recalled_at = now.boot
             self._ledger.turn.say(worker.peer, Recall())
@@ -93,23 +93,24 @@ class Attempts:
             self._send_definition(worker.peer, function.digest, free=True)
             self.mind_loading(worker, function.digest, now)
 
-    def _give(self, worker: Worker, task: Task, now: Now) -> None:
-        ledger = self._ledger
-        ledger.ticket = ticket = ledger.ticket + 1
-        ledger.step(task, "assign")
-        task.worker, task.ticket = worker.name, ticket
-        worker.hold(ticket, task, self._pool.of(task), now)
-        ledger.turn.given.setdefault(worker.name, []).append((ticket, task.seq))
-        sender = ledger.clients.get(task.client)
-        call, buffers = task.kept or (None, ())
-        if call is not None:
-            call = call_now(call, task)
-        run = Run(ticket, call, task.deaths != 0, sender.name if sender else "")
-        if call is None:
-            ledger.turn.say_absent(worker.peer, run, task)
-        else:
-            ledger.turn.say(worker.peer, Send(run, buffers) if buffers else run)
-        ledger.release(task)
+    def _give(self, worker: Worker, tasks: list[Task], now: Now) -> None:
+        ledger, turn = self._ledger, self._ledger.turn
+        given, mail = turn.given[worker.name], turn.mail[worker.peer]
+        if not worker.busy:
+            worker.progress_at = now.boot
+        for task in tasks:
+            ledger.ticket = ticket = ledger.ticket + 1
+            ledger.step(task, "assign")
+            task.worker, task.ticket = worker.name, ticket
+            worker.held[ticket] = task
+            given.append((ticket, task.seq))
+            sender = ledger.clients.get(task.client)
+            call, buffers = ledger.release(task)
+            run = Run(ticket, call, task.deaths != 0, sender.name if sender else "")
+            if call is None:
+                turn.say_absent(worker.peer, run, task)
+            else:
+                mail.append(Send(run, buffers) if buffers else run)
 
     def _send_definition(self, peer: bytes, digest: bytes, free: bool = False) -> None:
         placeholder = Define(digest, "", Policy(), b"")
@@ -210,13 +211,14 @@ class Attempts:
             self.begin(worker, report.ticket, task, now, report.at)
         self._flow.new_state(task, report, payload, now)
 
-    def done(self, peer: bytes, done: Done, now: Now, buffers: Iterator[Any]) -> None:
-        """Take in the outcome of a run."""
-        payload = take(buffers, done.frames)
+    def done(self, peer: bytes, outcomes: list[Done], now: Now, buffers: Iterator[Any]) -> None:
+        """Take in the outcomes of runs."""
         worker = self._pool.by_peer[peer]
-        self._note(worker, done.ticket, now)
-        if done.ticket in worker.held:  # or it is an answer of an earlier attempt
-            self.conclude(worker, done, payload, now)
+        self._note(worker, max([done.ticket for done in outcomes]), now)
+        for done in outcomes:
+            payload = take(buffers, done.frames) if done.frames else ()
+            if done.ticket in worker.held:  # or it is an answer of an earlier attempt
+                self.conclude(worker, done, payload, now)
 
     def conclude(self, worker: Worker, done: Done, payload: tuple[Any, ...], now: Now) -> None:
         """Take the outcome of a call that a worker holds."""

@@ -64,7 +64,7 @@ class Flow:
 
     def schedule_or_queue(self, task: Task, now: Now) -> None:
         """Let a task wait for its time, if that is still to come, and for a worker otherwise."""
-        if not self.delay(task, now):
+        if (task.due is None and task.eta is None) or not self.delay(task, now):
             self.make_ready(task)
 
     def delay(self, task: Task, now: Now) -> bool:
@@ -198,7 +198,7 @@ class Flow:
         # It waits for nothing any more, so most tasks that have ended are alike in the store.
         task.due = task.eta = task.expires = None
         self._ledger.close(task, event, buffers)
-        if len(self.needs):
+        if self.needs.waiters:
             self._settle(task, state, now)
 
     def _settle(self, ended: Task, state: str, now: Now) -> None:

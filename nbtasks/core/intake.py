@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from sys import intern
 from typing import Any
 
 import msgspec
@@ -52,8 +53,6 @@ class Intake:
         self.seq = seq
         #: To be confirmed at the end of the turn: batches, and whether somebody waits for it.
         self._accepted: dict[bytes, tuple[list[int], bool]] = {}
-        #: One copy of each queue's name: a hundred thousand calls bring as many.
-        self._queues: dict[str, str] = {}
 
     def define(self, peer: bytes, define: Define, now: Now, buffers: Iterator[Any]) -> None:
         """Take in a function."""
@@ -71,10 +70,11 @@ class Intake:
                 take(buffers, call.frames)
             self._ledger.turn.say(peer, Lacking(tuple(sorted(lacking))))
             return
+        tasks = self._ledger.tasks
         for call in submit.calls:
-            payload = take(buffers, call.frames)
-            if call.id in self._ledger.tasks:
-                self._ledger.follow_open(peer, self._ledger.tasks[call.id], 0)
+            payload = take(buffers, call.frames) if call.frames else ()
+            if call.id in tasks:
+                self._ledger.follow_open(peer, tasks[call.id], 0)
             elif submit.again and (row := self._ledger.find(call.id)) is not None:
                 replayed = Replayed(row.id, True, row.n, row.phase)
                 self._ledger.turn.say(peer, Send(replayed, replay=(row.seq, 0)))
@@ -89,26 +89,24 @@ class Intake:
 
     def accept(self, peer: bytes, call: Call, buffers: tuple[Any, ...], now: Now) -> None:
         """Make a task of a call."""
-        self.seq += 1
-        digest = call.definition
-        if not digest:
-            digest = self._ledger.archive.definition_named(call.name) or b""
-            if digest:
-                call = msgspec.structs.replace(call, definition=digest)
-        definition = self._pool.definition(digest, call.name)
-        assert definition is not None
+        ledger = self._ledger
+        self.seq = seq = self.seq + 1
+        if not call.definition and (digest := ledger.archive.definition_named(call.name)):
+            call = msgspec.structs.replace(call, definition=digest)
+        definition = self._pool.of(call)
+        # One copy of each name: a hundred thousand calls bring as many.
         task = Task(
-            self.seq, call.id, definition.digest, definition.name if digest else call.name, peer,
-            call.priority, self._queues.setdefault(call.queue, call.queue), WAITING,
-            states.PENDING, 0, call.retries, 0, call.due, call.eta, call.expires, "", 0, None, "",
-            None, call.options,
+            seq, call.id, definition.digest, definition.name, peer,
+            call.priority, intern(call.queue), WAITING, states.PENDING, 0, call.retries, 0,
+            call.due, call.eta, call.expires, "", 0, None, "", None, call.options,
         )  # fmt: skip
-        self._ledger.tasks[call.id] = task
-        self._ledger.turn.calls[task.seq] = NewCall(call, task, now.wall, buffers)
-        if self._orders.was_revoked(task.id):
+        ledger.tasks[call.id] = task
+        ledger.turn.calls[seq] = NewCall(call, task, now.wall, buffers)
+        if call.id in self._orders.revoked_early:
+            self._orders.drop_early_revoke(call.id)
             self._flow.end_by_broker(task, states.REVOKED, "TaskRevokedError", ["revoked"], now)
             return
-        self._ledger.keep(task, call, buffers)
+        ledger.keep(task, call, buffers)
         needs = call.options.needs if call.options is not None else ()
         if call.expires is not None:
             self._agenda.add_wall(call.expires, "expire", task)

@@ -78,7 +78,10 @@ class Ledger:
 
     def step(self, task: Task, step: str) -> None:
         """Move the phase of a task, as the table in `states` allows."""
-        task.phase = states.next_phase(task.phase, step)
+        try:
+            task.phase = states.TRANSITIONS[task.phase][step]
+        except KeyError:
+            raise states.IllegalStep(task.phase, step) from None
 
     def save(self, task: Task) -> None:
         """Have the row of a task written as it is at the end of the turn."""
@@ -90,12 +93,14 @@ class Ledger:
 
     def close(self, task: Task, event: Event, buffers: tuple[Any, ...]) -> None:
         """Take a task out that is over, and tell of that."""
-        self.release(task)
+        if task.kept is not None:
+            self.release(task)
         del self.tasks[task.id]
         self.just_ended[task.id] = task
+        self.turn.tasks[task.seq] = task
         self.tell(task, event, buffers)
-        self.save(task)
-        self._followers.pop(task.id, None)
+        if self._followers:
+            self._followers.pop(task.id, None)
 
     def reopen(self, row: Row) -> Task:
         """Take a task in again that was over; whoever has seen it end counts on that.
@@ -122,11 +127,17 @@ class Ledger:
             self._kept += size
             task.kept = call, buffers
 
-    def release(self, task: Task) -> None:
-        """Keep a call in memory no more."""
-        if task.kept is not None:
-            self._kept -= size_of(*task.kept)
-            task.kept = None
+    def release(self, task: Task) -> tuple[Call | None, tuple[Any, ...]]:
+        """Keep a call in memory no more; return it and its payload frames, if it was there.
+
+        It is the call as it shall run now: nothing of it changes before it is given to a worker.
+        """
+        kept = task.kept
+        if kept is None:
+            return None, ()
+        task.kept = None
+        self._kept -= size_of(*kept)
+        return kept
 
     # -------------------------------------------------------------------------------------- telling
 
@@ -139,15 +150,16 @@ class Ledger:
 
     def tell(self, task: Task, event: Event, buffers: tuple[Any, ...]) -> None:
         """Save an event and tell it to everybody who follows the task."""
-        turn = self.turn
+        turn, client = self.turn, task.client
         if event.kept:
             turn.events.append((task.seq, event, buffers))
         said = Send(event, buffers) if buffers else event
-        if task.client in self.clients:
-            turn.mail[task.client].append(said)
-        for peer in self._followers.get(task.id, ()):
-            if peer != task.client:
-                turn.mail[peer].append(said)
+        if client in self.clients:
+            turn.mail[client].append(said)
+        if self._followers:
+            for peer in self._followers.get(task.id, ()):
+                if peer != client:
+                    turn.mail[peer].append(said)
 
     def tell_again(self, task: Task, why: str, now: Now) -> None:
         """Tell that a task will run once more; a SUCCESS that it has stored itself stays."""

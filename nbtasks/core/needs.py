@@ -14,11 +14,9 @@ class Needs:
 
     def __init__(self) -> None:
         self._missing: dict[str, set[str]] = {}
-        #: Each once, however often it came and was revoked, in the order in which they came.
-        self._waiters: dict[str, dict[str, None]] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiters)
+        #: Need → who waits for it: each once, however often it came and was revoked, in the order
+        #: in which they came.
+        self.waiters: dict[str, dict[str, None]] = {}
 
     def wait(self, waiter: str, needed: Iterable[str]) -> None:
         """Let `waiter` wait for all that is `needed`."""
@@ -27,12 +25,12 @@ class Needs:
             return
         self._missing[waiter] = missing
         for need in missing:
-            self._waiters.setdefault(need, {})[waiter] = None
+            self.waiters.setdefault(need, {})[waiter] = None
 
     def succeed(self, need: str) -> list[str]:
         """Return those that waited for nothing but this, in the order in which they came."""
         ready = []
-        for waiter in self._waiters.pop(need, ()):
+        for waiter in self.waiters.pop(need, ()):
             missing = self._missing.get(waiter)
             if missing is None:
                 continue
@@ -44,7 +42,7 @@ class Needs:
 
     def fail(self, need: str) -> list[str]:
         """Return all that waited for this: in vain."""
-        waiters = [name for name in self._waiters.pop(need, ()) if name in self._missing]
+        waiters = [name for name in self.waiters.pop(need, ()) if name in self._missing]
         for waiter in waiters:
             del self._missing[waiter]
         return waiters

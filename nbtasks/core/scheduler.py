@@ -111,7 +111,7 @@ class Scheduler:
             Follow: ledger.follow, Unfollow: ledger.unfollow, Output: ledger.output,
             Revoke: orders.revoke, Hasten: orders.hasten, Redo: orders.redo,
             Forget: orders.forget, Update: orders.update,
-            Started: attempts.started, Report: attempts.report, Done: attempts.done,
+            Started: attempts.started, Report: attempts.report,
             Again: attempts.again, Returned: attempts.returned, Fetch: attempts.fetch,
             Prepared: attempts.prepared,
             Handling: handlers.handling,
@@ -150,19 +150,30 @@ class Scheduler:
 
         `buffers` yields the payload frames of the batch that the message came in.
         """
-        if buffers is None:
-            buffers = iter(())
-        kind, role = type(message), self.role_of(peer)
+        self.receive_alike(peer, [message], now, iter(()) if buffers is None else buffers)
+
+    def receive_alike(
+        self, peer: bytes, messages: list[Any], now: Now, buffers: Iterator[Any]
+    ) -> None:
+        """Take in messages of one kind that came one after another."""
+        kind, role = type(messages[0]), self.role_of(peer)
         if kind is Hello:
-            self._hello(peer, message, now, buffers)
+            for message in messages:
+                self._hello(peer, message, now, buffers)
         elif role and kind in WORDS[role]:
             if role == "worker":
-                self.pool.by_peer[peer].heard += 1
-            self._receivers[kind](peer, message, now, buffers)
+                self.pool.by_peer[peer].heard += len(messages)
+            if kind is Done:  # most of what comes: they are looked at together
+                self.attempts.done(peer, messages, now, buffers)
+                return
+            receiver = self._receivers[kind]
+            for message in messages:
+                receiver(peer, message, now, buffers)
         else:
-            take(buffers, message.frames)
             why = f"A {role} may not say {kind.__name__}." if role else STRANGER
-            self.ledger.turn.say(peer, Refused(why))
+            for message in messages:
+                take(buffers, message.frames)
+                self.ledger.turn.say(peer, Refused(why))
 
     def tick(self, now: Now) -> None:
         """Do what is due, give work to workers, and confirm; call it at the end of each turn."""

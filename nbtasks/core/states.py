@@ -36,20 +36,9 @@ TRANSITIONS: dict[str, dict[str, str]] = {
 class IllegalStep(Exception):
     """A step that the table of phases does not know."""
 
-
-def next_phase(phase: str, step: str) -> str:
-    """Return the phase that `step` leads to.
-
-    Raises
-    ------
-    IllegalStep
-        When the table has no such step.
-    """
-    try:
-        return TRANSITIONS[phase][step]
-    except KeyError:
+    def __init__(self, phase: str, step: str) -> None:
         known = ", ".join(sorted(TRANSITIONS.get(phase, ()))) or "none"
-        raise IllegalStep(f"A task that is {phase} cannot {step}; it can: {known}.") from None
+        super().__init__(f"A task that is {phase} cannot {step}; it can: {known}.")
 
 
 # ------------------------------------------------------------------------------------- states

@@ -71,7 +71,7 @@ class Turn:
         self.revoked: dict[str, bool] = {}
         #: Worker → (ticket, seq) of what it was given. Every task is given out, so this is the one
         #: change that is not worth a row: it holds while its ticket is higher than the row's.
-        self.given: dict[str, list[tuple[int, int]]] = {}
+        self.given: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         #: Worker → below which ticket that is over.
         self.cleared: dict[str, int] = {}
         #: Peer → messages, bare or as a `Send`.

@@ -18,7 +18,7 @@ from itertools import count, islice
 from typing import Any
 
 from nbtasks.core.agenda import Agenda, Ready
-from nbtasks.core.messages import Now, Policy, Revoke
+from nbtasks.core.messages import Call, Now, Policy, Revoke
 from nbtasks.core.states import QUEUED
 from nbtasks.core.tasks import Archive, Row, Task
 
@@ -28,6 +28,9 @@ WINDOW = 0.010
 SHORT = WINDOW
 #: Calls that a worker may hold.
 CREDIT = 512
+#: Calls that are given ahead to a worker before it is the next one's turn, so that a short burst is
+#: shared out.
+FEW = 8
 #: Seconds that the wire and the worker add to each call, about.
 OVERHEAD = 0.000_015
 #: Seconds after which calls held by a busy worker are called back for an idle one.
@@ -133,10 +136,6 @@ class Definition:
         """Know nothing of its calls any more, until the next one has ended."""
         self.estimate, self.is_short = None, False
 
-    def may_wait(self, task: Task) -> bool:
-        """Whether a call may be given to a worker that is running another one."""
-        return self.is_short and (task.options is None or task.options.time_limit is None)
-
 
 class Worker:
     """A worker, and what it holds."""
@@ -204,15 +203,8 @@ class Worker:
         """Whether it holds calls that wait for something else that it does."""
         return len(self.held) > (0 if self.handling else 1)
 
-    def has_room(self) -> bool:
-        """Whether it may be given something ahead."""
-        return self.ahead < WINDOW and len(self.held) < CREDIT
-
-    def hold(self, ticket: int, task: Task, definition: Definition, now: Now) -> None:
-        """Note that it was given a call."""
-        if not self.busy:
-            self.progress_at = now.boot
-        self.held[ticket] = task
+    def reserve(self, definition: Definition) -> None:
+        """Note that it is going to be given a call."""
         self.last = definition
         # A worker with a call of unknown length gets nothing else.
         self.ahead += WINDOW if definition.estimate is None else definition.estimate
@@ -220,12 +212,15 @@ class Worker:
     def drop(self, ticket: int, definition: Definition) -> None:
         """Note that a call is no longer its own."""
         del self.held[ticket]
-        self.verdicts.pop(ticket, None)
-        self.wishes.pop(ticket, None)
+        if self.verdicts or self.wishes:
+            self.verdicts.pop(ticket, None)
+            self.wishes.pop(ticket, None)
         if not self.held:
             self.ahead = 0.0
         elif definition.estimate is not None:
-            self.ahead = max(self.ahead - definition.estimate, 0.0)
+            self.ahead -= definition.estimate
+            if self.ahead < 0.0:  # not `max`, which takes three times as long
+                self.ahead = 0.0
 
 
 class Workers:
@@ -285,8 +280,8 @@ class Workers:
             known = self._definitions[digest or name]
         return known
 
-    def of(self, task: Row) -> Definition:
-        """Return the function of an accepted task, which the archive still has."""
+    def of(self, task: Row | Call) -> Definition:
+        """Return the function of an accepted task, or call, which the archive still has."""
         known = self._definitions.get(task.definition or task.name)
         if known is None:
             known = self.definition(task.definition, task.name)
@@ -412,8 +407,8 @@ class Workers:
         sitting = any(worker.sits_on_calls() for worker in self.workers.values())
         return sitting and bool(self.idle())
 
-    def choose(self, now: Now, most: int | None = None) -> Iterator[tuple[Worker, Task]]:
-        """Yield who shall get what; the caller gives it before it asks for the next.
+    def choose(self, now: Now, most: int | None = None) -> Iterator[tuple[Worker, list[Task]]]:
+        """Yield who shall get what; the caller gives it before it asks for more.
 
         Parameters
         ----------
@@ -425,10 +420,11 @@ class Workers:
         if not self.ready:
             return
         for worker in self._in_turn(self.idle()):
-            task = self._next(worker, now, ahead=False) if most != 0 else None
-            if task is not None:
+            if most == 0 or not self.ready:
+                break
+            if tasks := self._take(worker, 1, now, ahead=False):
                 most = None if most is None else most - 1
-                yield worker, task
+                yield worker, tasks
         busy = [
             worker
             for worker in self.workers.values()
@@ -440,13 +436,11 @@ class Workers:
         ]
         while busy and self.ready:
             for worker in list(busy):
-                # A few to each in turn, so that a short burst is shared out.
-                for _ in range(8):
-                    task = self._next(worker, now, ahead=True) if worker.has_room() else None
-                    if task is None:
-                        busy.remove(worker)
-                        break
-                    yield worker, task
+                tasks = self._take(worker, FEW, now, ahead=True)
+                if len(tasks) < FEW:
+                    busy.remove(worker)
+                if tasks:
+                    yield worker, tasks
 
     def _in_turn(self, idle: list[Worker]) -> list[Worker]:
         """Return workers in the order in which what comes next for them has its turn.
@@ -493,22 +487,33 @@ class Workers:
             if not rate.timer:
                 self.release(rate)  # the start that it was let go for is another's
 
-    def _next(self, worker: Worker, now: Now, ahead: bool) -> Task | None:
-        """Take the task that this worker shall run next, or None."""
+    def _take(self, worker: Worker, most: int, now: Now, ahead: bool) -> list[Task]:
+        """Take out the tasks that this worker shall run next: at most so many.
+
+        `ahead` of the end of what it is running, it gets short ones only, while it has room.
+        """
         ready, queues = self.ready, worker.queues
-        while (level := ready.first(queues)) is not None:
+        taken: list[Task] = []
+        if ahead:
+            most = min(most, CREDIT - len(worker.held))
+        while len(taken) < most and (not ahead or worker.ahead < WINDOW):
+            level = ready.first(queues)
+            if level is None:
+                break
             task = level.head()
             if task.phase != QUEUED:
                 ready.drop(level)  # it was revoked, or has expired
                 continue
-            definition = self.of(task)
-            if ahead and not definition.may_wait(task):
-                return None
+            definition, options = self.of(task), task.options
+            limited = options is not None and options.time_limit is not None
+            if ahead and (limited or not definition.is_short):
+                break
             ready.take(level)
             rate = definition.rate
             if rate is None or self._may_start(rate, definition.policy.interval, task, now):
-                return task
-        return None
+                worker.reserve(definition)
+                taken.append(task)
+        return taken
 
     def _may_start(self, rate: Rate, interval: float, task: Task, now: Now) -> bool:
         """Whether the rate limit lets a task start now; if not, it is put aside until it does."""

@@ -732,6 +732,25 @@ def test_all_that_handlers_print_in_one_turn_is_kept(world: Simulation) -> None:
     assert [event.n for event in world.events(task_id)] == [1, 2, 3, 4]
 
 
+def test_outcomes_that_come_together_have_each_its_own_frames() -> None:
+    world = Simulation(workers=1)
+    world.submit(seconds=0.001)
+    world.run()  # so that more are given ahead
+    ids = [world.submit(seconds=0.001) for _ in range(2)]
+    (worker,) = world.scheduler.workers.values()
+    first, last = worker.held
+    outcomes = [
+        Done(first, "SUCCESS", b"", frames=1),
+        Done(first, "SUCCESS", b"", frames=1),  # late
+        Done(last, "FAILURE", b"", frames=2),
+    ]
+
+    world.scheduler.receive_alike(worker.peer, outcomes, world.now, iter([b"1", b"2", b"3", b"4"]))
+
+    told = [(event.id, event.state, buffers) for _, event, buffers in world.scheduler.turn.events]
+    assert told == [(ids[0], "SUCCESS", (b"1",)), (ids[1], "FAILURE", (b"3", b"4"))]
+
+
 def test_stranger_is_asked_to_introduce_itself(world: Simulation) -> None:
     world.scheduler.receive(b"nobody", Revoke(("x",)), world.now)
 
@@ -774,7 +793,7 @@ def test_nothing_is_left_of_a_wait_that_was_revoked(world: Simulation) -> None:
 
     world.run()
 
-    assert not world.scheduler.flow.needs._waiters
+    assert not world.scheduler.flow.needs.waiters
 
 
 def test_chain_longer_than_the_stack_is_high_ends_with_its_first_task(world: Simulation) -> None:
