@@ -818,7 +818,7 @@ class Store:
 
     def _child(self, task_id: str, function: int, call: bytes) -> tuple[str, str, str]:
         read = self._call(call)
-        name = self._function_names[function][1]
+        _, name = self._names_of(function)
         return task_id, shown_name(name, read.options), read.summary
 
     def listing(

@@ -1320,6 +1320,24 @@ def test_damage_met_later_is_told_with_the_file(path, opened):
         opened(path).find("task-1")
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda store: store.find("task-1"),
+        lambda store: store.calls([1]),
+        lambda store: store.children_of(["p"]),
+    ],
+    ids=["find", "calls", "children_of"],
+)
+def test_task_whose_function_is_not_there_is_damage(store, ask):
+    accept(store, 1, parent="p")
+    store.settle()
+    store._db.execute("UPDATE tasks SET function = 7")
+
+    with pytest.raises(StoreCorrupt, match="function 7, which is not there"):
+        ask(store)
+
+
 def test_database_of_another_program_is_refused_and_kept(path):
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE birds (name)")
