@@ -117,11 +117,11 @@ class StoredFacts:
         return self._store.find(task_id)
 
     def policy_of(self, digest: bytes) -> tuple[str, Policy] | None:
-        found = self._store.definition(digest)
+        found = self._store.functions.definition(digest)
         return None if found is None else (found[0].name, found[0].policy)
 
     def definition_named(self, name: str) -> bytes | None:
-        return self._store.definition_named(name)
+        return self._store.functions.definition_named(name)
 
     def revoked(self) -> list[str]:
         return self._store.revoked()
@@ -546,7 +546,7 @@ class Server:
         if send.replay is not None:
             return self._replay(message, *send.replay)
         if send.fetch:
-            found = self.store.definition(send.fetch)
+            found = self.store.functions.definition(send.fetch)
             return [] if found is None else [found]
         assert task is not None
         if task.seq not in calls:

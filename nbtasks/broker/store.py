@@ -34,6 +34,7 @@ from msgspec.structs import replace
 from nbtasks.broker.bundles import Bundles
 from nbtasks.broker.database import Database
 from nbtasks.broker.file import corrupt, decoder
+from nbtasks.broker.functions import Functions
 from nbtasks.broker.journal import Backlog, CallRow, Changes, Oldest
 from nbtasks.broker.rows import (
     BODY,
@@ -50,9 +51,9 @@ from nbtasks.broker.rows import (
     without_known,
 )
 from nbtasks.broker.tables import PUT_EVENT, statements
-from nbtasks.core.messages import Call, Define, Event, Now
+from nbtasks.core.messages import Call, Event, Now
 from nbtasks.core.states import ASSIGNED, DONE, PROPAGATE_STATES
-from nbtasks.core.turn import Buffers, Turn
+from nbtasks.core.turn import Turn
 from nbtasks.exceptions import StoreCorrupt, StoreError
 from nbtasks.wire import segments
 from nbtasks.wire.connection import SEGMENTS
@@ -87,21 +88,6 @@ _COLUMNS = (
 _PUT_TURN = "INSERT INTO journal (turn, changes) VALUES (?, ?)"
 
 _PUT_PAYLOAD = "INSERT OR REPLACE INTO payloads (seq, n, frame, part, data) VALUES (?, ?, ?, ?, ?)"
-
-#: The code of a function; its row may stand already, made by the first call.
-_PUT_DEFINITION = """
-INSERT INTO functions (digest, name, saved_at, version, definition) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (digest, name) DO UPDATE SET
-    saved_at = excluded.saved_at, version = excluded.version, definition = excluded.definition
-"""
-
-_OLD_FUNCTIONS = "SELECT function FROM functions WHERE saved_at < ?"
-#: The last version of each name; what is known by its name only has no other.
-_LAST_FUNCTIONS = """
-SELECT function FROM functions AS mine WHERE definition IS NULL OR version = (
-    SELECT max(version) FROM functions WHERE name = mine.name AND definition IS NOT NULL
-)
-"""
 
 _ENDS = "SELECT ended_at FROM tasks WHERE ended_at IS NOT NULL ORDER BY ended_at DESC"
 _ENDED = f"""
@@ -207,12 +193,6 @@ class Store:
         self._encode = msgspec.msgpack.Encoder().encode
         self._call = decoder(path, Call)
         self._event = decoder(path, Event)
-        self._define = decoder(path, Define)
-        #: (digest, name) → key of the function, and back.
-        self._functions: dict[tuple[bytes, str], int] = {}
-        self._function_names: dict[int, tuple[bytes, str]] = {}
-        #: Functions that this broker has saved or looked up.
-        self._in_use: set[int] = set()
         #: Where large pieces lie.
         self._folder = path.parent / SEGMENTS
         #: Tasks whose calls have some there.
@@ -242,17 +222,12 @@ class Store:
             self._bundles = Bundles(self._db)
             self._take_up_journal()
             self._top = self.last_seq()
-            self._load_functions()
+            #: What tasks run.
+            self.functions = Functions(self._db)
             self._large = {seq for (seq,) in self._db.all(_WITH_FILES)}
         except BaseException:
             self._db.close()
             raise
-
-    def _load_functions(self) -> None:
-        rows = self._db.all("SELECT digest, name, function FROM functions")
-        self._functions = {(digest, name): function for digest, name, function in rows}
-        self._function_names = {function: names for names, function in self._functions.items()}
-        self._version = int(self._db.value("SELECT ifnull(max(version), 0) FROM functions"))
 
     def _set_clock(self, now: Now) -> None:
         """After another boot, say again on the new boot clock what is due when."""
@@ -297,7 +272,7 @@ class Store:
                 written = self._write_excess()
         except BaseException:
             # Keys may have been given by what was taken back, and files let go of.
-            self._load_functions()
+            self.functions.load()
             self._large = {seq for (seq,) in self._db.all(_WITH_FILES)}
             raise
         if written is not None:
@@ -314,7 +289,7 @@ class Store:
         if self._large:
             self._let_go_of_arguments(turn)
         if turn.definitions:
-            self._write_definitions(turn.definitions, now)
+            self.functions.write(turn.definitions, now)
         self._write_payloads(turn)
         if turn.unwanted:
             self._refuse(turn.unwanted)
@@ -335,15 +310,15 @@ class Store:
     def _changes(self, turn: Turn, now: Now) -> Changes:
         """Return the rows that a turn changes."""
         calls: list[CallRow] = []
-        tasks, functions, encode = turn.tasks, self._functions, self._encode
+        tasks, keys, encode = turn.tasks, self.functions.keys, self._encode
         for seq, new in turn.calls.items():
             call, task = new.call, new.task
             if not is_as_new(task):
                 # Who ended in this turn and shall run again is another object by now.
                 tasks.setdefault(seq, task)
-            function = functions.get((task.definition, task.name))
+            function = keys.get((task.definition, task.name))
             if function is None:
-                function = self._new_function(task.definition, task.name, now)
+                function = self.functions.add(task.definition, task.name, now)
             calls.append((
                 seq, task.id, function, task.client, new.accepted_at, call.parent, call.root,
                 encode(without_known(call, task)),
@@ -485,38 +460,6 @@ class Store:
             finally:
                 self._db.execute("ROLLBACK")
                 self._db.execute("PRAGMA cache_spill = ON")
-
-    def _write_definitions(self, saved: list[tuple[Define, Buffers]], now: Now) -> None:
-        for define, buffers in saved:
-            self._version += 1
-            key = (define.digest, define.name)
-            row = (*key, now.wall, self._version, self._encode(define))
-            self._db.execute(_PUT_DEFINITION, row)
-            function = int(
-                self._db.value("SELECT function FROM functions WHERE digest = ? AND name = ?", key)
-            )
-            self._remember(key, function)
-            self._db.execute("DELETE FROM function_payloads WHERE function = ?", (function,))
-            self._db.executemany(
-                "INSERT INTO function_payloads (function, frame, part, data) VALUES (?, ?, ?, ?)",
-                [(function, *part) for part in parts(buffers)],
-            )
-
-    def _new_function(self, digest: bytes, name: str, now: Now) -> int:
-        """Make the row of a function whose code has not come (yet), and return its key."""
-        cursor = self._db.execute(
-            "INSERT INTO functions (digest, name, saved_at, version) VALUES (?, ?, ?, ?)",
-            (digest, name, now.wall, self._version),
-        )
-        function = cursor.lastrowid
-        assert function is not None
-        self._remember((digest, name), function)
-        return function
-
-    def _remember(self, names: tuple[bytes, str], function: int) -> None:
-        self._functions[names] = function
-        self._function_names[function] = names
-        self._in_use.add(function)
 
     def _given(self) -> dict[int, tuple[int, str]]:
         """Return seq → (ticket, worker) of the last note on each task."""
@@ -671,7 +614,7 @@ class Store:
 
     def _row(self, columns: Sequence[Any]) -> TaskRow:
         seq, function, task_id, *middle, parent, root, accepted_at, call = columns
-        digest, name = self._names_of(function)
+        digest, name = self.functions.names_of(function)
         read = self._call(call)
         lasting: list[Any] = [seq, task_id, digest, name, *middle, read.options]
         return TaskRow(*[*lasting, parent, root, accepted_at, read.summary])
@@ -703,15 +646,8 @@ class Store:
         read = self._call(call)
         if read.name or read.definition:
             return replace(read, id=task_id)
-        digest, name = self._names_of(function)
+        digest, name = self.functions.names_of(function)
         return replace(read, id=task_id, definition=digest, name=name)
-
-    def _names_of(self, function: int) -> tuple[bytes, str]:
-        """Return digest and name of a function that a task refers to."""
-        names = self._function_names.get(function)
-        if names is None:
-            raise corrupt(self.path, f"a task refers to function {function}, which is not there")
-        return names
 
     def _call_frames(self, seqs: list[int]) -> dict[int, dict[int, bytes]]:
         """Return seq → frame → data for the calls of at most `NAMED` tasks."""
@@ -763,36 +699,6 @@ class Store:
                     events.insert(0, self._event(only))
         return events
 
-    def definition(self, digest: bytes) -> tuple[Define, tuple[bytes, ...]] | None:
-        """Return a function's code with its payload frames, or None when it has never come."""
-        rows = self._db.all(
-            "SELECT function, definition FROM functions "
-            "WHERE digest = ? AND definition IS NOT NULL ORDER BY version DESC LIMIT 1",
-            (digest,),
-        )
-        if not rows:
-            return None
-        [(function, definition)] = rows
-        self._in_use.add(function)
-        frames = self._db.all(
-            "SELECT frame, data FROM function_payloads WHERE function = ? ORDER BY frame, part",
-            (function,),
-        )
-        return self._define(definition), tuple(joined(frames).values())
-
-    def definition_named(self, name: str) -> bytes | None:
-        """Return the digest of the code that came last for a task's name, or None."""
-        rows = self._db.all(
-            "SELECT function, digest FROM functions "
-            "WHERE name = ? AND definition IS NOT NULL ORDER BY version DESC LIMIT 1",
-            (name,),
-        )
-        if not rows:
-            return None
-        [(function, digest)] = rows
-        self._in_use.add(function)
-        return bytes(digest)
-
     def children(self, task_id: str) -> list[str]:
         """Return the ids of the tasks that a task sent, in order."""
         if not task_id:
@@ -818,7 +724,7 @@ class Store:
 
     def _child(self, task_id: str, function: int, call: bytes) -> tuple[str, str, str]:
         read = self._call(call)
-        _, name = self._names_of(function)
+        _, name = self.functions.names_of(function)
         return task_id, shown_name(name, read.options), read.summary
 
     def listing(
@@ -949,33 +855,20 @@ class Store:
     def expire_functions(self, before: float) -> list[bytes]:
         """Drop functions that no task needs any more; return the digests of their codes.
 
-        Of what this broker has saved or looked up, the last version of each name stays: it may be
-        sent by that. Call it while all that was accepted is saved.
+        Call it while all that was accepted is saved.
 
         Parameters
         ----------
         before
-            Wall clock: what has come since then stays.
+            As of `Functions.expired`, which tells what stays even so.
         """
         if not self._tasks_gone:
             return []
-        old = {function for (function,) in self._db.all(_OLD_FUNCTIONS, (before,))}
-        last = {function for (function,) in self._db.all(_LAST_FUNCTIONS)}
-        spare = old - (self._in_use & last)
+        spare = self.functions.expired(before)
         if spare:
             spare.difference_update(function for (function,) in self._read(_USED_FUNCTIONS))
         self._tasks_gone = False
-        if not spare:
-            return []
-        values = [(function,) for function in spare]
-        with self._db.transaction("drop what has expired"):
-            for table in ("function_payloads", "functions"):
-                self._db.executemany(f"DELETE FROM {table} WHERE function = ?", values)
-        self._in_use -= spare
-        names = [self._function_names.pop(function) for function in spare]
-        for name in names:
-            del self._functions[name]
-        return [digest for digest, _ in names if digest]
+        return self.functions.drop(spare)
 
     def shrink(self) -> bool:
         """Give some unused pages back to the file system; return whether there are more."""
