@@ -74,18 +74,17 @@ class Functions:
         self._db = database
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = decoder(database.path, Define)
-        #: Names → key of the function, and back.
-        self.keys: dict[Names, int] = {}
-        self._names: dict[int, Names] = {}
-        #: Functions that this broker has saved or looked up.
+        #: Those that this broker has saved or looked up.
         self._in_use: set[int] = set()
         self.load()
 
     def load(self) -> None:
         """Learn which there are: at the beginning, and when a transaction was taken back."""
         rows = self._db.all("SELECT digest, name, function FROM functions")
-        self.keys = {(digest, name): function for digest, name, function in rows}
-        self._names = {function: names for names, function in self.keys.items()}
+        #: Names → key of the function, and back.
+        self.keys: dict[Names, int] = {(digest, name): key for digest, name, key in rows}
+        self._names: dict[int, Names] = {key: names for names, key in self.keys.items()}
+        #: The highest of all.
         self._version = int(self._db.value("SELECT ifnull(max(version), 0) FROM functions"))
 
     # ----------------------------------------------------------------------------------- saving

@@ -454,10 +454,11 @@ class Server:
         if failed_at is not None:
             log.info("the store can write again")
         self.store_failed_at = None
-        if self.store.replaced and self._disk is not None:
+        replaced = self.store.payloads.replaced
+        if replaced and self._disk is not None:
             self._sync()
-            self._disk.drop(self.store.replaced, instant.boot)
-            self.store.replaced.clear()
+            self._disk.drop(replaced, instant.boot)
+            replaced.clear()
         return True
 
     def _post(self, mail: dict[bytes, list[Any]], absent: Sequence[int] = ()) -> None:
@@ -642,7 +643,7 @@ class Server:
                 self._next_look = 0.0
             if saved and instant.boot >= self._next_sweep:
                 self._next_sweep = instant.boot + SWEEP
-                self.store.sweep(instant.wall - LONG_AGO)
+                self.store.payloads.sweep(instant.wall - LONG_AGO)
                 if kept is not None:
                     for digest in self.store.expire_functions(instant.wall - kept):
                         self.scheduler.pool.forget(digest)
@@ -657,7 +658,7 @@ class Server:
         if self.store_failed_at is not None:
             return
         try:
-            self._deaths = self.store.sweep_after_dead()
+            self._deaths = self.store.payloads.sweep_after_dead()
         except StoreCorrupt:
             raise
         except ClusterError as error:

@@ -12,8 +12,8 @@
 * What a turn changes of tasks is saved as one row of a journal, and brought to the tables later
   (`journal`); whoever reads finds it there.
 * Tasks that ended in company, as most do, lie many to a row until one is asked for (`bundles`).
-* Large pieces lie in files beside it, which others write and read. Here they are only unlinked,
-  when no row needs them any more.
+* What tasks run and what they carry lies in tables of its own (`functions`, `payloads`), large
+  pieces in files beside them.
 
 The tables and their units are in `schema.sql`.
 """
@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -36,15 +36,13 @@ from nbtasks.broker.database import Database
 from nbtasks.broker.file import corrupt, decoder
 from nbtasks.broker.functions import Functions
 from nbtasks.broker.journal import Backlog, CallRow, Changes, Oldest
+from nbtasks.broker.payloads import Payloads
 from nbtasks.broker.rows import (
     BODY,
     SHORT_BODY,
     TaskRow,
-    call_payloads,
     is_as_new,
-    joined,
     pack_given,
-    parts,
     shown_name,
     state_row,
     unpack_given,
@@ -52,12 +50,9 @@ from nbtasks.broker.rows import (
 )
 from nbtasks.broker.tables import PUT_EVENT, statements
 from nbtasks.core.messages import Call, Event, Now
-from nbtasks.core.states import ASSIGNED, DONE, PROPAGATE_STATES
+from nbtasks.core.states import ASSIGNED
 from nbtasks.core.turn import Turn
 from nbtasks.exceptions import StoreCorrupt, StoreError
-from nbtasks.wire import segments
-from nbtasks.wire.connection import SEGMENTS
-from nbtasks.wire.parent import alive
 
 #: Values that one query names (SQLite before 3.32 takes 999).
 NAMED: Final = 999
@@ -66,8 +61,6 @@ LATELY: Final = 1_000
 #: Children that are told of one task, and of all tasks of one question.
 CHILDREN: Final = 1_000
 FAMILIES: Final = 5_000
-#: Times that a file without a row is seen before it goes.
-SWEEPS: Final = 3
 #: Rows that may be in the journal and not yet in their tables (to write them takes about a tenth of
 #: a second, and whoever asks about tasks may have to wait for that), and the bytes of them.
 BACKLOG: Final = 16_000
@@ -86,8 +79,6 @@ _COLUMNS = (
 )
 
 _PUT_TURN = "INSERT INTO journal (turn, changes) VALUES (?, ?)"
-
-_PUT_PAYLOAD = "INSERT OR REPLACE INTO payloads (seq, n, frame, part, data) VALUES (?, ?, ?, ?, ?)"
 
 _ENDS = "SELECT ended_at FROM tasks WHERE ended_at IS NOT NULL ORDER BY ended_at DESC"
 _ENDED = f"""
@@ -112,11 +103,6 @@ SELECT max((SELECT ifnull(max(seq), 0) FROM tasks), (SELECT ifnull(max(last), 0)
 _USED_FUNCTIONS = """
 SELECT function FROM tasks INDEXED BY tasks_by_end UNION SELECT function FROM bundles
 """
-
-#: References to files, which have an index of their own; which calls have some.
-_FILES = "SELECT data FROM payloads INDEXED BY payloads_by_file WHERE length(data) <= 32"
-_FILES_OF_CALL = f"{_FILES} AND seq = ? AND n = 0"
-_WITH_FILES = f"{_FILES} AND n = 0".replace("data", "DISTINCT seq", 1)
 
 _CHILDREN = """
 SELECT id, function, call FROM tasks WHERE parent = ? AND parent != '' ORDER BY seq LIMIT ?
@@ -193,22 +179,6 @@ class Store:
         self._encode = msgspec.msgpack.Encoder().encode
         self._call = decoder(path, Call)
         self._event = decoder(path, Event)
-        #: Where large pieces lie.
-        self._folder = path.parent / SEGMENTS
-        #: Tasks whose calls have some there.
-        self._large: set[int] = set()
-        #: Files that are not needed once the present transaction is through; those of them that a
-        #: call had before it got others.
-        self._spare: set[str] = set()
-        self._former: set[str] = set()
-        #: Files that are not needed once the disk has what was saved.
-        self._freed: set[str] = set()
-        #: The same, once the disk has the files that took their place, too: for whoever knows that.
-        self.replaced: set[str] = set()
-        #: Files that no row referred to → how often in a row `sweep` has seen that.
-        self._suspects: dict[str, int] = {}
-        #: Those of them whose writers were dead when `sweep_after_dead` looked last.
-        self._orphans: set[str] = set()
         #: Whether tasks have gone since functions were last looked through.
         self._tasks_gone = True
         self._clock_set = False
@@ -222,9 +192,9 @@ class Store:
             self._bundles = Bundles(self._db)
             self._take_up_journal()
             self._top = self.last_seq()
-            #: What tasks run.
+            #: What tasks run, and what they carry.
             self.functions = Functions(self._db)
-            self._large = {seq for (seq,) in self._db.all(_WITH_FILES)}
+            self.payloads = Payloads(self._db)
         except BaseException:
             self._db.close()
             raise
@@ -267,13 +237,13 @@ class Store:
             self.settle()
             turn.leave_out_forgotten()
         try:
-            with self._unlinking(), self._db.transaction("save"):
+            with self.payloads.unlinking(), self._db.transaction("save"):
                 changes = self._write(turn, now)
                 written = self._write_excess()
         except BaseException:
             # Keys may have been given by what was taken back, and files let go of.
             self.functions.load()
-            self._large = {seq for (seq,) in self._db.all(_WITH_FILES)}
+            self.payloads.load()
             raise
         if written is not None:
             self._backlog.drop(written)
@@ -286,15 +256,9 @@ class Store:
 
     def _write(self, turn: Turn, now: Now) -> Changes:
         """Write a turn; return what of it is in the journal only."""
-        if self._large:
-            self._let_go_of_arguments(turn)
         if turn.definitions:
             self.functions.write(turn.definitions, now)
-        self._write_payloads(turn)
-        if turn.unwanted:
-            self._refuse(turn.unwanted)
-        if turn.emptied:
-            self._empty(turn.emptied)
+        self.payloads.write(turn, self._top)
         if turn.forgotten:
             self._bundles.unpack_seqs(turn.forgotten)
             self._delete(turn.forgotten)
@@ -337,30 +301,6 @@ class Store:
             events = [event for event in events if len(event[-1]) <= SHORT_BODY]
         return Changes(calls, states, events, given, turn.cleared)
 
-    def _write_payloads(self, turn: Turn) -> None:
-        """Write what calls and events carry; what calls carried before goes."""
-        others, self._spare = self._spare, set()
-        self._empty(seq for seq in turn.calls if seq <= self._top)
-        self._former, self._spare = self._spare, others
-        rows = [
-            part
-            for new in turn.calls.values()
-            if new.buffers or len(new.call.body) > SHORT_BODY
-            for part in call_payloads(new)
-        ]
-        rows += [
-            (seq, event.n, *part)
-            for seq, event, buffers in turn.events
-            if buffers
-            for part in parts(buffers)
-        ]
-        self._put(_PUT_PAYLOAD, rows)
-        for seq, n, _, _, data in rows:
-            if name := segments.name_in(data):
-                self._former.discard(name)  # it may have been that of the call before
-                if n == 0:
-                    self._large.add(seq)
-
     def sync(self) -> None:
         """Let what is saved survive a loss of power, if that is promised.
 
@@ -370,16 +310,14 @@ class Store:
             When the disk fails; it may be tried again.
         """
         self._db.sync()
-        if self._freed:
-            segments.remove(self._folder, self._freed)
-            self._freed.clear()
+        self.payloads.unlink_freed()
 
     # -------------------------------------------------------------- from the journal to the tables
 
     @property
     def behind(self) -> bool:
         """Whether something is in the journal that is not yet in its tables, or to be unlinked."""
-        return bool(self._backlog or self._freed)
+        return bool(self._backlog or self.payloads.freed)
 
     def settle(self, rows: int | None = None) -> None:
         """Bring what is in the journal into its tables.
@@ -474,101 +412,12 @@ class Store:
         if rows:
             self._db.executemany(statement, rows)
 
-    def _delete(self, seqs: Iterable[int]) -> None:
+    def _delete(self, seqs: Collection[int]) -> None:
+        """Drop tasks that lie in the tables, with all that is theirs."""
+        self.payloads.drop(seqs)
         values = [(seq,) for seq in seqs]
-        for value in values:
-            self._let_go(f"{_FILES} AND seq = ?", value)
-        for table in ("payloads", "events", "tasks"):
+        for table in ("events", "tasks"):
             self._db.executemany(f"DELETE FROM {table} WHERE seq = ?", values)
-        self._large.difference_update(seq for (seq,) in values)
-
-    def _empty(self, seqs: Iterable[int]) -> None:
-        """Drop what calls carry."""
-        for seq in seqs:
-            self._let_go(_FILES_OF_CALL, (seq,))
-            self._db.execute("DELETE FROM payloads WHERE seq = ? AND n = 0", (seq,))
-
-    # ------------------------------------------------------------------------------ large pieces
-
-    @contextlib.contextmanager
-    def _unlinking(self) -> Iterator[None]:
-        """Free the files that are not needed any more when the block is through, if it is.
-
-        They go once the disk knows that nobody needs them: until then a loss of power would bring
-        back rows that do.
-        """
-        self._spare.clear()
-        self._former.clear()
-        yield
-        self._freed |= self._spare
-        self.replaced |= self._former
-        if self._db.durability != "full":
-            segments.remove(self._folder, self._freed | self.replaced)
-            self._freed.clear()
-            self.replaced.clear()
-
-    def _refuse(self, frames: Iterable[Any]) -> None:
-        """Let go of files of calls that were known already, if no row refers to them."""
-        for frame in frames:
-            name = segments.name_in(frame)
-            if name and self._db.value(f"{_FILES} AND data = ? LIMIT 1", (bytes(frame),)) is None:
-                self._spare.add(name)
-
-    def _let_go(self, query: str, values: Sequence[Any] = ()) -> None:
-        """Note the files of rows that go."""
-        for (data,) in self._db.execute(query, values):
-            if name := segments.name_in(data):
-                self._spare.add(name)
-
-    def _let_go_of_arguments(self, turn: Turn) -> None:
-        """Note the files of calls that will never be run again: they have not failed."""
-        for seq in self._large.intersection(turn.tasks):
-            task = turn.tasks[seq]
-            if task.phase == DONE and task.state not in PROPAGATE_STATES:
-                self._let_go(_FILES_OF_CALL, (seq,))
-                self._large.discard(seq)
-
-    def sweep(self, before: float = 0.0) -> None:
-        """Unlink the files that no row has referred to at three sweeps in a row.
-
-        Whoever wrote them has never spoken of them. At the first sweep they might
-        be on their way, and the second may come at once when all have stood still in between (a
-        machine that slept), so call it with some minutes in between.
-
-        Parameters
-        ----------
-        before
-            Wall clock: what is older goes at the first sweep. Few brokers live for three.
-        """
-        seen = {name: self._suspects.get(name, 0) + 1 for name in self._unheard_of()}
-        gone = {name for name, times in seen.items() if times >= SWEEPS}
-        gone |= segments.older(self._folder, seen, before)
-        segments.remove(self._folder, gone)
-        self._suspects = {name: times for name, times in seen.items() if name not in gone}
-
-    def sweep_after_dead(self) -> bool:
-        """Unlink the files that no row refers to and whose writers are dead, at a second look.
-
-        At the first one, what the dead have said last may not have been read yet: call it again
-        after some seconds.
-
-        Returns
-        -------
-        bool
-            Whether there are some that will go at the next look.
-        """
-        dead = {name for name in self._unheard_of() if not alive(segments.writer(name))}
-        gone = dead & self._orphans
-        segments.remove(self._folder, gone)
-        self._orphans = dead - gone
-        return bool(self._orphans)
-
-    def _unheard_of(self) -> set[str]:
-        """Return the names of the files that no row refers to."""
-        there = segments.there(self._folder)
-        if there:
-            there.difference_update(segments.name_in(data) for (data,) in self._db.all(_FILES))
-        return there
 
     # --------------------------------------------------------------------------------- reading
 
@@ -633,7 +482,7 @@ class Store:
                 rows = self._read(query, some, partial(self._bundles.unpack_seqs, over))
                 read |= {seq: self._whole(*rest) for seq, *rest in rows if seq in over}
             apart = [seq for seq, call in read.items() if call.frames or not call.body]
-            frames = self._call_frames(apart) if apart else {}
+            frames = self.payloads.of_calls(apart) if apart else {}
             for seq, call in read.items():
                 own = frames.get(seq, {})
                 body = own.pop(BODY, None)
@@ -649,18 +498,6 @@ class Store:
         digest, name = self.functions.names_of(function)
         return replace(read, id=task_id, definition=digest, name=name)
 
-    def _call_frames(self, seqs: list[int]) -> dict[int, dict[int, bytes]]:
-        """Return seq → frame → data for the calls of at most `NAMED` tasks."""
-        marks = ",".join("?" * len(seqs))
-        found: dict[int, list[tuple[int, bytes]]] = {}
-        for seq, frame, data in self._db.all(
-            f"SELECT seq, frame, data FROM payloads WHERE seq IN ({marks}) AND n = 0 "
-            f"ORDER BY seq, frame, part",
-            seqs,
-        ):
-            found.setdefault(seq, []).append((frame, data))
-        return {seq: joined(frames) for seq, frames in found.items()}
-
     def events(
         self, seq: int, after: int = 0, most: int | None = None
     ) -> list[tuple[Event, tuple[bytes, ...]]]:
@@ -671,14 +508,8 @@ class Store:
         events = self.bare_events(seq, after, most)
         if not any(event.frames for event in events):
             return [(event, ()) for event in events]
-        found: dict[int, list[tuple[int, bytes]]] = {}
-        for n, frame, data in self._db.all(
-            "SELECT n, frame, data FROM payloads WHERE seq = ? AND n > ? AND n <= ? "
-            "ORDER BY n, frame, part",
-            (seq, max(after, 0), events[-1].n),
-        ):
-            found.setdefault(n, []).append((frame, data))
-        return [(event, tuple(joined(found.get(event.n, ())).values())) for event in events]
+        frames = self.payloads.of_events(seq, max(after, 0), events[-1].n)
+        return [(event, tuple(frames.get(event.n, {}).values())) for event in events]
 
     def bare_events(self, seq: int, after: int = 0, most: int | None = None) -> list[Event]:
         """Return what happened to a task after event number `after`, without payload frames.
@@ -846,7 +677,7 @@ class Store:
         seqs = [seq for (seq,) in self._read(query, (before, limit), unpack)]
         bundles = self._bundles.expired(before, limit - len(seqs))
         if seqs or bundles:
-            with self._unlinking(), self._db.transaction("drop what has expired"):
+            with self.payloads.unlinking(), self._db.transaction("drop what has expired"):
                 seqs += self._bundles.drop(bundles)
                 self._delete(seqs)
             self._tasks_gone = True
@@ -876,7 +707,7 @@ class Store:
 
     def size(self) -> int:
         """Return the bytes that the store takes, its log and large pieces included."""
-        return segments.size(self._folder) + self._db.size()
+        return self.payloads.size_of_files() + self._db.size()
 
     def close(self) -> None:
         """Let go of the file."""
