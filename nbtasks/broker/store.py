@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
+from nbtasks.broker.boot import boot_id
 from nbtasks.broker.bundles import Bundles
 from nbtasks.broker.database import Database
 from nbtasks.broker.file import corrupt, decoder
@@ -67,8 +67,6 @@ BACKLOG: Final = 16_000
 BACKLOG_BYTES: Final = 16 * 1024 * 1024
 #: Rows that are brought there at once, when there are too many.
 STRIDE: Final = 1_000
-
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 # ------------------------------------------------------------------------------------------ SQL
@@ -117,24 +115,6 @@ WHERE ended_at IS NULL AND (due IS NOT NULL OR limit_at IS NOT NULL)
 
 
 # --------------------------------------------------------------------------------------- helpers
-
-
-def boot_id() -> str:
-    """Return the name of this run of the machine, or nothing where there is none."""
-    try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError:
-        return _boot_id_of_mac() if sys.platform == "darwin" else ""
-
-
-def _boot_id_of_mac() -> str:
-    import subprocess
-
-    command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def _ticks(now: Now) -> int:

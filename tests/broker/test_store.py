@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbtasks.broker import boot as boot_module
 from nbtasks.broker import bundles as bundles_module
 from nbtasks.broker import database as database_module
 from nbtasks.broker import file as file_module
@@ -555,9 +556,9 @@ def test_tickets_rise_over_a_reboot_and_after_it(path, opened, monkeypatch, seco
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has another one")
 def test_machine_without_a_boot_id_has_none(monkeypatch, short_path):
-    monkeypatch.setattr(store_module, "_BOOT_ID", short_path / "nothing")
+    monkeypatch.setattr(boot_module, "_BOOT_ID", short_path / "nothing")
 
-    assert store_module.boot_id() == ""
+    assert boot_module.boot_id() == ""
 
 
 # ------------------------------------------------------------------------------------ small things
