@@ -118,11 +118,11 @@ class StoredFacts:
         return self._store.find(task_id)
 
     def policy_of(self, digest: bytes) -> tuple[str, Policy] | None:
-        found = self._store.definition(digest)
+        found = self._store.functions.definition(digest)
         return None if found is None else (found[0].name, found[0].policy)
 
     def definition_named(self, name: str) -> bytes | None:
-        return self._store.definition_named(name)
+        return self._store.functions.definition_named(name)
 
     def revoked(self) -> list[str]:
         return self._store.revoked()
@@ -457,10 +457,11 @@ class Server:
         if failed_at is not None:
             log.info("the store can write again")
         self.store_failed_at = None
-        if self.store.replaced and self._disk is not None:
+        replaced = self.store.payloads.replaced
+        if replaced and self._disk is not None:
             self._sync()
-            self._disk.drop(self.store.replaced, instant.boot)
-            self.store.replaced.clear()
+            self._disk.drop(replaced, instant.boot)
+            replaced.clear()
         return True
 
     def _post(self, mail: dict[bytes, list[Any]], absent: Sequence[int] = ()) -> None:
@@ -549,7 +550,7 @@ class Server:
         if send.replay is not None:
             return self._replay(message, *send.replay)
         if send.fetch:
-            found = self.store.definition(send.fetch)
+            found = self.store.functions.definition(send.fetch)
             return [] if found is None else [found]
         assert task is not None
         if task.seq not in calls:
@@ -645,7 +646,7 @@ class Server:
                 self._next_look = 0.0
             if saved and instant.boot >= self._next_sweep:
                 self._next_sweep = instant.boot + SWEEP
-                self.store.sweep(instant.wall - LONG_AGO)
+                self.store.payloads.sweep(instant.wall - LONG_AGO)
                 if kept is not None:
                     for digest in self.store.expire_functions(instant.wall - kept):
                         self.scheduler.pool.forget(digest)
@@ -660,7 +661,7 @@ class Server:
         if self.store_failed_at is not None:
             return
         try:
-            self._deaths = self.store.sweep_after_dead()
+            self._deaths = self.store.payloads.sweep_after_dead()
         except StoreCorrupt:
             raise
         except ClusterError as error:

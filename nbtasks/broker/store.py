@@ -12,8 +12,8 @@
 * What a turn changes of tasks is saved as one row of a journal, and brought to the tables later
   (`journal`); whoever reads finds it there.
 * Tasks that ended in company, as most do, lie many to a row until one is asked for (`bundles`).
-* Large pieces lie in files beside it, which others write and read. Here they are only unlinked,
-  when no row needs them any more.
+* What tasks run and what they carry lies in tables of its own (`functions`, `payloads`), large
+  pieces in files beside them.
 
 The tables and their units are in `schema.sql`.
 """
@@ -22,8 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -31,32 +30,29 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
+from nbtasks.broker.boot import boot_id
 from nbtasks.broker.bundles import Bundles
 from nbtasks.broker.database import Database
 from nbtasks.broker.file import corrupt, decoder
+from nbtasks.broker.functions import Functions
 from nbtasks.broker.journal import Backlog, CallRow, Changes, Oldest
+from nbtasks.broker.payloads import Payloads
 from nbtasks.broker.rows import (
     BODY,
     SHORT_BODY,
     TaskRow,
-    call_payloads,
     is_as_new,
-    joined,
     pack_given,
-    parts,
     shown_name,
     state_row,
     unpack_given,
     without_known,
 )
 from nbtasks.broker.tables import PUT_EVENT, statements
-from nbtasks.core.messages import Call, Define, Event, Now
-from nbtasks.core.states import ASSIGNED, DONE, PROPAGATE_STATES
-from nbtasks.core.turn import Buffers, Turn
+from nbtasks.core.messages import Call, Event, Now
+from nbtasks.core.states import ASSIGNED
+from nbtasks.core.turn import Turn
 from nbtasks.exceptions import StoreCorrupt, StoreError
-from nbtasks.wire import segments
-from nbtasks.wire.connection import SEGMENTS
-from nbtasks.wire.parent import alive
 
 #: Values that one query names (SQLite before 3.32 takes 999).
 NAMED: Final = 999
@@ -65,16 +61,12 @@ LATELY: Final = 1_000
 #: Children that are told of one task, and of all tasks of one question.
 CHILDREN: Final = 1_000
 FAMILIES: Final = 5_000
-#: Times that a file without a row is seen before it goes.
-SWEEPS: Final = 3
 #: Rows that may be in the journal and not yet in their tables (to write them takes about a tenth of
 #: a second, and whoever asks about tasks may have to wait for that), and the bytes of them.
 BACKLOG: Final = 16_000
 BACKLOG_BYTES: Final = 16 * 1024 * 1024
 #: Rows that are brought there at once, when there are too many.
 STRIDE: Final = 1_000
-
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 # ------------------------------------------------------------------------------------------ SQL
@@ -85,23 +77,6 @@ _COLUMNS = (
 )
 
 _PUT_TURN = "INSERT INTO journal (turn, changes) VALUES (?, ?)"
-
-_PUT_PAYLOAD = "INSERT OR REPLACE INTO payloads (seq, n, frame, part, data) VALUES (?, ?, ?, ?, ?)"
-
-#: The code of a function; its row may stand already, made by the first call.
-_PUT_DEFINITION = """
-INSERT INTO functions (digest, name, saved_at, version, definition) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT (digest, name) DO UPDATE SET
-    saved_at = excluded.saved_at, version = excluded.version, definition = excluded.definition
-"""
-
-_OLD_FUNCTIONS = "SELECT function FROM functions WHERE saved_at < ?"
-#: The last version of each name; what is known by its name only has no other.
-_LAST_FUNCTIONS = """
-SELECT function FROM functions AS mine WHERE definition IS NULL OR version = (
-    SELECT max(version) FROM functions WHERE name = mine.name AND definition IS NOT NULL
-)
-"""
 
 _ENDS = "SELECT ended_at FROM tasks WHERE ended_at IS NOT NULL ORDER BY ended_at DESC"
 _ENDED = f"""
@@ -127,11 +102,6 @@ _USED_FUNCTIONS = """
 SELECT function FROM tasks INDEXED BY tasks_by_end UNION SELECT function FROM bundles
 """
 
-#: References to files, which have an index of their own; which calls have some.
-_FILES = "SELECT data FROM payloads INDEXED BY payloads_by_file WHERE length(data) <= 32"
-_FILES_OF_CALL = f"{_FILES} AND seq = ? AND n = 0"
-_WITH_FILES = f"{_FILES} AND n = 0".replace("data", "DISTINCT seq", 1)
-
 _CHILDREN = """
 SELECT id, function, call FROM tasks WHERE parent = ? AND parent != '' ORDER BY seq LIMIT ?
 """
@@ -145,24 +115,6 @@ WHERE ended_at IS NULL AND (due IS NOT NULL OR limit_at IS NOT NULL)
 
 
 # --------------------------------------------------------------------------------------- helpers
-
-
-def boot_id() -> str:
-    """Return the name of this run of the machine, or nothing where there is none."""
-    try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError:
-        return _boot_id_of_mac() if sys.platform == "darwin" else ""
-
-
-def _boot_id_of_mac() -> str:
-    import subprocess
-
-    command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def _ticks(now: Now) -> int:
@@ -207,28 +159,6 @@ class Store:
         self._encode = msgspec.msgpack.Encoder().encode
         self._call = decoder(path, Call)
         self._event = decoder(path, Event)
-        self._define = decoder(path, Define)
-        #: (digest, name) → key of the function, and back.
-        self._functions: dict[tuple[bytes, str], int] = {}
-        self._function_names: dict[int, tuple[bytes, str]] = {}
-        #: Functions that this broker has saved or looked up.
-        self._in_use: set[int] = set()
-        #: Where large pieces lie.
-        self._folder = path.parent / SEGMENTS
-        #: Tasks whose calls have some there.
-        self._large: set[int] = set()
-        #: Files that are not needed once the present transaction is through; those of them that a
-        #: call had before it got others.
-        self._spare: set[str] = set()
-        self._former: set[str] = set()
-        #: Files that are not needed once the disk has what was saved.
-        self._freed: set[str] = set()
-        #: The same, once the disk has the files that took their place, too: for whoever knows that.
-        self.replaced: set[str] = set()
-        #: Files that no row referred to → how often in a row `sweep` has seen that.
-        self._suspects: dict[str, int] = {}
-        #: Those of them whose writers were dead when `sweep_after_dead` looked last.
-        self._orphans: set[str] = set()
         #: Whether tasks have gone since functions were last looked through.
         self._tasks_gone = True
         self._clock_set = False
@@ -242,17 +172,12 @@ class Store:
             self._bundles = Bundles(self._db)
             self._take_up_journal()
             self._top = self.last_seq()
-            self._load_functions()
-            self._large = {seq for (seq,) in self._db.all(_WITH_FILES)}
+            #: What tasks run, and what they carry.
+            self.functions = Functions(self._db)
+            self.payloads = Payloads(self._db)
         except BaseException:
             self._db.close()
             raise
-
-    def _load_functions(self) -> None:
-        rows = self._db.all("SELECT digest, name, function FROM functions")
-        self._functions = {(digest, name): function for digest, name, function in rows}
-        self._function_names = {function: names for names, function in self._functions.items()}
-        self._version = int(self._db.value("SELECT ifnull(max(version), 0) FROM functions"))
 
     def _set_clock(self, now: Now) -> None:
         """After another boot, say again on the new boot clock what is due when."""
@@ -292,13 +217,13 @@ class Store:
             self.settle()
             turn.leave_out_forgotten()
         try:
-            with self._unlinking(), self._db.transaction("save"):
+            with self.payloads.unlinking(), self._db.transaction("save"):
                 changes = self._write(turn, now)
                 written = self._write_excess()
         except BaseException:
             # Keys may have been given by what was taken back, and files let go of.
-            self._load_functions()
-            self._large = {seq for (seq,) in self._db.all(_WITH_FILES)}
+            self.functions.load()
+            self.payloads.load()
             raise
         if written is not None:
             self._backlog.drop(written)
@@ -311,15 +236,9 @@ class Store:
 
     def _write(self, turn: Turn, now: Now) -> Changes:
         """Write a turn; return what of it is in the journal only."""
-        if self._large:
-            self._let_go_of_arguments(turn)
         if turn.definitions:
-            self._write_definitions(turn.definitions, now)
-        self._write_payloads(turn)
-        if turn.unwanted:
-            self._refuse(turn.unwanted)
-        if turn.emptied:
-            self._empty(turn.emptied)
+            self.functions.write(turn.definitions, now)
+        self.payloads.write(turn, self._top)
         if turn.forgotten:
             self._bundles.unpack_seqs(turn.forgotten)
             self._delete(turn.forgotten)
@@ -335,15 +254,15 @@ class Store:
     def _changes(self, turn: Turn, now: Now) -> Changes:
         """Return the rows that a turn changes."""
         calls: list[CallRow] = []
-        tasks, functions, encode = turn.tasks, self._functions, self._encode
+        tasks, keys, encode = turn.tasks, self.functions.keys, self._encode
         for seq, new in turn.calls.items():
             call, task = new.call, new.task
             if not is_as_new(task):
                 # Who ended in this turn and shall run again is another object by now.
                 tasks.setdefault(seq, task)
-            function = functions.get((task.definition, task.name))
+            function = keys.get((task.definition, task.name))
             if function is None:
-                function = self._new_function(task.definition, task.name, now)
+                function = self.functions.add(task.definition, task.name, now)
             calls.append((
                 seq, task.id, function, task.client, new.accepted_at, call.parent, call.root,
                 encode(without_known(call, task)),
@@ -362,30 +281,6 @@ class Store:
             events = [event for event in events if len(event[-1]) <= SHORT_BODY]
         return Changes(calls, states, events, given, turn.cleared)
 
-    def _write_payloads(self, turn: Turn) -> None:
-        """Write what calls and events carry; what calls carried before goes."""
-        others, self._spare = self._spare, set()
-        self._empty(seq for seq in turn.calls if seq <= self._top)
-        self._former, self._spare = self._spare, others
-        rows = [
-            part
-            for new in turn.calls.values()
-            if new.buffers or len(new.call.body) > SHORT_BODY
-            for part in call_payloads(new)
-        ]
-        rows += [
-            (seq, event.n, *part)
-            for seq, event, buffers in turn.events
-            if buffers
-            for part in parts(buffers)
-        ]
-        self._put(_PUT_PAYLOAD, rows)
-        for seq, n, _, _, data in rows:
-            if name := segments.name_in(data):
-                self._former.discard(name)  # it may have been that of the call before
-                if n == 0:
-                    self._large.add(seq)
-
     def sync(self) -> None:
         """Let what is saved survive a loss of power, if that is promised.
 
@@ -395,16 +290,14 @@ class Store:
             When the disk fails; it may be tried again.
         """
         self._db.sync()
-        if self._freed:
-            segments.remove(self._folder, self._freed)
-            self._freed.clear()
+        self.payloads.unlink_freed()
 
     # -------------------------------------------------------------- from the journal to the tables
 
     @property
     def behind(self) -> bool:
         """Whether something is in the journal that is not yet in its tables, or to be unlinked."""
-        return bool(self._backlog or self._freed)
+        return bool(self._backlog or self.payloads.freed)
 
     def settle(self, rows: int | None = None) -> None:
         """Bring what is in the journal into its tables.
@@ -486,38 +379,6 @@ class Store:
                 self._db.execute("ROLLBACK")
                 self._db.execute("PRAGMA cache_spill = ON")
 
-    def _write_definitions(self, saved: list[tuple[Define, Buffers]], now: Now) -> None:
-        for define, buffers in saved:
-            self._version += 1
-            key = (define.digest, define.name)
-            row = (*key, now.wall, self._version, self._encode(define))
-            self._db.execute(_PUT_DEFINITION, row)
-            function = int(
-                self._db.value("SELECT function FROM functions WHERE digest = ? AND name = ?", key)
-            )
-            self._remember(key, function)
-            self._db.execute("DELETE FROM function_payloads WHERE function = ?", (function,))
-            self._db.executemany(
-                "INSERT INTO function_payloads (function, frame, part, data) VALUES (?, ?, ?, ?)",
-                [(function, *part) for part in parts(buffers)],
-            )
-
-    def _new_function(self, digest: bytes, name: str, now: Now) -> int:
-        """Make the row of a function whose code has not come (yet), and return its key."""
-        cursor = self._db.execute(
-            "INSERT INTO functions (digest, name, saved_at, version) VALUES (?, ?, ?, ?)",
-            (digest, name, now.wall, self._version),
-        )
-        function = cursor.lastrowid
-        assert function is not None
-        self._remember((digest, name), function)
-        return function
-
-    def _remember(self, names: tuple[bytes, str], function: int) -> None:
-        self._functions[names] = function
-        self._function_names[function] = names
-        self._in_use.add(function)
-
     def _given(self) -> dict[int, tuple[int, str]]:
         """Return seq → (ticket, worker) of the last note on each task."""
         found: dict[int, tuple[int, str]] = {}
@@ -531,101 +392,12 @@ class Store:
         if rows:
             self._db.executemany(statement, rows)
 
-    def _delete(self, seqs: Iterable[int]) -> None:
+    def _delete(self, seqs: Collection[int]) -> None:
+        """Drop tasks that lie in the tables, with all that is theirs."""
+        self.payloads.drop(seqs)
         values = [(seq,) for seq in seqs]
-        for value in values:
-            self._let_go(f"{_FILES} AND seq = ?", value)
-        for table in ("payloads", "events", "tasks"):
+        for table in ("events", "tasks"):
             self._db.executemany(f"DELETE FROM {table} WHERE seq = ?", values)
-        self._large.difference_update(seq for (seq,) in values)
-
-    def _empty(self, seqs: Iterable[int]) -> None:
-        """Drop what calls carry."""
-        for seq in seqs:
-            self._let_go(_FILES_OF_CALL, (seq,))
-            self._db.execute("DELETE FROM payloads WHERE seq = ? AND n = 0", (seq,))
-
-    # ------------------------------------------------------------------------------ large pieces
-
-    @contextlib.contextmanager
-    def _unlinking(self) -> Iterator[None]:
-        """Free the files that are not needed any more when the block is through, if it is.
-
-        They go once the disk knows that nobody needs them: until then a loss of power would bring
-        back rows that do.
-        """
-        self._spare.clear()
-        self._former.clear()
-        yield
-        self._freed |= self._spare
-        self.replaced |= self._former
-        if self._db.durability != "full":
-            segments.remove(self._folder, self._freed | self.replaced)
-            self._freed.clear()
-            self.replaced.clear()
-
-    def _refuse(self, frames: Iterable[Any]) -> None:
-        """Let go of files of calls that were known already, if no row refers to them."""
-        for frame in frames:
-            name = segments.name_in(frame)
-            if name and self._db.value(f"{_FILES} AND data = ? LIMIT 1", (bytes(frame),)) is None:
-                self._spare.add(name)
-
-    def _let_go(self, query: str, values: Sequence[Any] = ()) -> None:
-        """Note the files of rows that go."""
-        for (data,) in self._db.execute(query, values):
-            if name := segments.name_in(data):
-                self._spare.add(name)
-
-    def _let_go_of_arguments(self, turn: Turn) -> None:
-        """Note the files of calls that will never be run again: they have not failed."""
-        for seq in self._large.intersection(turn.tasks):
-            task = turn.tasks[seq]
-            if task.phase == DONE and task.state not in PROPAGATE_STATES:
-                self._let_go(_FILES_OF_CALL, (seq,))
-                self._large.discard(seq)
-
-    def sweep(self, before: float = 0.0) -> None:
-        """Unlink the files that no row has referred to at three sweeps in a row.
-
-        Whoever wrote them has never spoken of them. At the first sweep they might
-        be on their way, and the second may come at once when all have stood still in between (a
-        machine that slept), so call it with some minutes in between.
-
-        Parameters
-        ----------
-        before
-            Wall clock: what is older goes at the first sweep. Few brokers live for three.
-        """
-        seen = {name: self._suspects.get(name, 0) + 1 for name in self._unheard_of()}
-        gone = {name for name, times in seen.items() if times >= SWEEPS}
-        gone |= segments.older(self._folder, seen, before)
-        segments.remove(self._folder, gone)
-        self._suspects = {name: times for name, times in seen.items() if name not in gone}
-
-    def sweep_after_dead(self) -> bool:
-        """Unlink the files that no row refers to and whose writers are dead, at a second look.
-
-        At the first one, what the dead have said last may not have been read yet: call it again
-        after some seconds.
-
-        Returns
-        -------
-        bool
-            Whether there are some that will go at the next look.
-        """
-        dead = {name for name in self._unheard_of() if not alive(segments.writer(name))}
-        gone = dead & self._orphans
-        segments.remove(self._folder, gone)
-        self._orphans = dead - gone
-        return bool(self._orphans)
-
-    def _unheard_of(self) -> set[str]:
-        """Return the names of the files that no row refers to."""
-        there = segments.there(self._folder)
-        if there:
-            there.difference_update(segments.name_in(data) for (data,) in self._db.all(_FILES))
-        return there
 
     # --------------------------------------------------------------------------------- reading
 
@@ -671,7 +443,7 @@ class Store:
 
     def _row(self, columns: Sequence[Any]) -> TaskRow:
         seq, function, task_id, *middle, parent, root, accepted_at, call = columns
-        digest, name = self._names_of(function)
+        digest, name = self.functions.names_of(function)
         read = self._call(call)
         lasting: list[Any] = [seq, task_id, digest, name, *middle, read.options]
         return TaskRow(*[*lasting, parent, root, accepted_at, read.summary])
@@ -690,7 +462,7 @@ class Store:
                 rows = self._read(query, some, partial(self._bundles.unpack_seqs, over))
                 read |= {seq: self._whole(*rest) for seq, *rest in rows if seq in over}
             apart = [seq for seq, call in read.items() if call.frames or not call.body]
-            frames = self._call_frames(apart) if apart else {}
+            frames = self.payloads.of_calls(apart) if apart else {}
             for seq, call in read.items():
                 own = frames.get(seq, {})
                 body = own.pop(BODY, None)
@@ -703,27 +475,8 @@ class Store:
         read = self._call(call)
         if read.name or read.definition:
             return replace(read, id=task_id)
-        digest, name = self._names_of(function)
+        digest, name = self.functions.names_of(function)
         return replace(read, id=task_id, definition=digest, name=name)
-
-    def _names_of(self, function: int) -> tuple[bytes, str]:
-        """Return digest and name of a function that a task refers to."""
-        names = self._function_names.get(function)
-        if names is None:
-            raise corrupt(self.path, f"a task refers to function {function}, which is not there")
-        return names
-
-    def _call_frames(self, seqs: list[int]) -> dict[int, dict[int, bytes]]:
-        """Return seq → frame → data for the calls of at most `NAMED` tasks."""
-        marks = ",".join("?" * len(seqs))
-        found: dict[int, list[tuple[int, bytes]]] = {}
-        for seq, frame, data in self._db.all(
-            f"SELECT seq, frame, data FROM payloads WHERE seq IN ({marks}) AND n = 0 "
-            f"ORDER BY seq, frame, part",
-            seqs,
-        ):
-            found.setdefault(seq, []).append((frame, data))
-        return {seq: joined(frames) for seq, frames in found.items()}
 
     def events(
         self, seq: int, after: int = 0, most: int | None = None
@@ -735,14 +488,8 @@ class Store:
         events = self.bare_events(seq, after, most)
         if not any(event.frames for event in events):
             return [(event, ()) for event in events]
-        found: dict[int, list[tuple[int, bytes]]] = {}
-        for n, frame, data in self._db.all(
-            "SELECT n, frame, data FROM payloads WHERE seq = ? AND n > ? AND n <= ? "
-            "ORDER BY n, frame, part",
-            (seq, max(after, 0), events[-1].n),
-        ):
-            found.setdefault(n, []).append((frame, data))
-        return [(event, tuple(joined(found.get(event.n, ())).values())) for event in events]
+        frames = self.payloads.of_events(seq, max(after, 0), events[-1].n)
+        return [(event, tuple(frames.get(event.n, {}).values())) for event in events]
 
     def bare_events(self, seq: int, after: int = 0, most: int | None = None) -> list[Event]:
         """Return what happened to a task after event number `after`, without payload frames.
@@ -762,36 +509,6 @@ class Store:
                 if only is not None:
                     events.insert(0, self._event(only))
         return events
-
-    def definition(self, digest: bytes) -> tuple[Define, tuple[bytes, ...]] | None:
-        """Return a function's code with its payload frames, or None when it has never come."""
-        rows = self._db.all(
-            "SELECT function, definition FROM functions "
-            "WHERE digest = ? AND definition IS NOT NULL ORDER BY version DESC LIMIT 1",
-            (digest,),
-        )
-        if not rows:
-            return None
-        [(function, definition)] = rows
-        self._in_use.add(function)
-        frames = self._db.all(
-            "SELECT frame, data FROM function_payloads WHERE function = ? ORDER BY frame, part",
-            (function,),
-        )
-        return self._define(definition), tuple(joined(frames).values())
-
-    def definition_named(self, name: str) -> bytes | None:
-        """Return the digest of the code that came last for a task's name, or None."""
-        rows = self._db.all(
-            "SELECT function, digest FROM functions "
-            "WHERE name = ? AND definition IS NOT NULL ORDER BY version DESC LIMIT 1",
-            (name,),
-        )
-        if not rows:
-            return None
-        [(function, digest)] = rows
-        self._in_use.add(function)
-        return bytes(digest)
 
     def children(self, task_id: str) -> list[str]:
         """Return the ids of the tasks that a task sent, in order."""
@@ -818,7 +535,7 @@ class Store:
 
     def _child(self, task_id: str, function: int, call: bytes) -> tuple[str, str, str]:
         read = self._call(call)
-        name = self._function_names[function][1]
+        _, name = self.functions.names_of(function)
         return task_id, shown_name(name, read.options), read.summary
 
     def listing(
@@ -940,7 +657,7 @@ class Store:
         seqs = [seq for (seq,) in self._read(query, (before, limit), unpack)]
         bundles = self._bundles.expired(before, limit - len(seqs))
         if seqs or bundles:
-            with self._unlinking(), self._db.transaction("drop what has expired"):
+            with self.payloads.unlinking(), self._db.transaction("drop what has expired"):
                 seqs += self._bundles.drop(bundles)
                 self._delete(seqs)
             self._tasks_gone = True
@@ -949,33 +666,20 @@ class Store:
     def expire_functions(self, before: float) -> list[bytes]:
         """Drop functions that no task needs any more; return the digests of their codes.
 
-        Of what this broker has saved or looked up, the last version of each name stays: it may be
-        sent by that. Call it while all that was accepted is saved.
+        Call it while all that was accepted is saved.
 
         Parameters
         ----------
         before
-            Wall clock: what has come since then stays.
+            As of `Functions.expired`, which tells what stays even so.
         """
         if not self._tasks_gone:
             return []
-        old = {function for (function,) in self._db.all(_OLD_FUNCTIONS, (before,))}
-        last = {function for (function,) in self._db.all(_LAST_FUNCTIONS)}
-        spare = old - (self._in_use & last)
+        spare = self.functions.expired(before)
         if spare:
             spare.difference_update(function for (function,) in self._read(_USED_FUNCTIONS))
         self._tasks_gone = False
-        if not spare:
-            return []
-        values = [(function,) for function in spare]
-        with self._db.transaction("drop what has expired"):
-            for table in ("function_payloads", "functions"):
-                self._db.executemany(f"DELETE FROM {table} WHERE function = ?", values)
-        self._in_use -= spare
-        names = [self._function_names.pop(function) for function in spare]
-        for name in names:
-            del self._functions[name]
-        return [digest for digest, _ in names if digest]
+        return self.functions.drop(spare)
 
     def shrink(self) -> bool:
         """Give some unused pages back to the file system; return whether there are more."""
@@ -983,7 +687,7 @@ class Store:
 
     def size(self) -> int:
         """Return the bytes that the store takes, its log and large pieces included."""
-        return segments.size(self._folder) + self._db.size()
+        return self.payloads.size_of_files() + self._db.size()
 
     def close(self) -> None:
         """Let go of the file."""

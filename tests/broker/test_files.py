@@ -14,7 +14,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nbtasks.broker.store import SWEEPS, Store
+from nbtasks.broker.payloads import SWEEPS
+from nbtasks.broker.store import Store
 from nbtasks.core.messages import Event
 from nbtasks.core.tasks import Task
 from nbtasks.exceptions import StoreError
@@ -200,7 +201,7 @@ def test_files_that_others_took_the_place_of_are_for_whoever_knows_of_those(sync
     synced.sync()
 
     assert there(synced) == names(former, present)
-    assert synced.replaced == names(former)
+    assert synced.payloads.replaced == names(former)
 
 
 def test_file_of_a_call_that_is_known_goes_unless_a_row_needs_it(store, keep):
@@ -261,7 +262,7 @@ def test_nothing_is_freed_by_what_could_not_be_saved(store, keep, monkeypatch):
     def fail(*_: object) -> None:
         raise StoreError("The disk is full.")
 
-    monkeypatch.setattr(store, "_let_go_of_arguments", fail)
+    monkeypatch.setattr(store.payloads, "_let_go_of_arguments", fail)
     with pytest.raises(StoreError):
         commit(store, [SaveForget(1)], NOW)
     monkeypatch.undo()
@@ -289,11 +290,11 @@ def test_sweep_takes_what_nobody_has_referred_to_for_three_looks(store, keep):
     needed, lost = keep(), keep()
     accept_with(store, 1, needed)
 
-    store.sweep()
-    store.sweep()
+    store.payloads.sweep()
+    store.payloads.sweep()
     assert there(store) == names(needed, lost)
 
-    store.sweep()
+    store.payloads.sweep()
     assert there(store) == names(needed)
 
 
@@ -301,21 +302,21 @@ def test_sweep_takes_old_ones_at_once(store, keep):
     needed, lost = keep(), keep()
     accept_with(store, 1, needed)
 
-    store.sweep(before=time.time() - 60)
+    store.payloads.sweep(before=time.time() - 60)
     assert there(store) == names(needed, lost)
 
-    store.sweep(before=time.time() + 60)
+    store.payloads.sweep(before=time.time() + 60)
     assert there(store) == names(needed)
 
 
 def test_sweep_leaves_what_was_accepted_between_two_looks(store, keep):
     frame = keep()
 
-    store.sweep()
-    store.sweep()
+    store.payloads.sweep()
+    store.payloads.sweep()
     accept_with(store, 1, frame)
-    store.sweep()
-    store.sweep()
+    store.payloads.sweep()
+    store.payloads.sweep()
 
     assert there(store) == names(frame)
 
@@ -323,22 +324,22 @@ def test_sweep_leaves_what_was_accepted_between_two_looks(store, keep):
 def test_what_the_dead_have_written_goes_at_the_second_look(store, keep, monkeypatch):
     needed, lost = keep(), keep()
     accept_with(store, 1, needed)
-    monkeypatch.setattr("nbtasks.broker.store.alive", lambda pid: pid != os.getpid())
+    monkeypatch.setattr("nbtasks.broker.payloads.alive", lambda pid: pid != os.getpid())
 
-    assert store.sweep_after_dead()
+    assert store.payloads.sweep_after_dead()
     assert there(store) == names(needed, lost)
 
-    assert not store.sweep_after_dead()
+    assert not store.payloads.sweep_after_dead()
     assert there(store) == names(needed)
 
 
 def test_what_the_dead_have_said_last_may_be_read_between_two_looks(store, keep, monkeypatch):
     frame = keep()
-    monkeypatch.setattr("nbtasks.broker.store.alive", lambda pid: pid != os.getpid())
+    monkeypatch.setattr("nbtasks.broker.payloads.alive", lambda pid: pid != os.getpid())
 
-    store.sweep_after_dead()
+    store.payloads.sweep_after_dead()
     accept_with(store, 1, frame)
-    store.sweep_after_dead()
+    store.payloads.sweep_after_dead()
 
     assert there(store) == names(frame)
 
@@ -346,7 +347,7 @@ def test_what_the_dead_have_said_last_may_be_read_between_two_looks(store, keep,
 def test_what_the_living_have_written_may_be_on_its_way(store, keep):
     frame = keep()
 
-    assert not any(store.sweep_after_dead() for _ in range(3))
+    assert not any(store.payloads.sweep_after_dead() for _ in range(3))
 
     assert there(store) == names(frame)
 
@@ -356,7 +357,7 @@ def test_result_is_no_orphan(store, keep):
     finish_with(store, accept_with(store, 1), frame)
 
     for _ in range(5):
-        store.sweep()
+        store.payloads.sweep()
 
     assert there(store) == names(frame)
 
@@ -455,7 +456,7 @@ class Files(RuleBasedStateMachine):
     @rule()
     def sweep_often_enough(self) -> None:
         for _ in range(SWEEPS):
-            self.store.sweep()
+            self.store.payloads.sweep()
         self.orphans.clear()
 
     @invariant()

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nbtasks.broker import boot as boot_module
 from nbtasks.broker import bundles as bundles_module
 from nbtasks.broker import database as database_module
 from nbtasks.broker import file as file_module
@@ -376,7 +377,7 @@ def test_frame_that_is_too_long_for_sqlite_comes_back_in_one_piece(store, monkey
     commit(store, [SaveDefinition(define(), frames)], NOW)
 
     assert store.calls([1])[1][1] == frames
-    assert store.definition(DIGEST)[1] == frames
+    assert store.functions.definition(DIGEST)[1] == frames
 
 
 def test_call_of_an_unknown_task_is_left_out(store):
@@ -426,23 +427,23 @@ def test_function_is_kept_with_its_policy_and_frames(store, path, opened):
     commit(store, [SaveDefinition(define(), (b"f1", b"f2"))], NOW)
     store.close()
 
-    assert opened(path).definition(DIGEST) == (define(), (b"f1", b"f2"))
+    assert opened(path).functions.definition(DIGEST) == (define(), (b"f1", b"f2"))
 
 
 def test_unknown_function_is_none(store):
-    assert store.definition(b"?" * 16) is None
-    assert store.definition_named("add") is None
+    assert store.functions.definition(b"?" * 16) is None
+    assert store.functions.definition_named("add") is None
 
 
 def test_name_means_the_code_that_came_last(store):
     old, new = b"o" * 16, b"n" * 16
     commit(store, [SaveDefinition(define(old)), SaveDefinition(define(new))], NOW)
 
-    assert store.definition_named("add") == new
+    assert store.functions.definition_named("add") == new
 
     commit(store, [SaveDefinition(define(old))], later(-7_200))  # the clock was set back
 
-    assert store.definition_named("add") == old
+    assert store.functions.definition_named("add") == old
 
 
 def test_function_saved_again_has_its_new_frames_only(store):
@@ -450,7 +451,7 @@ def test_function_saved_again_has_its_new_frames_only(store):
 
     commit(store, [SaveDefinition(define(), (b"c",))], NOW)
 
-    assert store.definition(DIGEST)[1] == (b"c",)
+    assert store.functions.definition(DIGEST)[1] == (b"c",)
 
 
 def test_call_by_name_needs_no_code(store):
@@ -459,8 +460,8 @@ def test_call_by_name_needs_no_code(store):
     row = store.find("task-1")
 
     assert (row.definition, row.name) == (b"", "tasks.elsewhere")
-    assert store.definition(b"") is None
-    assert store.definition_named("tasks.elsewhere") is None
+    assert store.functions.definition(b"") is None
+    assert store.functions.definition_named("tasks.elsewhere") is None
 
 
 def test_code_may_come_after_the_call(store):
@@ -468,7 +469,7 @@ def test_code_may_come_after_the_call(store):
 
     commit(store, [SaveDefinition(define())], NOW)
 
-    assert store.definition_named(store.find("task-1").name) == DIGEST
+    assert store.functions.definition_named(store.find("task-1").name) == DIGEST
 
 
 # ----------------------------------------------------------------------------------------- clocks
@@ -555,9 +556,9 @@ def test_tickets_rise_over_a_reboot_and_after_it(path, opened, monkeypatch, seco
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="macOS has another one")
 def test_machine_without_a_boot_id_has_none(monkeypatch, short_path):
-    monkeypatch.setattr(store_module, "_BOOT_ID", short_path / "nothing")
+    monkeypatch.setattr(boot_module, "_BOOT_ID", short_path / "nothing")
 
-    assert store_module.boot_id() == ""
+    assert boot_module.boot_id() == ""
 
 
 # ------------------------------------------------------------------------------------ small things
@@ -611,10 +612,10 @@ def test_function_that_no_task_needs_expires(path, opened):
     assert second.expire(later(50).wall, 100) == 1
     assert second.expire_functions(later(50).wall) == [gone]
 
-    assert second.definition(gone) is None
+    assert second.functions.definition(gone) is None
     assert second._db.execute("SELECT count(*) FROM function_payloads").fetchall() == [(0,)]
-    assert second.definition(kept) is not None
-    assert second.definition(young) is not None
+    assert second.functions.definition(kept) is not None
+    assert second.functions.definition(young) is not None
     assert second.find("task-1").definition == kept
 
 
@@ -627,13 +628,13 @@ def test_of_what_this_broker_has_in_mind_the_last_versions_do_not_expire(path, o
     former, last = b"s" * 16, b"t" * 16
     for digest in (former, last):
         commit(second, [SaveDefinition(define(digest, "other"))], NOW)
-    assert second.definition(looked_up) is not None
+    assert second.functions.definition(looked_up) is not None
 
     assert second.expire_functions(later(50).wall) == [former]
 
-    assert second.definition(looked_up) is not None
-    assert second.definition(former) is None
-    assert second.definition(last) is not None
+    assert second.functions.definition(looked_up) is not None
+    assert second.functions.definition(former) is None
+    assert second.functions.definition(last) is not None
 
 
 def test_space_comes_back_after_expiry(store):
@@ -1053,14 +1054,14 @@ def test_full_disk_takes_nothing_and_is_got_over(store):
 
     assert store.find("task-1").phase == "queued"
     assert store.find("task-2") is None
-    assert store.definition_named("new") is None
+    assert store.functions.definition_named("new") is None
 
     store._db.execute("PRAGMA max_page_count = 1000000")
     commit(store, saves, NOW)
 
     assert store.find("task-1").phase == "running"
     assert says(store.find("task-2")) == columns(new)
-    assert store.definition_named("new") == digest
+    assert store.functions.definition_named("new") == digest
 
 
 def test_what_cannot_be_saved_is_an_error_and_spoils_nothing(store):
@@ -1318,6 +1319,24 @@ def test_damage_met_later_is_told_with_the_file(path, opened):
 
     with pytest.raises(StoreCorrupt, match=r"store\.sqlite"):
         opened(path).find("task-1")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda store: store.find("task-1"),
+        lambda store: store.calls([1]),
+        lambda store: store.children_of(["p"]),
+    ],
+    ids=["find", "calls", "children_of"],
+)
+def test_task_whose_function_is_not_there_is_damage(store, ask):
+    accept(store, 1, parent="p")
+    store.settle()
+    store._db.execute("UPDATE tasks SET function = 7")
+
+    with pytest.raises(StoreCorrupt, match="function 7, which is not there"):
+        ask(store)
 
 
 def test_database_of_another_program_is_refused_and_kept(path):

@@ -401,7 +401,7 @@ def read_all(path: Path) -> int:
         for row in rows:
             store.events(row.seq, 0)
             store.find(row.id)
-            store.definition(row.definition)
+            store.functions.definition(row.definition)
         store.counts()
         store.listing(None, 1_000)
         return len(rows)
