@@ -158,6 +158,9 @@ class Request:
 
     def __repr__(self) -> str:
         fields = {**vars(self), "children": self._sent}
+        for name in ("eta", "expires"):  # a worker writes them when they are asked for
+            if (text := getattr(self, name)) is not None:
+                fields[name] = text
         told = ((name, value) for name, value in sorted(fields.items()) if name[0] != "_")
         return f"<Request: {', '.join(f'{name}={value!r}' for name, value in told)}>"
 

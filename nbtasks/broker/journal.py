@@ -96,6 +96,7 @@ class Backlog:
         self.entries: dict[int, Entry] = {}
         #: Worker → below which ticket what it was given is over, where the tables do not say so.
         self.cleared: dict[str, int] = {}
+        #: Events that are rows of their own: of most tasks the only one is none.
         self._events = 0
         #: Bytes of the calls and events that came for those in it.
         self.size = 0
@@ -133,6 +134,7 @@ class Backlog:
             entry = entries.get(event[0])
             if entry is None:
                 entry = entries[event[0]] = Entry(turn)
+            self._events += bool(entry.events)
             entry.events.append(event)
             size = len(event[2])
             entry.size += size
@@ -141,7 +143,6 @@ class Backlog:
             self._given.append((turn, worker, pairs))
         self.cleared |= changes.cleared
         self._over |= changes.cleared
-        self._events += len(changes.events)
 
     def oldest(self, rows: int | None, coming: int) -> Oldest:
         """Return what is to be written next.
@@ -159,7 +160,7 @@ class Backlog:
             if room <= 0:
                 return Oldest(found, entry.since)
             found[seq] = entry
-            room -= 1 + len(entry.events)
+            room -= max(1, len(entry.events))
         return Oldest(found, coming)
 
     def notes_before(self, turn: int) -> Iterator[tuple[str, list[Pair]]]:
@@ -174,7 +175,8 @@ class Backlog:
         """Let go of what is in the tables now, notes and all."""
         for seq in written.entries:
             entry = self.entries.pop(seq)
-            self._events -= len(entry.events)
+            if len(entry.events) > 1:
+                self._events -= len(entry.events) - 1
             self.size -= entry.size
         while self._given and self._given[0][0] < written.before:
             self._given.popleft()
