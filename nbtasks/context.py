@@ -157,12 +157,15 @@ class Request:
         return getattr(self, name, default)
 
     def __repr__(self) -> str:
-        fields = {**vars(self), "children": self._sent}
-        for name in ("eta", "expires"):  # a worker writes them when they are asked for
-            if (text := getattr(self, name)) is not None:
-                fields[name] = text
-        told = ((name, value) for name, value in sorted(fields.items()) if name[0] != "_")
-        return f"<Request: {', '.join(f'{name}={value!r}' for name, value in told)}>"
+        # A worker writes times when they are asked for.
+        times = {"eta": self.eta, "expires": self.expires}
+        fields = {**vars(self), **times, "children": self._sent}
+        told = (
+            f"{name}={value!r}"
+            for name, value in sorted(fields.items())
+            if name[0] != "_" and (value is not None or name not in times)
+        )
+        return f"<Request: {', '.join(told)}>"
 
 
 class Frame(msgspec.Struct, frozen=True, eq=False):

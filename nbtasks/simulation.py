@@ -17,6 +17,7 @@ confirmed.
 from __future__ import annotations
 
 from collections import deque
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import msgspec
@@ -178,7 +179,7 @@ class Simulation:
         self._batches = 0
         self._brokers = 0
         #: What peers have said and the broker has not yet heard.
-        self._mail: deque[tuple[bytes, Any]] = deque()
+        self._mail: list[tuple[bytes, Any]] = []
         #: What is said again to the next broker: functions, calls by batch, deaths.
         self._defined: list[tuple[bytes, Define]] = []
         self._unaccepted: dict[int, tuple[bytes, Submit]] = {}
@@ -386,9 +387,10 @@ class Simulation:
     def _settle(self) -> None:
         """Let the broker take its turns until nobody has anything to say."""
         while True:
-            while self._mail:
-                peer, message = self._mail.popleft()
-                self.scheduler.receive(peer, message, self.now)
+            mail, self._mail = self._mail, []
+            for (peer, _), alike in groupby(mail, key=lambda each: (each[0], type(each[1]))):
+                messages = [message for _, message in alike]
+                self.scheduler.receive_alike(peer, messages, self.now, iter(()))
             self.scheduler.tick(self.now)
             self._carry_out()
             if not self._mail:

@@ -10,7 +10,8 @@ with one event and nothing special, are packed into one row. Whoever asks for on
 in the tables: all of its bundle is brought there first, for good.
 
 So no question but those that count has to know of bundles. Nor has a change: whoever changes a task
-that has ended has asked for it before.
+that has ended has asked for it before (and where the disk was too full to bring it to the tables,
+that is done when the change finds no row).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import msgspec
 from nbtasks.broker.database import Database
 from nbtasks.broker.file import decoder
 from nbtasks.broker.journal import CallRow, Entry, StateRow
-from nbtasks.broker.tables import PUT_ENDED_CALL
+from nbtasks.broker.tables import PUT_PACKED
 
 #: Tasks in a bundle: with fewer, rows are not dearer; with more, whoever asks for one waits.
 FEWEST: Final = 32
@@ -121,7 +122,7 @@ class Bundles:
         with self._db.transaction("save", news=False):
             for number in bundles:
                 rows = [(*call, *state[1:], event) for call, state, event in self._take(number)]
-                self._db.executemany(PUT_ENDED_CALL, rows)
+                self._db.executemany(PUT_PACKED, rows)
 
     def unpack_seqs(self, seqs: Iterable[int]) -> None:
         """Bring what may be one of these tasks to the tables."""

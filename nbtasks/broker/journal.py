@@ -145,7 +145,9 @@ class Backlog:
         self._over |= changes.cleared
 
     def oldest(self, rows: int | None, coming: int) -> Oldest:
-        """Return what is to be written next.
+        """Return what is to be written next: all that began in some turns.
+
+        So after a crash no call is found in the journal that had been written.
 
         Parameters
         ----------
@@ -156,10 +158,12 @@ class Backlog:
         """
         found: dict[int, Entry] = {}
         room = len(self) if rows is None else rows
+        since = 0
         for seq, entry in self.entries.items():
-            if room <= 0:
+            if room <= 0 and entry.since != since:
                 return Oldest(found, entry.since)
             found[seq] = entry
+            since = entry.since
             room -= max(1, len(entry.events))
         return Oldest(found, coming)
 

@@ -13,7 +13,7 @@ CREATE TABLE bundles (
     count       INTEGER NOT NULL,   -- how many they are
     ended_first REAL NOT NULL,      -- wall; when the first of them ended
     ended_last  REAL NOT NULL,      -- wall; when the last of them ended
-    packed      BLOB NOT NULL       -- bundles.Packed (msgpack)
+    packed      BLOB NOT NULL       -- a list of bundles.PackedTask (msgpack)
 );
 
 CREATE INDEX bundles_by_seq ON bundles (last, first);

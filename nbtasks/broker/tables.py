@@ -19,13 +19,16 @@ from nbtasks.core.states import PENDING, QUEUED
 _USUAL_REST: Final = (DEFAULT_PRIORITY, DEFAULT_QUEUE, 0, 0, None, None, None, None, "", None)
 _USUAL: Final = f"{DEFAULT_PRIORITY}, '{DEFAULT_QUEUE}', 0, 0, NULL, NULL, NULL, NULL, '', NULL"
 
-#: A new call, or the same task's next one; what cannot change is left as it was.
-_PUT_CALL: Final = """
+_INSERT: Final = """
 INSERT INTO tasks (
     seq, id, function, client, accepted_at, parent, root, call, phase, state, n, worker, ticket,
     ended_at, only_event,
     priority, queue, retries, deaths, due, due_at, eta, expires, wish, limit_at
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {end}, {rest})
+"""
+#: A new call, or the same task's next one; what cannot change is left as it was.
+_PUT_CALL: Final = f"""
+{_INSERT}
 ON CONFLICT (seq) DO UPDATE SET
     client = excluded.client, phase = excluded.phase, state = excluded.state, n = excluded.n,
     worker = excluded.worker, ticket = excluded.ticket, ended_at = excluded.ended_at,
@@ -39,7 +42,9 @@ _PUT_NEW_CALL: Final = _PUT_CALL.replace(
     "?, ?, ?, ?, ?, {end}, {rest}", f"'{QUEUED}', '{PENDING}', 0, '', 0, NULL, NULL, {_USUAL}"
 )
 _PUT_OPEN_CALL: Final = _PUT_CALL.format(end="NULL, NULL", rest=_USUAL)
-PUT_ENDED_CALL: Final = _PUT_CALL.format(end="?, ?", rest=_USUAL)
+_PUT_ENDED_CALL: Final = _PUT_CALL.format(end="?, ?", rest=_USUAL)
+#: The same, out of a bundle: a row that is there is newer.
+PUT_PACKED: Final = f"{_INSERT.format(end='?, ?', rest=_USUAL)} ON CONFLICT (seq) DO NOTHING"
 _PUT_ANY_CALL: Final = _PUT_CALL.format(end="?, NULL", rest=", ".join("?" * 10))
 
 #: A task that has its row. One that was forgotten in the meantime stays so.
@@ -91,7 +96,7 @@ def statements(entries: Iterable[Entry]) -> Iterator[tuple[str, list[tuple[Any, 
                 statement = _PUT_USUAL_STATE if usual else _PUT_ANY_STATE
                 row = (*state[1:], state[0])
         elif only is not None:
-            statement, row = PUT_ENDED_CALL, (*call, *state[1:], bytearray(only))
+            statement, row = _PUT_ENDED_CALL, (*call, *state[1:], bytearray(only))
         elif usual and state[6] is None:
             statement, row = _PUT_OPEN_CALL, (*call, *state[1:6])
         else:

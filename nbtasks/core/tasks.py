@@ -80,6 +80,7 @@ def task_of(row: Row) -> Task:
 
 def call_now(call: Call, task: Row) -> Call:
     """Return a task's call as it shall run now: it may run again, and its time not be over."""
-    if call.retries == task.retries and call.expires == task.expires:
+    expires = task.expires if task.ended_at is None else call.expires  # its handlers still run
+    if call.retries == task.retries and call.expires == expires:
         return call
-    return msgspec.structs.replace(call, retries=task.retries, expires=task.expires)
+    return msgspec.structs.replace(call, retries=task.retries, expires=expires)

@@ -420,7 +420,7 @@ class Workers:
         if not self.ready:
             return
         for worker in self._in_turn(self.idle()):
-            if most == 0 or not self.ready:
+            if most == 0:
                 break
             if tasks := self._take(worker, 1, now, ahead=False):
                 most = None if most is None else most - 1

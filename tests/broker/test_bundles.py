@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from nbtasks.broker.store import Store
 from nbtasks.core.messages import Event, Now
 from nbtasks.core.tasks import Task
 from nbtasks.exceptions import StoreCorrupt, StoreError
+from tests.broker import saves
 from tests.broker.saves import (
     CLIENT,
     DIGEST,
@@ -345,3 +347,55 @@ def test_damaged_bundle_is_told_as_such(store, tasks):
 
     with pytest.raises(StoreCorrupt, match="cannot be read"):
         store.find(id_of(3))
+
+
+def test_change_of_what_was_read_on_a_full_disk_is_not_lost(store, tasks, monkeypatch):
+    def fail(*_: object) -> None:
+        raise StoreError("The disk is full.")
+
+    with monkeypatch.context() as full:
+        full.setattr(store, "settle", fail)
+        assert says(store.find(id_of(3))) == columns(tasks[2])
+    assert packed(store) == [MANY]
+
+    task = tasks[2]
+    task.phase, task.state, task.ended_at = "queued", "PENDING", None
+    commit(store, [SaveTask(task)], NOW)
+
+    assert [row.seq for row in store.open_tasks(NOW)] == [3]
+    event = finish(store, task, "FAILURE")
+    assert says(store.find(task.id)) == columns(task)
+    assert [event.n for event, _ in store.events(3)] == [1, event.n]
+    assert store.counts() == {"SUCCESS": MANY - 1, "FAILURE": 1}
+
+
+@pytest.mark.parametrize("rows", [1, MANY, MANY + FEWEST // 2])
+def test_what_is_packed_is_not_found_in_the_journal_after_a_crash(store, path, opened, rows):
+    for first in (1, MANY + 1):
+        tasks = {
+            seq: saves.task_for(seq, call_for(seq, id=id_of(seq)))
+            for seq in range(first, first + MANY)
+        }
+        calls = [
+            SaveCall(seq, call_for(seq, id=task.id), CLIENT, NOW.wall, (), task)
+            for seq, task in tasks.items()
+        ]
+        commit(store, calls, NOW)
+        ends: list[Any] = []
+        for seq, task in tasks.items():
+            task.phase, task.state, task.n, task.ended_at = "done", "SUCCESS", 1, NOW.wall
+            event = Event(task.id, 1, NOW.wall, "state", "SUCCESS", b"3", final=True)
+            ends += [SaveEvent(seq, event), SaveTask(task)]
+        commit(store, ends, NOW)
+
+    store.settle(rows)
+
+    copy = path.with_name("copy.sqlite")
+    for end in ("", "-wal"):
+        shutil.copy(f"{path}{end}", f"{copy}{end}")
+    again = opened(copy)
+    assert again.counts() == {"SUCCESS": 2 * MANY}
+    assert again.last_seq() == 2 * MANY
+    assert [event.n for event, _ in again.events(3)] == [1]
+    assert says(again.find(id_of(2 * MANY))) == columns(tasks[2 * MANY])
+    assert again.counts() == {"SUCCESS": 2 * MANY}
