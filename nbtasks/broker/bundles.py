@@ -10,8 +10,8 @@ with one event and nothing special, are packed into one row. Whoever asks for on
 in the tables: all of its bundle is brought there first, for good.
 
 So no question but those that count has to know of bundles. Nor has a change: whoever changes a task
-that has ended has asked for it before (and where the disk was too full to bring it to the tables,
-that is done when the change finds no row).
+that has ended has asked for it before, and where the disk was too full to bring it to the tables,
+that is done when the change is to be written.
 """
 
 from __future__ import annotations

@@ -315,12 +315,13 @@ class Store:
     def _write_oldest(self, rows: int | None) -> Oldest:
         """Write what is longest in the journal, and drop it there; return what it was."""
         oldest = self._backlog.oldest(rows, self._turn)
-        above = self._db.value(_LAST_SEQ)
-        for statement, values in statements(self._bundles.pack(oldest.entries.values(), above)):
-            if self._put(statement, values) < len(values):
-                # Only what changes a row may find none: `seq` comes last.
-                self._bundles.unpack_seqs(self._without_rows({row[-1] for row in values}))
-                self._put(statement, values)
+        entries, above = oldest.entries, self._db.value(_LAST_SEQ)
+        # Whoever changes a task that has ended has asked for it, so it has its row; but where the
+        # disk was full meanwhile, it could be read only.
+        changed = {seq for seq, entry in entries.items() if entry.call is None or seq <= above}
+        self._bundles.unpack_seqs(self._without_rows(changed))
+        for statement, values in statements(self._bundles.pack(entries.values(), above)):
+            self._put(statement, values)
         for worker, pairs in self._backlog.notes_before(oldest.before):
             self._db.execute(
                 "INSERT INTO given (worker, last, pairs) VALUES (?, ?, ?)",
@@ -391,16 +392,17 @@ class Store:
                     found[seq] = max(found.get(seq, (0, "")), (ticket, worker))
         return found
 
-    def _put(self, statement: str, rows: list[tuple[Any, ...]]) -> int:
-        """Carry out a statement with each of some rows; return how many rows it has met."""
-        return self._db.executemany(statement, rows).rowcount if rows else 0
+    def _put(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
+        if rows:
+            self._db.executemany(statement, rows)
 
     def _without_rows(self, seqs: set[int]) -> set[int]:
         """Return those of some tasks that have no row."""
-        there = set()
+        there: set[int] = set()
         for some, marks in _in_parcels(seqs):
-            there.update(self._db.all(f"SELECT seq FROM tasks WHERE seq IN {marks}", some))
-        return seqs - {seq for (seq,) in there}
+            rows = self._db.all(f"SELECT seq FROM tasks WHERE seq IN {marks}", some)
+            there.update(seq for (seq,) in rows)
+        return seqs - there
 
     def _delete(self, seqs: Collection[int]) -> None:
         """Drop tasks that lie in the tables, with all that is theirs."""

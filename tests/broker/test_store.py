@@ -751,9 +751,6 @@ class Model:
         del self.tasks[seq], self.calls[seq], self.events[seq]
         return [SaveForget(seq)]
 
-    def ended(self) -> set[int]:
-        return {seq for seq, task in self.tasks.items() if task.phase == "done"}
-
     def check(self, store: Store) -> None:
         """Hold the store against what it must know."""
         known = sorted(self.tasks)
@@ -791,8 +788,6 @@ def test_store_knows_what_it_was_told_also_after_a_crash_at_any_point(told, cras
         stores = [Store(path, "normal")]
         stack.callback(lambda: stores[-1].close())
         for number, turn in enumerate(told):
-            for seq in model.ended() & {seq for _, seq, _ in turn}:
-                stores[-1].find(f"task-{seq}")  # nobody changes what has ended without a look at it
             commit(stores[-1], model.saves(turn), NOW)
             if reads:
                 model.check(stores[-1])
