@@ -17,6 +17,7 @@ that is done when the change is to be written.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -38,12 +39,15 @@ PREFIX: Final = 24
 
 #: One task: its call, its state, its event.
 PackedTask = tuple[CallRow, StateRow, bytes]
+Packed = list[PackedTask]
 
 _PUT: Final = """
 INSERT INTO bundles (
     first, last, prefix, low, high, function, state, count, ended_first, ended_last, packed
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+
+_BY_ID: Final = "SELECT bundle, low, high FROM bundles WHERE prefix = ? AND high >= ? AND low <= ?"
 
 _seq: Final = itemgetter(0)
 _id: Final = itemgetter(1)
@@ -66,7 +70,7 @@ class Bundles:
     def __init__(self, database: Database) -> None:
         self._db = database
         self._encode = msgspec.msgpack.Encoder().encode
-        self._decode = decoder(database.path, list[PackedTask])
+        self._decode = decoder(database.path, Packed, "a bundle")
 
     # --------------------------------------------------------------------------------- packing
 
@@ -119,7 +123,7 @@ class Bundles:
         """Bring all that is in some bundles to the tables."""
         if not bundles:
             return
-        with self._db.transaction("save", news=False):
+        with self._db.transaction("save", news=False, joins=True):
             for number in bundles:
                 rows = [(*call, *state[1:], event) for call, state, event in self._take(number)]
                 self._db.executemany(PUT_PACKED, rows)
@@ -127,16 +131,20 @@ class Bundles:
     def unpack_seqs(self, seqs: Iterable[int]) -> None:
         """Bring what may be one of these tasks to the tables."""
         where = "last >= ? AND first <= ?"
-        self.unpack([number for seq in seqs for number in self._where(where, (seq, seq))])
+        found = {number for seq in seqs for number in self._where(where, (seq, seq))}
+        self.unpack(sorted(found))
 
     def unpack_ids(self, task_ids: Iterable[str]) -> None:
         """Bring what may have one of these ids to the tables."""
-        found: set[int] = set()
+        found: list[int] = []
         for prefix, some in groupby(sorted(task_ids), _prefix):
-            low, *rest = some
-            high = rest[-1] if rest else low
-            found.update(self._where("prefix = ? AND low <= ? AND high >= ?", (prefix, high, low)))
-        self.unpack(sorted(found))
+            ids = list(some)
+            spans = self._db.all(_BY_ID, (prefix, ids[0], ids[-1]))
+            for number, low, high in spans:
+                first = bisect_left(ids, low)
+                if first < len(ids) and ids[first] <= high:
+                    found.append(number)
+        self.unpack(found)
 
     def unpack_newest(
         self, order: str, limit: int, rows: str, values: Sequence[Any], state: str | None = None

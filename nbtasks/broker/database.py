@@ -162,8 +162,8 @@ class Database:
             raise error_of(self.path, doing, error) from error
 
     @contextlib.contextmanager
-    def transaction(self, doing: str, news: bool = True) -> Iterator[None]:
-        """Do all of the block or nothing; within another transaction, as a part of that.
+    def transaction(self, doing: str, news: bool = True, joins: bool = False) -> Iterator[None]:
+        """Do all of the block or nothing.
 
         Parameters
         ----------
@@ -172,9 +172,11 @@ class Database:
         news
             Whether it saves anything that the file does not hold already, in another place: only
             that must be synced.
+        joins
+            Whether it is a part of the transaction that is open, if there is one.
         """
         with self.errors(doing):
-            if self.in_transaction():
+            if joins and self.in_transaction():
                 yield
                 return
             self.execute("BEGIN IMMEDIATE")

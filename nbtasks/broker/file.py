@@ -88,15 +88,24 @@ def too_new(path: Path, version: int, newest: int) -> StoreTooNew:
     )
 
 
-def decoder(path: Path, kind: type[_T]) -> Callable[[bytes | bytearray], _T]:
-    """Return a function that reads what the store holds as msgpack."""
+def decoder(path: Path, kind: type[_T], name: str = "") -> Callable[[bytes | bytearray], _T]:
+    """Return a function that reads what the store holds as msgpack.
+
+    Parameters
+    ----------
+    path
+        The store.
+    kind, name
+        What it is to be, and how that is called in errors: by default, as the class.
+    """
     decode = msgspec.msgpack.Decoder(kind).decode
+    name = name or f"a {kind.__name__}"
 
     def read(data: bytes | bytearray) -> _T:
         try:
             return decode(data)
         except (msgspec.MsgspecError, ValueError, TypeError) as error:
-            raise corrupt(path, f"where a {kind.__name__} should be, {error}") from error
+            raise corrupt(path, f"where {name} should be, {error}") from error
 
     return read
 

@@ -20,6 +20,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+# A journal lives for seconds, but a bundle as long as results are kept: what these tuples say must
+# be understood by later versions.
+
 #: seq, id, function, client, accepted_at, parent, root, call.
 CallRow = tuple[int, str, int, bytes, float, str, str, bytes]
 #: seq, phase, state, n, worker, ticket, ended_at; then, where a task has anything special: client,

@@ -18,7 +18,7 @@ CREATE TABLE bundles (
 
 CREATE INDEX bundles_by_seq ON bundles (last, first);
 
-CREATE INDEX bundles_by_id ON bundles (prefix, low, high);
+CREATE INDEX bundles_by_id ON bundles (prefix, high, low);
 
 -- All that is asked of many bundles at once: the rows are long.
 CREATE INDEX bundles_by_end ON bundles (ended_last, ended_first, state, count, function);

@@ -85,7 +85,7 @@ HOUSEKEEPING = 5.0
 #: Seconds between two attempts to write when the store cannot.
 STORE_RETRY = 0.2
 #: Seconds without news after which the store's journal is brought into its tables, and how many
-#: rows of it at once: whoever comes then waits for some milliseconds at most.
+#: rows of it at once, or those of a whole turn: whoever comes then waits for some milliseconds.
 QUIET = 0.05
 CATCH_UP = 500
 #: Seconds that a confirmation nobody waits for is held back, to travel with other news.

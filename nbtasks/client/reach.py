@@ -88,7 +88,10 @@ class Reach:
         self.functions: list[tuple[types.FunctionType, tuple[str, ...]]] = []
         #: What was noted, as terms of an expression, and what the names in them mean.
         self._terms: list[str] = []
-        self._names: dict[str, Any] = {"same": _same}
+        self._names: dict[str, Any] = {}
+        #: Containers, and what is in each: one term for all of them, as there may be thousands.
+        self._containers: list[Collection[Any]] = []
+        self._contents: list[tuple[Any, ...]] = []
         self._seen: dict[int, Any] = {}
         self._waiting: list[Any] = []
         self._visit_task(task)
@@ -97,6 +100,9 @@ class Reach:
         if self.volatile:  # nobody asks what was noted, which may be large
             self._terms.clear()
             self._names.clear()
+        elif self._containers:
+            same, containers, contents = map(self._name, (_same, self._containers, self._contents))
+            self._terms.append(f"all(map({same}, {containers}, {contents}))")
         code = _compiled(" and ".join(self._terms) or "True")
         self._holds = types.FunctionType(code, self._names)
         self._terms.clear()
@@ -169,8 +175,8 @@ class Reach:
     def _note_members(self, container: Collection[Any]) -> tuple[Any, ...]:
         """Note what is in a container, or in a view of one that goes along with it."""
         found = tuple(container)
-        name = self._name(container)
-        self._terms.append(f"same({name}, {self._name(found)})" if found else f"not {name}")
+        self._containers.append(container)
+        self._contents.append(found)
         return found
 
     def _note_value(self, probe: Callable[[Any], Any], subject: Any, expected: Any) -> None:
@@ -218,7 +224,10 @@ class Reach:
         _, *parts = self._note_attributes(function, *_FUNCTION_PARTS)
         self._go_on_with(parts)
         self._visit_annotations(function)
-        self._visit_mapping(function.__dict__)
+        if function.__dict__:
+            self._visit_mapping(function.__dict__)
+        else:
+            self._terms.append(f"not {self._name(function.__dict__)}")
         self._visit_globals(function)
 
     def _visit_annotations(self, function: types.FunctionType) -> None:
@@ -358,7 +367,7 @@ _VISITS: Final[dict[type, Callable[[Reach, Any], None]]] = {
 }
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=64)
 def _compiled(expression: str) -> types.CodeType:
     """Return the code of a function without parameters that returns an expression.
 

@@ -216,7 +216,7 @@ def test_children_are_told_with_names_and_arguments_and_not_without_end(store, m
 
 
 def test_ended_tasks_are_told_by_when_they_ended(store):
-    tasks = [accept(store, seq) for seq in range(1, 5)]
+    tasks = [accept(store, seq) for seq in TASKS]
     for after, task in enumerate((tasks[2], tasks[0], tasks[3])):
         finish(store, task, now=later(after))
 
@@ -676,11 +676,15 @@ def test_ids_revoked_early_are_kept_in_order_until_they_are_not(store, path, ope
 # ------------------------------------------------------------------------------- any order of saves
 
 
+#: Of the tasks that come and go by chance.
+TASKS = range(1, 9)
+
+
 @st.composite
 def turns(draw: st.DrawFn) -> list[list[tuple[str, int, int]]]:
     """Some turns of (what, which task, a number)."""
     what = st.sampled_from(["call", "change", "usual", "event", "end", "over", "over", "forget"])
-    save = st.tuples(what, st.integers(1, 4), st.integers(0, 3))
+    save = st.tuples(what, st.sampled_from(TASKS), st.integers(0, 3))
     return draw(st.lists(st.lists(save, max_size=8), max_size=8))
 
 
@@ -757,20 +761,23 @@ class Model:
         still_open = [seq for seq in known if self.tasks[seq].phase != "done"]
         assert [row.seq for row in store.open_tasks(NOW)] == still_open
         assert sum(store.counts().values()) == len(known)
-        found = store.finds([f"task-{seq}" for seq in range(1, 5)])
+        found = store.finds([f"task-{seq}" for seq in TASKS])
         assert {row.seq: says(row) for row in found.values()} == {
             seq: columns(self.tasks[seq]) for seq in known
         }
-        assert store.calls(range(1, 5)) == self.calls
-        for seq in range(1, 5):
+        assert store.calls(TASKS) == self.calls
+        for seq in TASKS:
             assert store.events(seq, 0) == self.events.get(seq, [])
         assert sum(store.counts().values()) == len(known)
 
 
-#: The most rows in the journal, what more of them is brought to their tables, and whether the store
-#: is read (and the journal empty) after each turn; how many tasks make a bundle.
+#: The most rows in the journal, what more of them is brought to their tables, how many after each
+#: turn (-1: the store is read, and the journal empty), and how many tasks make a bundle.
 paces = st.tuples(
-    st.sampled_from([0, 3, 10_000]), st.integers(1, 3), st.booleans(), st.sampled_from([1, 2, 32])
+    st.sampled_from([0, 3, 10_000]),
+    st.integers(1, 3),
+    st.sampled_from([-1, 0, 1, 3]),
+    st.sampled_from([1, 2, 32]),
 )
 
 
@@ -779,18 +786,22 @@ paces = st.tuples(
 def test_store_knows_what_it_was_told_also_after_a_crash_at_any_point(told, crash, pace):
     model = Model()
     with contextlib.ExitStack() as stack:
-        backlog, stride, reads, fewest = pace
+        backlog, stride, settles, fewest = pace
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(store_module, "BACKLOG", backlog)
         patch.setattr(store_module, "STRIDE", stride)
         patch.setattr(bundles_module, "FEWEST", fewest)
+        patch.setattr(bundles_module, "MOST", 3)
+        patch.setattr(bundles_module, "PREFIX", len("task-"))
         path = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "store.sqlite"
         stores = [Store(path, "normal")]
         stack.callback(lambda: stores[-1].close())
         for number, turn in enumerate(told):
             commit(stores[-1], model.saves(turn), NOW)
-            if reads:
+            if settles < 0:
                 model.check(stores[-1])
+            elif settles:
+                stores[-1].settle(settles)
             if number == crash:
                 stores.append(Store(copy_of(path), "normal"))
                 stores[0].close()
