@@ -582,9 +582,11 @@ class Store:
         limit
             How many at most.
         state
-            Only those in this state, of the last `LATELY` that ended; None: all.
+            Only those in this state, of the last `LATELY` that ended, not counting what lies in
+            bundles in other states; None: all.
         """
-        unpack = partial(self._bundles.unpack_newest, "ended_last", LATELY, _ENDS, ())
+        most = limit if state is None else LATELY
+        unpack = partial(self._bundles.unpack_newest, "ended_last", most, _ENDS, (), state)
         return [self._row(row) for row in self._read(_ENDED, (LATELY, state, limit), unpack)]
 
     def counts(self) -> dict[str, int]:

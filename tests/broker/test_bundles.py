@@ -415,3 +415,14 @@ def test_what_is_packed_is_not_found_in_the_journal_after_a_crash(store, path, o
     assert [event.n for event, _ in again.events(3)] == [1]
     assert says(again.find(id_of(2 * MANY))) == columns(tasks[2 * MANY])
     assert again.counts() == {"SUCCESS": 2 * MANY, "PENDING": 2}
+
+
+def test_who_asks_for_failures_leaves_successes_packed(store, tasks):
+    for seq in range(MANY + 1, 2 * MANY + 1):
+        run(store, seq, "FAILURE", now=later(seq))
+    store.settle()
+
+    assert [row.seq for row in store.ended(2, "FAILURE")] == [2 * MANY, 2 * MANY - 1]
+    assert packed(store) == [MANY]
+    assert len(store.ended(30)) == 30
+    assert packed(store) == [MANY]
