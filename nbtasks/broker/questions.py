@@ -272,6 +272,10 @@ class Questions:
             "ended_at": row.ended_at,
         }
 
+    def _answer_wanted(self, instant: Now) -> int:
+        """Tell how many workers there shall be; `status` looks at all tasks for its answer."""
+        return self._scheduler.staff.wanted
+
     def _answer_settled(self, instant: Now) -> None:
         """Say nothing but that what the same peer has sent before is carried out by now."""
 

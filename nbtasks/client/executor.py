@@ -300,7 +300,7 @@ class _Chunks:
         self._least = 1
         self._workers = 1
         if not config.settings().task_always_eager:
-            self._workers = max(1, int(waiting.client().ask("status")["wanted"]))
+            self._workers = max(1, int(waiting.client().ask("wanted")))
         #: Chunks in order, as far as nobody has fetched their values.
         self._sent: deque[AsyncResult] = deque()
         #: Each chunk that is not over → its items, and the seconds that it took to send it.
