@@ -128,9 +128,9 @@ def ring(record: Record) -> None:
 
 def size_of(record: Record) -> int:
     """Return the bytes that the record of an ended task holds: arguments, result, output."""
-    size = sum([event.size for event in record.events])
-    if record.call is not None:
-        size += len(record.call.body)
+    size = 0 if record.call is None else len(record.call.body)
+    for event in record.events:  # mostly one: a loop takes half the time of `sum`
+        size += event.size
     if record.buffers:
         size += sum(len(buffer) for buffers in record.buffers.values() for buffer in buffers)
     return size
