@@ -64,7 +64,7 @@ _IMMUTABLE: Final[frozenset[type]] = frozenset(
     }
 )
 #: Modules of classes whose instances, found in classes and annotations, never change themselves.
-_FIXED_HOMES: Final = frozenset({"typing", "inspect", "dataclasses", "_typing"})
+_FIXED_HOMES: Final = frozenset({"typing", "inspect", "dataclasses", "_typing", "annotationlib"})
 #: What numpy has that never changes; of its scalars, those with fields do.
 _NUMPY: Final = frozenset({"ufunc", "dtype", "generic"})
 
