@@ -289,14 +289,12 @@ def _body(task: Any, request: Request, args: tuple[Any, ...], kwargs: dict[str, 
     if "_asleep" in task.__dict__:
         task._wake()  # the base's __init__, which has not run in this process yet
     own = _own_methods(task)  # __init__ may have set some
-    if own:
-        if _BEFORE in own:
-            finish(task.before_start(request.id, args, kwargs))
-        if _CALL in own:
-            return _call_own(task, request, args, kwargs)
+    if _BEFORE in own:
+        finish(task.before_start(request.id, args, kwargs))
+    if _CALL in own:
+        return _call_own(task, request, args, kwargs)
     request._begun = request._protected = True
-    value = task.run(*args, **kwargs)
-    return run_coroutine(value) if isinstance(value, CoroutineType) else value
+    return finish(task.run(*args, **kwargs))
 
 
 def _call_own(task: Any, request: Request, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -48,10 +48,6 @@ INSERT INTO bundles (
 """
 
 _BY_ID: Final = "SELECT bundle, low, high FROM bundles WHERE prefix = ? AND high >= ? AND low <= ?"
-
-_seq: Final = itemgetter(0)
-_id: Final = itemgetter(1)
-_ended_at: Final = itemgetter(6)
 
 
 def _prefix(task_id: str) -> str:
@@ -84,7 +80,7 @@ class Bundles:
         above
             The highest `seq` that has been written: what is not above it may have its row.
         """
-        alike: dict[tuple[str, int, str], list[Entry]] = {}
+        alike: defaultdict[tuple[str, int, str], list[Entry]] = defaultdict(list)
         for entry in entries:
             call, state = entry.call, entry.state
             only = entry.only_event()
@@ -92,11 +88,7 @@ class Bundles:
             if call is None or state is None or only is None or call[0] <= above or call[5]:
                 yield entry
                 continue
-            key = (_prefix(call[1]), call[2], state[2])
-            group = alike.get(key)
-            if group is None:
-                group = alike[key] = []
-            group.append(entry)
+            alike[_prefix(call[1]), call[2], state[2]].append(entry)
         for group in alike.values():
             if len(group) < FEWEST:
                 yield from group
@@ -106,15 +98,12 @@ class Bundles:
 
     def _put(self, group: list[Entry]) -> None:
         packed: list[Any] = [(entry.call, entry.state, entry.events[0][2]) for entry in group]
-        calls, states, _ = zip(*packed, strict=True)
-        seqs, ids, ends = (
-            list(map(_seq, calls)),
-            list(map(_id, calls)),
-            list(map(_ended_at, states)),
-        )
-        _, first_id, function, *_ = calls[0]
-        spans = min(seqs), max(seqs), _prefix(first_id), min(ids), max(ids)
-        values = *spans, function, states[0][2], len(group), min(ends), max(ends)
+        seqs = [call[0] for call, _, _ in packed]
+        ids = [call[1] for call, _, _ in packed]
+        ends = [state[6] for _, state, _ in packed]
+        call, state, _ = packed[0]
+        spans = min(seqs), max(seqs), _prefix(ids[0]), min(ids), max(ids)
+        values = *spans, call[2], state[2], len(group), min(ends), max(ends)
         self._db.execute(_PUT, (*values, bytearray(self._encode(packed))))
 
     # -------------------------------------------------------------------------------- unpacking

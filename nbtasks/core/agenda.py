@@ -109,7 +109,7 @@ class Level:
     def head(self) -> Task:
         return self.lines[self.turns[0]][0]
 
-    def pop(self, turn: bool = True) -> Task:
+    def pop(self, turn: bool) -> Task:
         """Take the head out; whether that was its client's turn."""
         turns = self.turns
         client = turns[0]
@@ -201,17 +201,18 @@ class Ready:
     def take(self, level: Level) -> Task:
         """Take the first task out that stands there."""
         self._count -= 1
-        task = level.pop()
-        if not level.lines:
-            self._close(level)
-        return task
+        return self._out(level, turn=True)
 
     def drop(self, level: Level) -> None:
         """Take the first task out that stands there, which waits no more."""
         self._over -= 1
-        level.pop(turn=False)
+        self._out(level, turn=False)
+
+    def _out(self, level: Level, turn: bool) -> Task:
+        task = level.pop(turn)
         if not level.lines:
             self._close(level)
+        return task
 
     def _close(self, level: Level) -> None:
         self._highest.clear()

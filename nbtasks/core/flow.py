@@ -64,7 +64,7 @@ class Flow:
 
     def schedule_or_queue(self, task: Task, now: Now) -> None:
         """Let a task wait for its time, if that is still to come, and for a worker otherwise."""
-        if (task.due is None and task.eta is None) or not self.delay(task, now):
+        if not self.delay(task, now):
             self.make_ready(task)
 
     def delay(self, task: Task, now: Now) -> bool:

@@ -102,8 +102,7 @@ class Intake:
         )  # fmt: skip
         ledger.tasks[call.id] = task
         ledger.turn.calls[seq] = NewCall(call, task, now.wall, buffers)
-        if call.id in self._orders.revoked_early:
-            self._orders.drop_early_revoke(call.id)
+        if self._orders.was_revoked(call.id):
             self._flow.end_by_broker(task, states.REVOKED, "TaskRevokedError", ["revoked"], now)
             return
         ledger.keep(task, call, buffers)

@@ -93,12 +93,11 @@ class Ledger:
 
     def close(self, task: Task, event: Event, buffers: tuple[Any, ...]) -> None:
         """Take a task out that is over, and tell of that."""
-        if task.kept is not None:
-            self.release(task)
+        self.release(task)
         del self.tasks[task.id]
         self.just_ended[task.id] = task
-        self.turn.tasks[task.seq] = task
         self.tell(task, event, buffers)
+        self.save(task)
         if self._followers:
             self._followers.pop(task.id, None)
 

@@ -44,7 +44,7 @@ class Orders:
         self._flow = flow
         self._staff = staff
         #: Revoked before their calls came, oldest first.
-        self.revoked_early = dict.fromkeys(ledger.archive.revoked())
+        self._revoked = dict.fromkeys(ledger.archive.revoked())
 
     def revoke(self, peer: bytes, revoke: Revoke, now: Now, _: Iterator[Any]) -> None:
         """End tasks that have not begun, and have workers end, or look after, those that have."""
@@ -60,16 +60,22 @@ class Orders:
 
     def _revoke_early(self, task_id: str) -> None:
         """Remember that a call is unwanted that has not come yet, and may never."""
-        if task_id in self.revoked_early:
+        if task_id in self._revoked:
             return
-        self.revoked_early[task_id] = None
+        self._revoked[task_id] = None
         self._ledger.turn.revoked[task_id] = True
-        if len(self.revoked_early) > REVOKED_EARLY:
-            self.drop_early_revoke(next(iter(self.revoked_early)))
+        if len(self._revoked) > REVOKED_EARLY:
+            self._drop_early_revoke(next(iter(self._revoked)))
 
-    def drop_early_revoke(self, task_id: str) -> None:
-        """Remember no more that a call is unwanted: it has come, or others have been since."""
-        del self.revoked_early[task_id]
+    def was_revoked(self, task_id: str) -> bool:
+        """Return whether a call that comes now was revoked before; that is settled by it."""
+        if task_id not in self._revoked:
+            return False
+        self._drop_early_revoke(task_id)
+        return True
+
+    def _drop_early_revoke(self, task_id: str) -> None:
+        del self._revoked[task_id]
         self._ledger.turn.revoked[task_id] = False
 
     def _note_wish(self, task: Task, revoke: Revoke) -> None:

@@ -136,6 +136,10 @@ class Definition:
         """Know nothing of its calls any more, until the next one has ended."""
         self.estimate, self.is_short = None, False
 
+    def may_wait(self, task: Task) -> bool:
+        """Whether a call may be given to a worker that is running another one."""
+        return self.is_short and (task.options is None or task.options.time_limit is None)
+
 
 class Worker:
     """A worker, and what it holds."""
@@ -504,9 +508,8 @@ class Workers:
             if task.phase != QUEUED:
                 ready.drop(level)  # it was revoked, or has expired
                 continue
-            definition, options = self.of(task), task.options
-            limited = options is not None and options.time_limit is not None
-            if ahead and (limited or not definition.is_short):
+            definition = self.of(task)
+            if ahead and not definition.may_wait(task):
                 break
             ready.take(level)
             rate = definition.rate
