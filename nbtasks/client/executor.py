@@ -1,50 +1,36 @@
 """`submit` and `map`, with the words of the standard library's `concurrent.futures`.
 
     submit(fn, x)   ──▶ a task ──▶ Future
-    map(fn, items)  ──▶ chunks ──▶ tasks, some ahead of the workers ──▶ values, in order
-                          ▲                      │
-                          └── how long one took ─┘
+    map(fn, items)  ──▶ chunks of items ──▶ tasks ──▶ values, in order
 
-The first chunks hold one item each. How long they take says how many items the next ones hold, so
-that a chunk is worth the journey and no worker is left with a long one at the end. A chunk is sent
-when one has ended, by whoever notices first: the caller who wants its values, or the callback.
+How many items make a chunk is the business of `chunks`.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import Executor as BaseExecutor
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import wait as wait_for
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
-from nbtasks import config, context
+from nbtasks import context
 from nbtasks.client import waiting
-from nbtasks.client.callbacks import finishing, settling
+from nbtasks.client.callbacks import finishing
+from nbtasks.client.chunks import Chunks, called, when_over
 from nbtasks.client.eager_result import EagerResult
 from nbtasks.client.result import AsyncResult
-from nbtasks.client.shape import name_of
 from nbtasks.client.task import Task, make
-from nbtasks.exceptions import OperationalError, TaskRevokedError
+from nbtasks.exceptions import OperationalError
 
 T = TypeVar("T")
 
-#: Seconds that a chunk shall take, and what it shall take at least, which the journey is worth.
-WORTH: Final = 0.1
-LEAST: Final = 0.005
-#: How many times as many items as the last chunk the next one may hold: one quick item says little.
-GROWTH: Final = 100
-#: Chunks for each worker on their way.
-AHEAD: Final = 2
 #: Functions whose tasks are kept.
 REMEMBERED: Final = 64
-#: Attribute of an exception that holds the values of its chunk that came before.
-_BEFORE: Final = "_values_before"
 
 
 class TaskFuture(Future[T]):
@@ -140,7 +126,7 @@ class Executor(BaseExecutor):
         self._lock = threading.Lock()
         self._shut = False
         self._pending: set[TaskFuture[Any]] = set()
-        self._maps: set[_Chunks] = set()
+        self._maps: set[Chunks] = set()
         #: Functions of late, with the tasks that run them, by `id`.
         self._tasks: dict[int, tuple[Callable[..., Any], Task]] = {}
 
@@ -173,7 +159,7 @@ class Executor(BaseExecutor):
             dependents = waiting.client_of(future.task._follow()).dependents
             dependents.add(future)
             Future.add_done_callback(future, dependents.discard)
-        _when_over(future.task, future._settle)
+        when_over(future.task, future._settle)
         return future
 
     def map(
@@ -217,7 +203,7 @@ class Executor(BaseExecutor):
                 f"chunksize is {chunksize}; give 1 or more, or None to have it chosen."
             )
         end = None if timeout is None else time.monotonic() + timeout
-        chunks = _Chunks(fn, iterables, chunksize, self._maps.discard)
+        chunks = Chunks(fn, iterables, chunksize, self._maps.discard)
         self._maps.add(chunks)
         chunks.feed()
         return chunks.values(end)
@@ -254,7 +240,7 @@ class Executor(BaseExecutor):
         if isinstance(fn, Task):
             return fn
         with self._lock:
-            known = self._tasks.pop(id(fn), None) or (fn, make(fn, {"name": _name(fn)}))
+            known = self._tasks.pop(id(fn), None) or (fn, make(fn, {"name": called(fn)}))
             self._tasks[id(fn)] = known  # now the last
             if len(self._tasks) > REMEMBERED:
                 del self._tasks[next(iter(self._tasks))]
@@ -274,173 +260,3 @@ def _await(futures: Sequence[TaskFuture[Any]], timeout: float | None = None) -> 
                 return left
             wait_for([future], waiting.pause(left))
     return left
-
-
-def _when_over(result: AsyncResult, function: Callable[[AsyncResult], object]) -> None:
-    result._when_over(lambda: settling.post(partial(function, result)))
-
-
-class _Chunks:
-    """Items on their way through the workers."""
-
-    def __init__(
-        self,
-        fn: Callable[..., Any],
-        iterables: Sequence[Iterable[Any]],
-        size: int | None,
-        over: Callable[[_Chunks], object],
-    ) -> None:
-        self._task = make(_each(fn), {"name": f"map {_name(fn)}"})
-        self._name = _name(fn)
-        self._columns = _columns(iterables)
-        self._place, self._end = 0, min(map(len, self._columns), default=0)
-        #: Items of the next chunk, and whether that may change.
-        self._size, self._adapts = size or 1, size is None
-        #: So many items are worth a journey.
-        self._least = 1
-        self._workers = 1
-        if not config.settings().task_always_eager:
-            self._workers = max(1, int(waiting.client().ask("wanted")))
-        #: Chunks in order, as far as nobody has fetched their values.
-        self._sent: deque[AsyncResult] = deque()
-        #: Each chunk that is not over → its items, and the seconds that it took to send it.
-        self._flying: dict[AsyncResult, tuple[int, float]] = {}
-        self._failed: Exception | None = None
-        self._cancelled = False
-        #: Called when nothing is on its way any more.
-        self._over = over
-        # A callback may come while its own thread is in here, on a busy machine.
-        self._lock = threading.RLock()
-
-    def feed(self) -> None:
-        """Send as many chunks as the workers need to be busy."""
-        with self._lock:
-            while self._place < self._end and len(self._flying) < AHEAD * self._workers:
-                try:
-                    self._send()
-                except Exception as error:
-                    # It belongs where the values of this chunk would be.
-                    self._failed, self._end = error, self._place
-            if not self._flying:
-                self._over(self)
-
-    def _send(self) -> None:
-        left = self._end - self._place
-        size = min(self._size, left)
-        if self._adapts:  # towards the end, something for each
-            size = min(size, max(self._least, left // (AHEAD * self._workers)))
-        items = [column[self._place : self._place + size] for column in self._columns]
-        began = time.monotonic()
-        count = f"{size:,} items" if size > 1 else "1 item"
-        result = self._task.apply_async(items, shadow=self._name, argsrepr=count)
-        self._place += size
-        self._sent.append(result)
-        self._flying[result] = (size, time.monotonic() - began)
-        _when_over(result, self._note)
-
-    def _note(self, result: AsyncResult) -> None:
-        """Learn from a chunk that is over, and send the next."""
-        with self._lock:
-            flown = self._flying.pop(result, None)
-            if flown is not None and self._adapts:
-                self._judge(result, *flown)
-            self.feed()
-
-    def _judge(self, result: AsyncResult, items: int, sending: float) -> None:
-        """Learn from a chunk how many items the next one shall hold."""
-        record = result._record
-        final = None if record is None else record.final
-        took = max(sending, final.runtime if final is not None else 0.0, 1e-9)
-        most = GROWTH * items
-        self._size = max(1, min(int(WORTH * items / took), most))
-        self._least = max(1, min(int(LEAST * items / took), most))
-
-    def values(self, end: float | None) -> Iterator[Any]:
-        """Yield the values, in order."""
-        try:
-            while self._sent:
-                result = self._sent[0]
-                left = None if end is None else max(0.0, end - time.monotonic())
-                try:
-                    values = result.get(timeout=left, disable_sync_subtasks=False)
-                except TaskRevokedError:
-                    if self._cancelled:
-                        raise CancelledError from None
-                    raise
-                except Exception as error:
-                    before = vars(error).pop(_BEFORE, None)
-                    if isinstance(before, list):  # it is a text where they cannot be pickled
-                        yield from before
-                    raise
-                self._note(result)
-                self._sent.popleft()
-                yield from values
-            if self._failed is not None:
-                raise self._failed
-        finally:
-            self._stop()
-
-    def wait(self) -> None:
-        """Return when nothing is on its way any more."""
-        while True:
-            with self._lock:
-                result = next(iter(self._flying), None)
-            if result is None:
-                return
-            try:
-                result.get(propagate=False, disable_sync_subtasks=False)
-            except OperationalError:  # there is no cluster any more
-                self._stop()
-                return
-            self._note(result)
-
-    def cancel(self) -> None:
-        """Let nothing begin any more."""
-        with self._lock:
-            self._cancelled = True
-            if self._place < self._end:
-                self._failed = CancelledError()
-        self._stop()
-
-    def _stop(self) -> None:
-        with self._lock:
-            self._end = self._place
-            flying = list(self._flying)
-        with suppress(OperationalError):  # there is no cluster any more
-            for result in flying:
-                if not result.ready():
-                    result.revoke()
-
-
-def _columns(iterables: Sequence[Iterable[Any]]) -> list[Sequence[Any]]:
-    """Return the items of each iterable, as many as the shortest has; another may have no end."""
-    # A range is sent as one; all else is read now, and may change afterwards.
-    if all(isinstance(each, range) for each in iterables):
-        return list(cast("Sequence[range]", iterables))
-    if len(iterables) == 1:
-        return [list(iterables[0])]
-    return list(zip(*zip(*iterables, strict=False), strict=True))
-
-
-def _each(fn: Callable[..., Any]) -> Callable[..., list[Any]]:
-    """Return a function that calls `fn` with each row of some columns."""
-    from nbtasks.life import finish
-
-    before = _BEFORE
-
-    def each(*columns: Sequence[Any]) -> list[Any]:
-        values: list[Any] = []
-        try:
-            values.extend(map(finish, map(fn, *columns)))
-            if len(values) < len(columns[0]):  # to `extend`, this is the end of the items
-                raise RuntimeError("The function raised StopIteration, which no call may.")
-        except Exception as error:
-            vars(error)[before] = values  # they were asked for, too
-            raise
-        return values
-
-    return each
-
-
-def _name(fn: Callable[..., Any]) -> str:
-    return str(fn.name) if isinstance(fn, Task) else name_of(fn)

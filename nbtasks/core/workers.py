@@ -15,6 +15,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 from itertools import count, islice
+from operator import attrgetter
 from typing import Any
 
 from nbtasks.core.agenda import Agenda, Ready
@@ -28,8 +29,8 @@ WINDOW = 0.010
 SHORT = WINDOW
 #: Calls that a worker may hold.
 CREDIT = 512
-#: Calls that are given ahead to a worker before it is the next one's turn, so that a short burst is
-#: shared out.
+#: Calls that are given ahead to a worker at most before it is the next one's turn, so that a burst
+#: is shared out.
 FEW = 8
 #: Seconds that the wire and the worker add to each call, about.
 OVERHEAD = 0.000_015
@@ -438,10 +439,12 @@ class Workers:
             and not worker.joining
             and now.boot - worker.progress_at < STRANDED
         ]
+        busy.sort(key=attrgetter("ahead"))
         while busy and self.ready:
+            few = min(FEW, -(-len(self.ready) // len(busy)))
             for worker in list(busy):
-                tasks = self._take(worker, FEW, now, ahead=True)
-                if len(tasks) < FEW:
+                tasks = self._take(worker, few, now, ahead=True)
+                if len(tasks) < few:
                     busy.remove(worker)
                 if tasks:
                     yield worker, tasks

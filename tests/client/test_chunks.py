@@ -6,80 +6,193 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nbtasks.client import executor, waiting
-from nbtasks.client.executor import LEAST, WORTH, _Chunks
+from nbtasks.client import chunks, waiting
+from nbtasks.client.chunks import AHEAD, LEAST, WORTH, Chunks, _each
+
+WORKERS = 2
+
+
+class Clock:
+    """A clock that stands still unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
 
 
 class Sent:
     """Stands for the result of a chunk."""
 
     _record: Any = None
+    result: Any = None
+
+    def __init__(self, size: int) -> None:
+        self.size = size
 
     def _when_over(self, function: Any) -> None: ...
 
+    def get(self, **_: Any) -> Any:
+        return self.result
 
-class Chunks(_Chunks):
+
+class Flown(Chunks):
     """Items whose chunks end when the test says so."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, clock: Clock, sending: float = 0.0) -> None:
         super().__init__(abs, [range(count)], None, lambda _: None)
         self.sizes: list[int] = []
-        self.sent: list[Any] = []
+        self.open: list[Sent] = []
+        self._clock = clock
+        self._seconds = sending
         self._task = SimpleNamespace(apply_async=self._fly)  # type: ignore[assignment]
 
     def _fly(self, items: Any, **_: Any) -> Any:
         self.sizes.append(len(items[0]))
-        self.sent.append(Sent())
-        return self.sent[-1]
+        self.open.append(Sent(len(items[0])))
+        self._clock.now += self._seconds * len(items[0])
+        self.open[-1].result = list(items[0])
+        return self.open[-1]
 
-    def end(self, number: int, each: float) -> None:
-        """Let the chunk of this number end, whose items took `each` seconds."""
-        runtime = self.sizes[number - 1] * each
-        sent = self.sent[number - 1]
-        sent._record = SimpleNamespace(final=SimpleNamespace(runtime=runtime))
-        self._note(sent)
+    def end(self, each: float, done: int | None = None, number: int = 0) -> None:
+        """Let a chunk end, the first by default, whose items took `each` seconds."""
+        sent = self.open.pop(number)
+        done = sent.size if done is None else done
+        sent.result = sent.result[:done]
+        sent._record = SimpleNamespace(final=SimpleNamespace(runtime=done * each))
+        self._note(sent)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
 def two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "client", lambda: SimpleNamespace(ask={"wanted": 2}.get))
-    # Sending takes no time here.
-    monkeypatch.setattr(executor, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(waiting, "client", lambda: SimpleNamespace(ask={"wanted": WORKERS}.get))
 
 
-def all_sizes(count: int, each: float) -> list[int]:
-    chunks = Chunks(count)
-    chunks.feed()
-    number = 0
-    while number < len(chunks.sizes):
-        number += 1
-        chunks.end(number, each)
-    assert sum(chunks.sizes) == count
-    return chunks.sizes
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(chunks, "time", clock)
+    return clock
 
 
-def test_first_chunks_hold_one_item_and_the_next_a_hundred_times_as_many_at_most():
-    sizes = all_sizes(1_000_000, each=1e-7)
-
-    assert sizes[:5] == [1, 1, 1, 1, 100]
-    assert all(size <= 100 for size in sizes[4:8])
-
-
-def test_chunk_takes_a_tenth_of_a_second():
-    assert max(all_sizes(10_000, each=0.01)) == round(WORTH / 0.01)
+def all_sizes(count: int, each: float, clock: Clock, sending: float = 0.0) -> list[int]:
+    flown = Flown(count, clock, sending)
+    flown.feed()
+    while flown.open:
+        flown.end(each, done=min(flown.open[0].size, max(1, round(WORTH / each))))
+    assert list(flown.values(None)) == list(range(count))
+    return flown.sizes
 
 
-def test_last_chunks_of_slow_items_are_small_so_that_all_workers_have_some():
-    assert all_sizes(1_000, each=0.01)[-4:] == [1, 1, 1, 1]
+def test_first_chunk_holds_one_item_and_the_next_what_is_quickly_sent(clock: Clock):
+    sizes = all_sizes(1_000_000, each=0.01, clock=clock, sending=0.001)
+
+    assert sizes[:2] == [1, round(WORTH / 0.001)]
 
 
-def test_last_chunks_of_quick_items_are_still_worth_the_journey():
-    sizes = all_sizes(100_000, each=1e-6)
+def test_few_items_travel_one_by_one_until_one_is_done(clock: Clock):
+    sizes = all_sizes(100, each=1e-6, clock=clock)
+
+    assert sizes[:4] == [1, 1, 1, 1]
+    assert len(sizes) < 15
+
+
+def test_chunk_takes_a_tenth_of_a_second_once_that_is_known(clock: Clock):
+    sizes = all_sizes(10_000, each=0.01, clock=clock)
+
+    assert max(sizes[AHEAD * WORKERS :]) == round(WORTH / 0.01)
+
+
+def test_last_chunks_of_slow_items_are_small_so_that_all_workers_have_some(clock: Clock):
+    assert all_sizes(1_000, each=0.01, clock=clock)[-4:] == [1, 1, 1, 1]
+
+
+def test_last_chunks_of_quick_items_are_still_worth_the_journey(clock: Clock):
+    sizes = all_sizes(100_000, each=1e-6, clock=clock)
 
     assert all(size >= LEAST / 1e-6 for size in sizes[-6:-1])
     assert len(sizes) < 30
 
 
-def test_long_items_travel_one_by_one():
-    assert set(all_sizes(50, each=1.0)) == {1}
+def test_long_items_travel_one_by_one_once_that_is_known(clock: Clock):
+    assert set(all_sizes(50, each=1.0, clock=clock)[AHEAD * WORKERS :]) == {1}
+
+
+def test_large_items_are_not_sent_by_the_thousand(clock: Clock):
+    assert max(all_sizes(1_000, each=1e-6, clock=clock, sending=0.01)) == round(WORTH / 0.01)
+
+
+def test_what_a_chunk_has_not_reached_is_sent_again_before_all_else(clock: Clock):
+    flown = Flown(10_000, clock)
+    flown.feed()
+    flown.end(1.0)
+    assert flown.open[0].size > 1
+
+    flown.end(1.0, done=1)
+
+    assert [*flown.open[-1].result] == [2]
+
+
+@given(data=st.data())
+def test_all_values_come_in_order_however_far_the_chunks_have_come(data: st.DataObject):
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "time", clock)
+        flown = Flown(data.draw(st.integers(0, 200)), clock, data.draw(st.sampled_from([0, 0.02])))
+        flown.feed()
+        while flown.open:
+            assert len(flown.open) <= AHEAD * WORKERS
+            number = data.draw(st.integers(0, len(flown.open) - 1))
+            done = data.draw(st.integers(1, flown.open[number].size))
+            flown.end(WORTH / done if done < flown.open[number].size else 1e-3, done, number)
+
+        assert list(flown.values(None)) == list(range(flown._count))
+
+
+def test_value_that_is_wanted_is_sent_for_beyond_the_bound(clock: Clock):
+    flown = Flown(1_000, clock)
+    flown.feed()
+    for _ in range(AHEAD * WORKERS):
+        flown.end(WORTH, done=1)
+    values = flown.values(None)
+
+    found = []
+    for value in values:
+        found.append(value)
+        for sent in list(flown.open):
+            flown.end(0.01, number=flown.open.index(sent))
+
+    assert found == list(range(1_000))
+
+
+def test_worker_gives_back_what_it_does_not_reach_in_time(clock: Clock):
+    def slow(number: int) -> int:
+        clock.now += WORTH / 3
+        return number
+
+    assert _each(slow, in_haste=True)(range(1_000)) == [0, 1, 2]
+    assert _each(slow, in_haste=False)(range(10)) == list(range(10))
+
+
+def test_item_that_takes_too_long_is_done_all_the_same(clock: Clock):
+    def slow(number: int) -> int:
+        clock.now += 10 * WORTH
+        return number
+
+    assert _each(slow, in_haste=True)(range(1_000)) == [0]
+
+
+def test_worker_looks_at_the_clock_again_soon_where_items_become_slow(clock: Clock):
+    def slower(number: int) -> int:
+        clock.now += 1e-6 if number < 1_000 else 0.001
+        return number
+
+    done = len(_each(slower, in_haste=True)(range(1_000_000)))
+
+    assert 1_100 <= done < 2_100
