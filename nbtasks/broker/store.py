@@ -61,9 +61,10 @@ LATELY: Final = 1_000
 #: Children that are told of one task, and of all tasks of one question.
 CHILDREN: Final = 1_000
 FAMILIES: Final = 5_000
-#: Rows that may be in the journal and not yet in their tables (to write them takes about a tenth of
-#: a second, and whoever asks about tasks may have to wait for that), and the bytes of them.
-BACKLOG: Final = 16_000
+#: Rows that may be in the journal and not yet in their tables (to write them takes some tenths of a
+#: second, and whoever asks about tasks may have to wait for that), and the bytes of them. Tasks that
+#: end while they are still in it cost half as much as the others.
+BACKLOG: Final = 32_000
 BACKLOG_BYTES: Final = 16 * 1024 * 1024
 #: Rows that are brought there at once, when there are too many.
 STRIDE: Final = 1_000
