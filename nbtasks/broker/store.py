@@ -62,8 +62,8 @@ LATELY: Final = 1_000
 CHILDREN: Final = 1_000
 FAMILIES: Final = 5_000
 #: Rows that may be in the journal and not yet in their tables (to write them takes some tenths of a
-#: second, and whoever asks about tasks may have to wait for that), and the bytes of them. A task that
-#: ends while it is still there costs half as much as others.
+#: second, and whoever asks about tasks may have to wait for that), and the bytes of them. A task
+#: that ends while it is still there costs half as much as others.
 BACKLOG: Final = 32_000
 BACKLOG_BYTES: Final = 16 * 1024 * 1024
 #: Rows that are brought there at once, when there are too many.
