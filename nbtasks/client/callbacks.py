@@ -14,6 +14,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nbtasks.client.result import AsyncResult
 
 log = logging.getLogger("nbtasks")
 
@@ -62,6 +67,12 @@ callbacks = Callbacks()
 settling = Callbacks()
 #: Those of users, of futures: they may wait for other futures.
 finishing = Callbacks()
+
+
+def when_over(result: AsyncResult, function: Callable[[AsyncResult], object]) -> None:
+    """Call a function of ours once a task is over."""
+    result._when_over(lambda: settling.post(partial(function, result)))
+
 
 if hasattr(os, "register_at_fork"):
     # The thread does not exist in the child, and its lock may be held for ever.

@@ -20,8 +20,8 @@ from typing import Any, Final, TypeVar
 
 from nbtasks import context
 from nbtasks.client import waiting
-from nbtasks.client.callbacks import finishing
-from nbtasks.client.chunks import Chunks, called, when_over
+from nbtasks.client.callbacks import finishing, when_over
+from nbtasks.client.chunks import Chunks, called
 from nbtasks.client.eager_result import EagerResult
 from nbtasks.client.result import AsyncResult
 from nbtasks.client.task import Task, make
@@ -202,11 +202,15 @@ class Executor(BaseExecutor):
             raise ValueError(
                 f"chunksize is {chunksize}; give 1 or more, or None to have it chosen."
             )
-        end = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
         chunks = Chunks(fn, iterables, chunksize, self._maps.discard)
         self._maps.add(chunks)
-        chunks.feed()
-        return chunks.values(end)
+        try:
+            chunks.feed()
+        except BaseException:  # an interrupt, too: nobody will have the values
+            chunks.cancel()
+            raise
+        return chunks.values(deadline)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no further functions; the cluster stays.

@@ -1,9 +1,8 @@
 """Who gets which call next: credit, rate limits, and calling back what was given too early.
 
-An idle worker gets one call, or what it does in the time that a journey takes: it is not worth
-waking another one for that. More are given ahead only where calls of that function are known to be
-so short that the wire would otherwise keep the worker waiting; where one of them proves long, the
-others are called back as soon as another worker has nothing to do. A worker that runs the
+An idle worker gets one call. More are given ahead only where calls of that function are known to
+be so short that the wire would otherwise keep the worker waiting; where one of them proves long,
+the others are called back as soon as another worker has nothing to do. A worker that runs the
 handlers of a call is as busy as with its body.
 
 A new worker in the place of one that is gone loads ahead what that one ran last, and a second one
@@ -26,8 +25,6 @@ from nbtasks.core.tasks import Archive, Row, Task
 
 #: Seconds of work that a worker may hold ahead of what it is running.
 WINDOW = 0.010
-#: Seconds of work that an idle worker gets before another one is woken.
-JOURNEY = 0.000_5
 #: Calls of functions that take longer than this (seconds) are never given ahead.
 SHORT = WINDOW
 #: Calls that a worker may hold.
@@ -430,7 +427,7 @@ class Workers:
         for worker in self._in_turn(self.idle()):
             if most == 0:
                 break
-            if tasks := self._take(worker, CREDIT, now, JOURNEY):
+            if tasks := self._take(worker, 1, now):
                 most = None if most is None else most - 1
                 yield worker, tasks
         busy = [
@@ -446,7 +443,7 @@ class Workers:
         while busy and self.ready:
             few = min(FEW, -(-len(self.ready) // len(busy)))
             for worker in list(busy):
-                tasks = self._take(worker, few, now, WINDOW)
+                tasks = self._take(worker, few, now)
                 if len(tasks) < few:
                     busy.remove(worker)
                 if tasks:
@@ -497,17 +494,17 @@ class Workers:
             if not rate.timer:
                 self.release(rate)  # the start that it was let go for is another's
 
-    def _take(self, worker: Worker, most: int, now: Now, room: float) -> list[Task]:
+    def _take(self, worker: Worker, most: int, now: Now) -> list[Task]:
         """Take out the tasks that this worker shall run next: at most so many.
 
-        Ahead of the end of what it is running, it gets short ones only, as long as it holds less
-        than `room` seconds of work.
+        Ahead of the end of what it is running, it gets short ones only, while it has room.
         """
         ready, queues = self.ready, worker.queues
         taken: list[Task] = []
         ahead = worker.busy
-        most = min(most, CREDIT - len(worker.held))
-        while len(taken) < most and worker.ahead < room:
+        if ahead:
+            most = min(most, CREDIT - len(worker.held))
+        while len(taken) < most and (not ahead or worker.ahead < WINDOW):
             level = ready.first(queues)
             if level is None:
                 break
@@ -523,7 +520,6 @@ class Workers:
             if rate is None or self._may_start(rate, definition.policy.interval, task, now):
                 worker.reserve(definition)
                 taken.append(task)
-                ahead = True
         return taken
 
     def _may_start(self, rate: Rate, interval: float, task: Task, now: Now) -> bool:

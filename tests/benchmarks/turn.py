@@ -32,7 +32,7 @@ CPU = dict[int, float]
 MB = 1_000_000
 #: Seconds in which a system that has nothing to do finishes what it has put off.
 TIDY = 0.5
-#: Chunk sizes that are tried.
+#: How often what chooses its chunk size is tried: as often as there are sizes for the others.
 TRIES = 3
 #: Large calls that are under way at once: 50 of 200 MB would be more than a machine's memory.
 AFLOAT = 4 * drivers.WORKERS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nbtasks.client import chunks, waiting
-from nbtasks.client.chunks import AHEAD, LEAST, WORTH, Chunks, _each
+from nbtasks.client.chunks import AHEAD, AT_ONCE, CAREFUL, LATE, LEAST, WORTH, Chunks, _each
+from nbtasks.exceptions import Ignore, OperationalError
 
 WORKERS = 2
 
@@ -30,16 +32,24 @@ class Clock:
 class Sent:
     """Stands for the result of a chunk."""
 
-    _record: Any = None
-    result: Any = None
-
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, items: list[int]) -> None:
+        self._record = SimpleNamespace(final=None, error=None)
+        self.size = len(items)
+        self.result: Any = items
+        self.revoked = False
 
     def _when_over(self, function: Any) -> None: ...
 
     def get(self, **_: Any) -> Any:
+        if isinstance(self.result, Exception):
+            raise self.result
         return self.result
+
+    def ready(self) -> bool:
+        return self._record.final is not None
+
+    def revoke(self) -> None:
+        self.revoked = True
 
 
 class Flown(Chunks):
@@ -55,23 +65,29 @@ class Flown(Chunks):
 
     def _fly(self, items: Any, **_: Any) -> Any:
         self.sizes.append(len(items[0]))
-        self.open.append(Sent(len(items[0])))
+        self.open.append(Sent(list(items[0])))
         self._clock.now += self._seconds * len(items[0])
-        self.open[-1].result = list(items[0])
+        self.while_sending()
         return self.open[-1]
 
-    def end(self, each: float, done: int | None = None, number: int = 0) -> None:
+    def while_sending(self) -> None:
+        """What happens meanwhile in the same thread."""
+
+    def end(self, each: float, done: int | None = None, number: int = 0) -> Sent:
         """Let a chunk end, the first by default, whose items took `each` seconds."""
         sent = self.open.pop(number)
+        if not isinstance(sent.result, Exception):
+            sent.result = sent.result[:done]
         done = sent.size if done is None else done
-        sent.result = sent.result[:done]
-        sent._record = SimpleNamespace(final=SimpleNamespace(runtime=done * each))
+        sent._record.final = SimpleNamespace(runtime=done * each)
         self._note(sent)  # type: ignore[arg-type]
+        return sent
 
 
 @pytest.fixture(autouse=True)
 def two_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "client", lambda: SimpleNamespace(ask={"wanted": WORKERS}.get))
+    monkeypatch.setattr(chunks, "_done", lambda sent, size: len(sent.result))
 
 
 @pytest.fixture
@@ -85,7 +101,7 @@ def all_sizes(count: int, each: float, clock: Clock, sending: float = 0.0) -> li
     flown = Flown(count, clock, sending)
     flown.feed()
     while flown.open:
-        flown.end(each, done=min(flown.open[0].size, max(1, round(WORTH / each))))
+        flown.end(each, done=min(flown.open[0].size, max(1, round(LATE / each))))
     assert list(flown.values(None)) == list(range(count))
     return flown.sizes
 
@@ -144,13 +160,14 @@ def test_all_values_come_in_order_however_far_the_chunks_have_come(data: st.Data
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "time", clock)
+        patch.setattr(chunks, "_done", lambda sent, size: len(sent.result))
         flown = Flown(data.draw(st.integers(0, 200)), clock, data.draw(st.sampled_from([0, 0.02])))
         flown.feed()
         while flown.open:
             assert len(flown.open) <= AHEAD * WORKERS
             number = data.draw(st.integers(0, len(flown.open) - 1))
             done = data.draw(st.integers(1, flown.open[number].size))
-            flown.end(WORTH / done if done < flown.open[number].size else 1e-3, done, number)
+            flown.end(LATE / done if done < flown.open[number].size else 1e-3, done, number)
 
         assert list(flown.values(None)) == list(range(flown._count))
 
@@ -159,40 +176,89 @@ def test_value_that_is_wanted_is_sent_for_beyond_the_bound(clock: Clock):
     flown = Flown(1_000, clock)
     flown.feed()
     for _ in range(AHEAD * WORKERS):
-        flown.end(WORTH, done=1)
-    values = flown.values(None)
+        flown.end(LATE, done=1)
 
     found = []
-    for value in values:
+    for value in flown.values(None):
         found.append(value)
-        for sent in list(flown.open):
-            flown.end(0.01, number=flown.open.index(sent))
+        while flown.open:
+            flown.end(0.01)
 
     assert found == list(range(1_000))
 
 
-def test_worker_gives_back_what_it_does_not_reach_in_time(clock: Clock):
-    def slow(number: int) -> int:
-        clock.now += WORTH / 3
+def test_what_a_second_run_of_a_chunk_leaves_over_is_sent_again(clock: Clock):
+    flown = Flown(40 * AHEAD * WORKERS * CAREFUL, clock)
+    flown.feed()
+    again = flown.open[1]
+    kept, again.result = again.result, ValueError()
+    assert again.size > 1
+    for _ in range(AHEAD * WORKERS):
+        flown.end(1e-3)
+    again.result = kept[:1]
+    while flown.open:
+        flown.end(1e-3)
+
+    assert list(flown.values(None)) == list(range(flown._count))
+
+
+def test_what_is_just_being_sent_when_all_is_cancelled_is_revoked(clock: Clock):
+    flown = Flown(1_000, clock)
+    flown.feed()
+    flown.while_sending = flown.cancel  # type: ignore[method-assign]
+
+    flown.end(0.01)
+
+    assert all(sent.revoked for sent in flown.open)
+    assert not flown._gaps
+
+
+def test_nothing_more_is_sent_when_the_cluster_is_gone(clock: Clock):
+    flown = Flown(1_000, clock)
+    flown.feed()
+    flown.open[0]._record.error = flown.open[0].result = OperationalError("purged")
+
+    flown.end(0.01)
+
+    assert len(flown.sizes) == AHEAD * WORKERS
+    with pytest.raises(OperationalError, match="purged"):
+        next(flown.values(None))
+
+
+def slowed(clock: Clock, seconds: Callable[[int], float]) -> Callable[[int], int]:
+    def work(number: int) -> int:
+        clock.now += seconds(number)
         return number
 
-    assert _each(slow, in_haste=True)(range(1_000)) == [0, 1, 2]
-    assert _each(slow, in_haste=False)(range(10)) == list(range(10))
+    return work
+
+
+def test_worker_gives_back_what_it_does_not_reach_in_time(clock: Clock):
+    third = slowed(clock, lambda _: LATE / 3)
+
+    assert _each(third, in_haste=True)(range(1_000)) == [0, 1, 2]
+    assert _each(third, in_haste=False)(range(10)) == list(range(10))
 
 
 def test_item_that_takes_too_long_is_done_all_the_same(clock: Clock):
-    def slow(number: int) -> int:
-        clock.now += 10 * WORTH
+    assert _each(slowed(clock, lambda _: 10 * LATE), in_haste=True)(range(1_000)) == [0]
+
+
+def test_worker_does_not_do_many_slow_items_because_others_were_quick(clock: Clock):
+    work = slowed(clock, lambda number: 1e-6 if number < 50_000 else 1.0)
+
+    done = len(_each(work, in_haste=True)(range(1_000_000)))
+
+    assert 50_000 < done <= 50_000 + AT_ONCE
+
+
+def test_ignore_is_an_error_as_there_must_be_values():
+    def ignored(number: int) -> int:
+        if number == 3:
+            raise Ignore
         return number
 
-    assert _each(slow, in_haste=True)(range(1_000)) == [0]
+    with pytest.raises(RuntimeError, match="Ignore") as caught:
+        _each(ignored, in_haste=True)(range(10))
 
-
-def test_worker_looks_at_the_clock_again_soon_where_items_become_slow(clock: Clock):
-    def slower(number: int) -> int:
-        clock.now += 1e-6 if number < 1_000 else 0.001
-        return number
-
-    done = len(_each(slower, in_haste=True)(range(1_000_000)))
-
-    assert 1_100 <= done < 2_100
+    assert vars(caught.value)[chunks._BEFORE] == [0, 1, 2]

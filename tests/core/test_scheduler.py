@@ -12,6 +12,7 @@ from nbtasks.core.deaths import MAX_DEATHS
 from nbtasks.core.messages import (
     MOST_RETRIES,
     Again,
+    Call,
     Define,
     Died,
     Done,
@@ -751,6 +752,35 @@ def test_outcomes_that_come_together_have_each_its_own_frames() -> None:
     assert told == [(ids[0], "SUCCESS", (b"1",)), (ids[1], "FAILURE", (b"3", b"4"))]
 
 
+def burst(world: Simulation, count: int) -> None:
+    """Send calls together, of a function that is known to be short."""
+    first = world.submit(seconds=0.001)
+    world.run()
+    ids = [f"t{n}" for n in range(count)]
+    world.plans |= dict.fromkeys(ids, world.plans[first])
+    digest = repr(Policy()).encode()
+    world.say(CLIENT, Submit(7, tuple(Call(id, digest, "invented", b"x") for id in ids)))
+
+
+def test_short_calls_that_come_together_are_shared_out_evenly() -> None:
+    world = Simulation(workers=2)
+
+    burst(world, 7)
+
+    assert sorted(len(worker.held) for worker in world.scheduler.workers.values()) == [3, 4]
+
+
+def test_next_short_call_is_for_the_worker_that_has_least_before_it() -> None:
+    world = Simulation(workers=3)
+    burst(world, 8)
+    least = min(world.scheduler.workers.values(), key=lambda worker: len(worker.held))
+    assert len(least.held) == 2
+
+    world.submit(seconds=0.001)
+
+    assert len(least.held) == 3
+
+
 def test_stranger_is_asked_to_introduce_itself(world: Simulation) -> None:
     world.scheduler.receive(b"nobody", Revoke(("x",)), world.now)
 
@@ -759,8 +789,6 @@ def test_stranger_is_asked_to_introduce_itself(world: Simulation) -> None:
 
 def test_many_queued_calls_are_not_kept_in_memory() -> None:
     world = Simulation(workers=0)
-    from nbtasks.core.messages import Call, Define
-
     world.say(CLIENT, Define(b"d", "f", Policy(), b""))
     calls = tuple(Call(f"t{i}", b"d", "f", b"x" * 1000) for i in range(10_000))
 
