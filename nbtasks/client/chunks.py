@@ -231,12 +231,8 @@ class Chunks:
         with self._lock:
             if place not in self._sent:
                 # A chunk that failed and was told to run again may have left over something.
-                self._owe(
-                    place,
-                    min(
-                        [*self._sent, *(first for first, _ in self._gaps[:1])], default=self._count
-                    ),
-                )
+                known = [*self._sent, *(first for first, _ in self._gaps), self._count]
+                self._owe(place, min(known))
                 if self._gaps:
                     self._send()
             if place not in self._sent:
