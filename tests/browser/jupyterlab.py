@@ -42,6 +42,13 @@ ADDRESS = {"lab": "lab/tree/{}?reset&", "notebook": "notebooks/{}?"}
 #: The notebook that is open, as Jupyter's own object (`NotebookPanel`), and its kernel.
 NOTEBOOK = "[...window.jupyterapp.shell.widgets('main')].find((each) => each.sessionContext)"
 KERNEL = f"{NOTEBOOK}?.sessionContext?.session?.kernel"
+#: Waits until the kernel has answered something. A request that comes while ipykernel 7 sends its
+#: first answers is not seen before the next connection (ipython/ipykernel#1554).
+ANSWERED = f"""async () => {{
+    const kernel = {KERNEL};
+    const late = new Promise(resolve => setTimeout(resolve, 5000, true));
+    if (await Promise.race([kernel.requestKernelInfo(), late]) === true) await kernel.reconnect();
+}}"""
 
 DIALOG = ".jp-Dialog"
 
@@ -171,6 +178,7 @@ class Notebook:
     def open(self, url: str) -> None:
         self.page.goto(url, wait_until="domcontentloaded")
         self._wait_for_kernel()
+        self.page.evaluate(ANSWERED)
 
     def reload(self) -> None:
         self.page.reload(wait_until="domcontentloaded")
