@@ -14,6 +14,7 @@ has ended, by whoever notices first: the caller who wants its values, or the cal
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from bisect import insort
@@ -311,7 +312,8 @@ def _each(fn: Callable[..., Any], in_haste: bool) -> Callable[..., list[Any]]:
     """
     from nbtasks.life import finish
 
-    before, late, look, at_once, ignore = _BEFORE, LATE, LOOK, AT_ONCE, Ignore
+    late = LATE if in_haste else math.inf
+    before, look, at_once, ignore = _BEFORE, LOOK, AT_ONCE, Ignore
 
     def each(*columns: Sequence[Any]) -> list[Any]:
         values: list[Any] = []
@@ -321,7 +323,7 @@ def _each(fn: Callable[..., Any], in_haste: bool) -> Callable[..., list[Any]]:
         began = time.perf_counter()
         taken = 0.0
         try:
-            while len(values) < size and (taken < late or not in_haste):
+            while len(values) < size and taken < late:
                 goal = min(len(values) + step, size)
                 values.extend(islice(calls, goal - len(values)))
                 if len(values) < goal:  # to `extend`, this is the end of the items

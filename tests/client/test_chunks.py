@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from nbtasks.client import chunks, waiting
 from nbtasks.client.chunks import AHEAD, AT_ONCE, CAREFUL, LATE, LEAST, WORTH, Chunks, _each
-from nbtasks.exceptions import Ignore, OperationalError
+from nbtasks.client.executor import Executor
+from nbtasks.exceptions import DecodeError, Ignore, OperationalError
 
 WORKERS = 2
 
@@ -73,7 +74,7 @@ class Flown(Chunks):
     def while_sending(self) -> None:
         """What happens meanwhile in the same thread."""
 
-    def end(self, each: float, done: int | None = None, number: int = 0) -> Sent:
+    def end(self, each: float, done: int | None = None, number: int = 0) -> None:
         """Let a chunk end, the first by default, whose items took `each` seconds."""
         sent = self.open.pop(number)
         if not isinstance(sent.result, Exception):
@@ -81,7 +82,6 @@ class Flown(Chunks):
         done = sent.size if done is None else done
         sent._record.final = SimpleNamespace(runtime=done * each)
         self._note(sent)  # type: ignore[arg-type]
-        return sent
 
 
 @pytest.fixture(autouse=True)
@@ -222,6 +222,37 @@ def test_nothing_more_is_sent_when_the_cluster_is_gone(clock: Clock):
 
     assert len(flown.sizes) == AHEAD * WORKERS
     with pytest.raises(OperationalError, match="purged"):
+        next(flown.values(None))
+
+
+def test_map_that_could_not_begin_is_cancelled(monkeypatch: pytest.MonkeyPatch):
+    def ask(_: str) -> int:
+        raise TimeoutError("The broker has not answered.")
+
+    def send(items: Any, **_: Any) -> Sent:
+        sent.append(Sent(list(items[0])))
+        return sent[-1]
+
+    sent: list[Sent] = []
+    monkeypatch.setattr(waiting, "client", lambda: SimpleNamespace(ask=ask))
+    monkeypatch.setattr(chunks, "make", lambda *_: SimpleNamespace(apply_async=send))
+
+    with pytest.raises(TimeoutError, match="not answered"):
+        Executor().map(abs, range(10))
+
+    assert [each.revoked for each in sent] == [True]
+
+
+def test_values_that_cannot_be_loaded_are_waited_for_all_the_same(clock: Clock):
+    flown = Flown(1, clock)
+    flown.feed()
+    flown.open[0].result = DecodeError("no such module")
+    flown.open[0]._record.final = SimpleNamespace(runtime=0.0)
+
+    flown.wait()
+
+    assert not flown._flying
+    with pytest.raises(DecodeError):
         next(flown.values(None))
 
 

@@ -280,6 +280,14 @@ def test_nothing_is_started_where_all_runs_here(short_path, monkeypatch):
         nbtasks.configure(task_always_eager=False)
 
 
+def test_map_gives_its_values_where_results_are_ignored(executor):
+    nbtasks.configure(task_ignore_result=True)
+    try:
+        assert list(executor.map(double, range(5))) == [0, 2, 4, 6, 8]
+    finally:
+        nbtasks.configure(task_ignore_result=False)
+
+
 def test_several_iterables_end_with_the_shortest(executor):
     assert list(executor.map(pow, [2, 3, 4], (n for n in (1, 2)))) == [2, 9]
     assert list(executor.map(pow, range(3), itertools.repeat(2))) == [0, 1, 4]
@@ -295,6 +303,18 @@ def test_quick_items_travel_together(executor):
 
     tasks = nbtasks.current_cluster().client.ask("list", limit=1_000)
     assert 4 <= len(tasks) < 200
+
+
+def test_items_that_become_slow_are_shared_by_all_workers(executor):
+    def work(number):
+        if number >= 20_000:
+            time.sleep(0.01)
+        return number, os.getpid()
+
+    found = list(executor.map(work, range(20_300)))
+
+    assert [number for number, _ in found] == list(range(20_300))
+    assert len({pid for number, pid in found if number >= 20_000}) == 2
 
 
 def test_slow_items_travel_alone(executor, short_path):
