@@ -121,8 +121,23 @@ class Kernel:
         self.client.shell_channel.send(message)
         return str(message["header"]["msg_id"])
 
-    def interrupt(self) -> None:
-        self._manager.interrupt_kernel()
+    def interrupt(self, cell: str) -> float:
+        """Interrupt a cell and wait until it has ended; return when that was asked for.
+
+        Python ignores, and says so, an interrupt that hits a callback of the garbage collector, of
+        which ipykernel has one: then again.
+        """
+        asked, ignored = 0.0, -1
+
+        def over() -> bool:
+            nonlocal asked, ignored
+            if (now_ignored := self.printed(cell).count("Exception ignored")) > ignored:
+                asked, ignored = time.monotonic(), now_ignored
+                self._manager.interrupt_kernel()
+            return cell in self.answers and self.is_idle(cell)
+
+        self.until(over)
+        return asked
 
     # -------------------------------------------------------------------------- out of the kernel
 

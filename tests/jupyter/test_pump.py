@@ -272,7 +272,7 @@ def test_nothing_is_overlooked_that_comes_while_the_kernel_answers(
 
 def test_interrupt_ends_the_wait(notebook: Notebook):
     cell = notebook.begin("nap.delay(1).get()")
-    notebook.interrupt()
+    notebook.interrupt(cell)
 
     assert notebook.error(cell) == "KeyboardInterrupt"
     assert notebook.run("print('goes on')") == "goes on\n"
@@ -322,7 +322,7 @@ def test_interrupt_ends_a_handler_that_hangs(notebook: Notebook):
     click = notebook.press("print('hangs')\ntime.sleep(0.3)\nprint('still')\ntime.sleep(60)")
     notebook.until_printed(click, "hangs")
     time.sleep(2 * pump.GRACE)
-    notebook.interrupt()
+    notebook.interrupt(cell)
 
     assert notebook.error(cell) == "KeyboardInterrupt"
     notebook.run("result.cancel()")
