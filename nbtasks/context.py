@@ -340,7 +340,20 @@ def track(iterable: Iterable[Item], total: float | None = None, **meta: Any) -> 
 
 @contextmanager
 def allow_join_result() -> Iterator[None]:
-    """Allow waiting for other tasks inside a task, in this block."""
+    """Allow waiting for other tasks inside a task, in this block.
+
+    Meanwhile another worker takes the place of the one that waits, 32 at most. What the deepest of
+    those has sent that wait comes before all other tasks of its priority, so a tree of tasks may be
+    as wide as it likes. One that is so deep that all wait for one another fails with `TaskError`.
+
+    Examples
+    --------
+    >>> @task                                                                 # doctest: +SKIP
+    ... def total(tree):
+    ...     with nbtasks.allow_join_result():
+    ...         parts = [total.delay(part) for part in tree.parts]
+    ...         return tree.value + sum(part.get() for part in parts)
+    """
     with _joining_is(True):
         yield
 

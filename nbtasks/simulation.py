@@ -53,6 +53,7 @@ from nbtasks.core.tasks import Task, task_of
 from nbtasks.core.turn import Send, Turn
 
 CLIENT = b"client"
+NOTEBOOK_PID = 10**6
 SUPERVISOR = b"supervisor"
 #: Seconds in which an order is given again to a new broker.
 UNHEARD = 2.0
@@ -136,8 +137,9 @@ class Plan(NamedTuple):
 class InventedWorker:
     """A worker that runs what it is given, first in first out."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, number: int) -> None:
+        self.name = f"worker-{number}"
+        self.pid = number
         self.waiting: deque[Run] = deque()
         self.running: Run | None = None
         self.ends_at = 0.0
@@ -240,7 +242,7 @@ class Simulation:
         """Let a peer say something to the broker."""
         stranger = peer != SUPERVISOR and peer not in self.scheduler.clients
         if stranger and peer.decode() not in self.workers:
-            self._mail.append((peer, Hello("client", "c", 1, "3.11")))
+            self._mail.append((peer, Hello("client", "c", NOTEBOOK_PID, "3.11")))
         self._mail.append((peer, message))
         if isinstance(message, (Revoke, Hasten)):
             self._orders.append((self.now.boot, peer, message))
@@ -312,9 +314,9 @@ class Simulation:
 
     def _hire(self, queues: tuple[str, ...] = ()) -> str:
         self._born += 1
-        worker = InventedWorker(f"worker-{self._born}")
+        worker = InventedWorker(self._born)
         self.workers[worker.name] = worker
-        hello = Hello("worker", worker.name, self._born, "3.11", queues)
+        hello = Hello("worker", worker.name, worker.pid, "3.11", queues)
         self._mail.append((worker.peer, hello))
         return worker.name
 
@@ -343,7 +345,7 @@ class Simulation:
             mail((worker.peer, self._hello_again(worker)))
             self._mail.extend((worker.peer, outcome) for outcome in worker.unnoted)
         for client in dict.fromkeys(client for client, _ in self._defined):
-            mail((client, Hello("client", "c", 1, "3.11")))
+            mail((client, Hello("client", "c", NOTEBOOK_PID, "3.11")))
         self._mail.extend(self._defined)
         for client, submit in self._unaccepted.values():
             mail((client, msgspec.structs.replace(submit, again=True)))
@@ -365,7 +367,7 @@ class Simulation:
             for run in worker.held
             if run.call
         )
-        return Hello("worker", worker.name, 1, "3.11", held=held)
+        return Hello("worker", worker.name, worker.pid, "3.11", held=held)
 
     def _move_to(self, instant: float) -> None:
         passed = max(instant - self.now.boot, 0.0)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Iterator
-from operator import attrgetter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from nbtasks.core.messages import Now
@@ -83,13 +82,22 @@ class Agenda:
 
 
 class Level:
-    """The tasks of one queue and one priority: fair between clients, first in first out in each."""
+    """The tasks of one queue and one priority: fair between clients, first in first out in each.
 
-    __slots__ = ("lines", "priority", "queue", "turns")
+    Parameters
+    ----------
+    queue, priority
+        Which.
+    ahead
+        The clients whose tasks come before all others, those of the first one first; it may change.
+    """
 
-    def __init__(self, queue: str, priority: int) -> None:
+    __slots__ = ("ahead", "lines", "priority", "queue", "turns")
+
+    def __init__(self, queue: str, priority: int, ahead: Sequence[bytes]) -> None:
         self.queue = queue
         self.priority = priority
+        self.ahead = ahead
         self.lines: dict[bytes, deque[Task]] = {}
         self.turns: deque[bytes] = deque()
 
@@ -106,20 +114,26 @@ class Level:
         else:
             line.append(task)
 
+    def next(self) -> bytes:
+        """Return the client whose turn it is."""
+        for client in self.ahead:
+            if client in self.lines:
+                return client
+        return self.turns[0]
+
     def head(self) -> Task:
-        return self.lines[self.turns[0]][0]
+        return self.lines[self.next()][0]
 
     def pop(self, turn: bool) -> Task:
         """Take the head out; whether that was its client's turn."""
-        turns = self.turns
-        client = turns[0]
+        client = self.next()
         line = self.lines[client]
         task = line.popleft()
         if not line:
-            turns.popleft()
+            self.turns.remove(client)
             del self.lines[client]
-        elif turn:
-            turns.rotate(-1)
+        elif turn and client not in self.ahead:
+            self.turns.rotate(-1)
         return task
 
     def sweep(self) -> None:
@@ -133,7 +147,10 @@ class Level:
 
     def __iter__(self) -> Iterator[Task]:
         """Yield the tasks in the order in which they would be taken."""
-        lines = deque(iter(self.lines[client]) for client in self.turns)
+        for client in self.ahead:
+            yield from self.lines.get(client, ())
+        turns = [client for client in self.turns if client not in self.ahead]
+        lines = deque(iter(self.lines[client]) for client in turns)
         while lines:
             line = lines.popleft()
             for task in line:
@@ -146,8 +163,8 @@ class Level:
 class Ready:
     """Tasks that wait for a worker: by priority, 9 first; then fair between clients.
 
-    Those that were revoked, or have expired, stand there until somebody comes by, or until they are
-    the most.
+    Some clients may come before the others. Tasks that were revoked, or have expired, stand there
+    until somebody comes by, or until they are the most.
     """
 
     def __init__(self) -> None:
@@ -155,12 +172,31 @@ class Ready:
         #: Queues that were asked for → their levels of the highest priority; asked anew when any
         #: level comes or goes.
         self._highest: dict[tuple[str, ...], list[Level]] = {}
+        self._ahead: list[bytes] = []
         #: How many wait, and how many only stand there.
         self._count = 0
         self._over = 0
 
     def __len__(self) -> int:
         return self._count
+
+    def put_ahead(self, clients: Iterable[bytes]) -> None:
+        """Let the tasks of these clients, and no others, come before all of their priority."""
+        self._ahead[:] = clients
+
+    def is_ahead(self, task: Task) -> bool:
+        """Whether the task is one of those."""
+        return task.client in self._ahead
+
+    def has_first(self) -> bool:
+        """Whether there is a task of the first of those."""
+        levels = (level for levels in self._queues.values() for level in levels.values())
+        return bool(self._ahead) and any(self._ahead[0] in level.lines for level in levels)
+
+    def turn(self, task: Task) -> tuple[int, int]:
+        """Return what the heads of the lines of a priority are ordered by, between queues."""
+        ahead = self._ahead
+        return ahead.index(task.client) if task.client in ahead else len(ahead), task.seq
 
     def push(self, task: Task, front: bool = False) -> None:
         """Add a task at the end of its client's line, or at the front."""
@@ -173,7 +209,7 @@ class Ready:
 
     def _open(self, queue: str, priority: int) -> Level:
         self._highest.clear()
-        level = self._queues.setdefault(queue, {})[priority] = Level(queue, priority)
+        level = self._queues.setdefault(queue, {})[priority] = Level(queue, priority, self._ahead)
         return level
 
     def first(self, queues: tuple[str, ...]) -> Level | None:
@@ -183,7 +219,7 @@ class Ready:
             levels = self._highest[queues] = self._find_highest(queues)
         if len(levels) < 2:
             return levels[0] if levels else None
-        return min(levels, key=lambda level: level.head().seq)
+        return min(levels, key=lambda level: self.turn(level.head()))
 
     def _find_highest(self, queues: tuple[str, ...]) -> list[Level]:
         found: list[Level] = []
@@ -245,7 +281,7 @@ class Ready:
         for priority in sorted({number for levels in served for number in levels}, reverse=True):
             levels = [levels[priority] for levels in served if priority in levels]
             # Between queues the head that came first has its turn: what `merge` looks at, too.
-            yield from heapq.merge(*levels, key=attrgetter("seq"))
+            yield from heapq.merge(*levels, key=self.turn)
 
     def lengths(self) -> dict[str, int]:
         """Return how many tasks wait in each queue that has any."""

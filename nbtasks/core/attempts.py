@@ -83,7 +83,7 @@ class Attempts:
             return
         if self._handlers.bereft:
             self._handlers.give(now)
-        for worker, tasks in self._pool.choose(now, self._staff.room()):
+        for worker, tasks in self._pool.choose(now, self._staff.room(now)):
             self._give(worker, tasks, now)
         for worker in self._pool.to_call_back(now):
             worker.recalled_at = now.boot

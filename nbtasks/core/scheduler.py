@@ -96,7 +96,7 @@ class Scheduler:
         self.ledger = ledger = Ledger(archive, first_ticket)
         self.pool = pool = Workers(archive, agenda)
         self.flow = flow = Flow(ledger, agenda, pool)
-        self.staff = staff = Staff(ledger, agenda, pool)
+        self.staff = staff = Staff(ledger, agenda, pool, flow)
         self.orders = orders = Orders(ledger, pool, flow, staff)
         self.intake = intake = Intake(ledger, agenda, pool, flow, orders, first_seq)
         self.handlers = handlers = Handlers(ledger, agenda, pool, flow, staff)

@@ -2,14 +2,22 @@
 
 A run that waits for other tasks keeps its process, but not its place in the pool: once something is
 starved, another worker takes it. Whoever did stays for a while, for there may be a next wait.
+
+There is an end to that, and tasks for which no place is left would be waited for without end. So
+what the deepest of those has sent that wait comes first (`Ready.put_ahead`): then a few branches of
+a tree of tasks wait, and not all of it but its leaves. With many places taken it goes on in fewer
+branches, at last in one; where even that is too long, it breaks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Final
 
+from nbtasks.core import states
 from nbtasks.core.agenda import Agenda
+from nbtasks.core.flow import Flow
 from nbtasks.core.ledger import Ledger
 from nbtasks.core.messages import (
     Joining,
@@ -20,8 +28,10 @@ from nbtasks.core.messages import (
     Scale,
     Stop,
 )
+from nbtasks.core.states import QUEUED
+from nbtasks.core.tasks import Task
 from nbtasks.core.turn import Send
-from nbtasks.core.workers import Worker, Workers
+from nbtasks.core.workers import SIGHT, Worker, Workers
 
 #: Seconds after which somebody takes the place of a worker whose run waits for other tasks, and
 #: between two looks whether this is so.
@@ -30,6 +40,12 @@ LOOK: Final = 0.2
 #: Seconds for which those stay who did, and how many there are at most.
 LINGER: Final = 10.0
 MOST: Final = 32
+#: Seconds for which all must have waited for one another until one is told that it waits in vain.
+STANDSTILL: Final = 1.0
+#: How many may wait before fewer go on, and seconds without news before one then goes on that is
+#: not of the deepest branch.
+FREELY: Final = MOST // 2
+HESITATION: Final = 0.05
 
 
 class Staff:
@@ -39,12 +55,15 @@ class Staff:
     ----------
     ledger, agenda, pool
         What the scheduler's parts share.
+    flow
+        Where tasks end that can never have a worker.
     """
 
-    def __init__(self, ledger: Ledger, agenda: Agenda, pool: Workers) -> None:
+    def __init__(self, ledger: Ledger, agenda: Agenda, pool: Workers, flow: Flow) -> None:
         self._ledger = ledger
         self._agenda = agenda
         self._pool = pool
+        self._flow = flow
         #: How many workers there shall be.
         self.wanted = 0
         #: How many more in the places of those whose runs wait for other tasks.
@@ -57,20 +76,39 @@ class Staff:
         self.stopping = False
         #: Whether the next look at those that wait stands in the agenda.
         self._looks = False
-        #: Since when (boot clock) there need not be as many extra ones.
+        #: Since when (boot clock) there need not be as many extra ones, and all places have been
+        #: taken by runs that wait.
         self._spared_at: float | None = None
+        self._stuck_at: float | None = None
 
     @property
     def whole(self) -> int:
         """How many workers there shall be in all."""
         return self.wanted + self.extra
 
-    def room(self) -> int | None:
+    def room(self, now: Now) -> int | None:
         """Return how many idle workers may get something; None: all.
 
         Who took the place of one that waits may find it going on, and stay for a while.
         """
-        return max(0, self.wanted - self._pool.running()) if self.extra else None
+        if not self.extra:
+            return None
+        return 0 if self._hesitates(now) else max(0, self._at_once() - self._pool.running())
+
+    def _at_once(self) -> int:
+        """Return how many runs may go on beside those that wait: fewer, the more wait."""
+        spare = self.wanted + FREELY - len(self._pool.joining())
+        return min(self.wanted, max(1, spare))
+
+    def _hesitates(self, now: Now) -> bool:
+        """Whether places are scarce, and the deepest branch may be about to go on.
+
+        What a run has sent comes by another socket than the word that it is waited for.
+        """
+        if len(self._pool.joining()) <= FREELY or self._pool.ready.has_first():
+            return False
+        news = max(worker.progress_at for worker in self._pool.workers.values())
+        return now.boot - news < HESITATION
 
     # --------------------------------------------------------------------- orders to the supervisor
 
@@ -140,6 +178,7 @@ class Staff:
         worker.joining = not said.over
         worker.progress_at = now.boot
         if worker.joining:
+            self._put_ahead()
             if worker.sits_on_calls():
                 self._ledger.turn.say(peer, Recall())
             self.mind_joins(now, GRACE)
@@ -153,11 +192,33 @@ class Staff:
     def on_joins(self, _: None, when: float, now: Now) -> None:
         """See to it that as many tasks run as there shall be workers, whatever others wait for."""
         self._looks = False
+        self._put_ahead()
         extra = self._extra_now(now)
         if extra != self.extra:
             self._want(self.wanted, extra)
+        self._break_standstill(now)
         if extra or self._pool.joining():
             self.mind_joins(now, LOOK)
+
+    def _put_ahead(self) -> None:
+        """Let what the runs that wait have sent come first, that of the deepest at the front."""
+        joining = {worker.pid: worker for worker in self._pool.joining()}
+        found = []
+        for peer, hello in self._ledger.clients.items():
+            above = self._above(joining.get(hello.pid), joining)
+            if above:
+                found.append((len(above), peer))
+        self._pool.ready.put_ahead([peer for _, peer in sorted(found, reverse=True)])
+
+    def _above(self, worker: Worker | None, joining: dict[int, Worker]) -> list[Worker]:
+        """Return the worker, if it waits, who waits for what it runs, and so on."""
+        found: list[Worker] = []
+        while worker is not None and worker not in found:
+            found.append(worker)
+            task = next(iter(worker.held.values()), None)
+            sender = None if task is None else self._ledger.clients.get(task.client)
+            worker = None if sender is None else joining.get(sender.pid)
+        return found
 
     def _extra_now(self, now: Now) -> int:
         """Return how many extra workers there shall be from now on."""
@@ -166,10 +227,41 @@ class Staff:
             self._spared_at = None
         elif self._spared_at is None:
             self._spared_at = now.boot
-        # A new broker may hear of those that wait before it is told how many there shall be.
-        complete = bool(self.hired) and len(self._pool.serving()) >= self.whole
-        if complete and joining > self.extra and self._pool.starved():
-            return min(joining, self.extra + len(self._pool.ready), MOST)
+        lacking = joining + self._at_once() - self.wanted
+        if lacking > self.extra and self._is_short():
+            return min(lacking, self.extra + len(self._pool.ready), MOST)
         if self._spared_at is not None and now.boot - self._spared_at >= LINGER:
             return joining
         return self.extra
+
+    def _is_short(self) -> bool:
+        """Whether all workers are there, and some task can run in none but those that wait."""
+        # A new broker may hear of those that wait before it is told how many there shall be.
+        complete = bool(self.hired) and len(self._pool.serving()) >= self.whole
+        return complete and self._pool.starved()
+
+    def _break_standstill(self, now: Now) -> None:
+        """Where all wait for one another, tell the deepest of them that it waits in vain.
+
+        What it waits for ends. So the others go on, one after the other.
+        """
+        stuck = self.extra >= MOST and len(self._pool.joining()) >= self.whole and self._is_short()
+        if not stuck:
+            self._stuck_at = None
+        elif self._stuck_at is None:
+            self._stuck_at = now.boot
+        elif now.boot - self._stuck_at >= STANDSTILL and (task := self._awaited()) is not None:
+            self._stuck_at = now.boot
+            text = (
+                f"It was never begun: all {self.whole} workers run tasks that wait for others, and "
+                f"no more than {MOST} step in for those. Let tasks wait for one another less deep: "
+                f"from some depth on call the function itself, or let the caller combine the "
+                f"results."
+            )
+            self._flow.end_by_broker(task, states.FAILURE, "TaskError", [text], now)
+
+    def _awaited(self) -> Task | None:
+        """Return what the deepest of those runs has sent that wait, if that can be found."""
+        ready = self._pool.ready
+        line = [task for task in islice(ready.line(()), SIGHT) if task.phase == QUEUED]
+        return next((task for task in line if ready.is_ahead(task)), None)

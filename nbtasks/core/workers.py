@@ -457,9 +457,11 @@ class Workers:
         if all(worker.queues == idle[0].queues for worker in idle):
             return idle
 
-        def turn(worker: Worker) -> tuple[int, int]:
+        def turn(worker: Worker) -> tuple[int, int, int]:
             level = self.ready.first(worker.queues)
-            return (1, 0) if level is None else (-level.priority, level.head().seq)
+            if level is None:
+                return (1, 0, 0)
+            return -level.priority, *self.ready.turn(level.head())
 
         return sorted(idle, key=turn)
 

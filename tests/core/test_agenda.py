@@ -41,13 +41,19 @@ def take(ready: Ready, served: tuple[str, ...]) -> Task | None:
     return None if level is None else ready.take(level)
 
 
-@given(ARRIVALS, SERVED)
-def test_line_has_the_order_in_which_tasks_are_taken(arrivals, served):
+#: Clients that come before others.
+AHEAD = st.lists(st.sampled_from([b"a", b"b", b"none"]), unique=True)
+
+
+@given(ARRIVALS, SERVED, AHEAD, AHEAD)
+def test_line_has_the_order_in_which_tasks_are_taken(arrivals, served, ahead, ahead_now):
     ready = Ready()
+    ready.put_ahead(ahead)
     for seq, (client, queue, priority, front, taken) in enumerate(arrivals):
         if taken:
             take(ready, ())
         ready.push(queued(seq, client, queue, priority), front)
+    ready.put_ahead(ahead_now)
 
     line = [task.seq for task in ready.line(served)]
     lengths = ready.lengths()
@@ -58,6 +64,23 @@ def test_line_has_the_order_in_which_tasks_are_taken(arrivals, served):
         taken_out.append(task.seq)
     assert line == taken_out
     assert not served or len(line) == sum(lengths.get(name, 0) for name in served)
+
+
+@pytest.mark.parametrize("queues", [("default",), QUEUES])
+def test_clients_put_ahead_come_first_and_take_no_turn_from_others(queues) -> None:
+    ready = Ready()
+    for seq in range(12):
+        ready.push(queued(seq, b"abcd"[seq % 4 :][:1], queues[seq // 4 % len(queues)]))
+    ready.push(queued(12, b"a", priority=6))
+    ready.put_ahead([b"c", b"d"])
+
+    taken = []
+    while (task := take(ready, ())) is not None:
+        taken.append(task.client)
+        if len(taken) == 4:
+            ready.put_ahead([b"d"])
+
+    assert b"".join(taken) == b"acccdddababab"
 
 
 def test_what_was_revoked_takes_no_turn_of_its_client() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 
 from nbtasks.core.messages import Done, Hello, Joining, Pool, Recall, Scale, Stop
 from nbtasks.core.scheduler import Scheduler
-from nbtasks.core.staff import GRACE, LINGER, LOOK, MOST
+from nbtasks.core.staff import FREELY, GRACE, HESITATION, LINGER, LOOK, MOST, STANDSTILL
 from nbtasks.simulation import CLIENT, SUPERVISOR, InventedWorker, Simulation
 
 SOON = GRACE + LOOK
@@ -39,6 +41,32 @@ def say_join(world: Simulation, task_id: str, over: bool = False) -> None:
     worker = running(world, task_id)
     assert worker.running is not None
     world.say(worker.peer, Joining(worker.running.ticket, over))
+
+
+def inside(world: Simulation, task_id: str) -> bytes:
+    """Return the client of the process in which a task runs."""
+    worker = running(world, task_id)
+    peer = b"client-in-" + worker.peer
+    if peer not in world.scheduler.clients:
+        world.say(peer, Hello("client", "c", worker.pid, "3.11"))
+    return peer
+
+
+def let_end(world: Simulation, task_id: str) -> None:
+    say_join(world, task_id, over=True)
+    running(world, task_id).ends_at = world.now.boot
+    world.advance(0)
+
+
+def dig(world: Simulation, length: int) -> list[str]:
+    """Let a chain of so many tasks wait, each for the next; return them, and one more that runs."""
+    chain = ["parent", *(f"{n}" for n in range(length))]
+    for parent, child in pairwise(chain):
+        world.submit(task_id=child, seconds=LONG, client=inside(world, parent))
+        say_join(world, parent)
+        world.advance(2 * SOON)
+        assert world.phase(child) == "running"
+    return chain
 
 
 def test_another_worker_takes_the_place_of_one_that_waits(world: Simulation) -> None:
@@ -269,3 +297,164 @@ def test_end_of_a_run_needs_no_word_that_it_waits_no_more(world: Simulation) -> 
     world.say(worker.peer, Done(worker.running.ticket, "SUCCESS", b"value"))
 
     assert world.scheduler.pool.joining() == []
+
+
+# ------------------------------------------------------------------------- trees of such tasks
+
+
+def test_what_the_deepest_has_sent_comes_before_all_else(world: Simulation) -> None:
+    early = [world.submit() for _ in range(3)]
+    leaves = [world.submit(client=inside(world, "parent")) for _ in range(2)]
+    child = world.submit(task_id="child", client=inside(world, "parent"), seconds=LONG, priority=6)
+    say_join(world, "parent")
+    world.advance(SOON)
+    grandchildren = [world.submit(client=inside(world, child)) for _ in range(2)]
+    say_join(world, child)
+
+    world.advance(2 * SOON + 2)
+    say_join(world, child, over=True)
+    running(world, child).ends_at = world.now.boot
+    world.advance(2 * SOON + 5)
+
+    assert world.order == ["parent", child, *grandchildren, *leaves, *early]
+
+
+def test_what_was_sent_before_by_one_that_does_not_wait_has_no_privilege(world: Simulation) -> None:
+    early = world.submit()
+    late = world.submit(client=inside(world, "parent"))
+    running(world, "parent").ends_at = world.now.boot
+
+    world.advance(3)
+
+    assert world.order == ["parent", early, late]
+
+
+def test_who_waits_no_more_has_no_privilege(world: Simulation) -> None:
+    child = world.submit(client=inside(world, "parent"))
+    say_join(world, "parent")
+    world.advance(SOON + 1)
+    early = world.submit()
+    late = world.submit(client=inside(world, "parent"))
+    let_end(world, "parent")
+
+    world.advance(LINGER + 2 * LOOK)
+
+    assert world.order == ["parent", child, early, late]
+
+
+def test_the_more_wait_the_fewer_go_on() -> None:
+    world = world_of(4)
+    parents = [world.submit(seconds=LONG) for _ in range(4)]
+    at_once = []
+    while len(world.scheduler.pool.joining()) < FREELY + 6:
+        for parent in parents:
+            for _ in range(4):
+                world.submit(seconds=LONG, client=inside(world, parent))
+        for parent in parents:
+            say_join(world, parent)
+        world.advance(3 * SOON)
+        waiting = {worker.name for worker in world.scheduler.pool.joining()}
+        begun = [w for w in world.workers.values() if w.running and w.name not in waiting]
+        parents = [w.running.call.id for w in begun if w.running and w.running.call]
+        at_once.append(len(parents))
+
+    assert at_once == [4, 4, 4, 4, 1, 1, 1]
+
+
+def test_a_place_is_kept_for_what_is_on_its_way(world: Simulation) -> None:
+    *_, above, deepest = dig(world, FREELY + 1)
+    world.submit(task_id="other", client=inside(world, above), seconds=LONG)
+    world.submit(task_id="first", client=inside(world, deepest))
+    say_join(world, deepest)
+    world.advance(SOON)
+    assert world.phase("first") == "running"
+    running(world, "first").ends_at = world.now.boot
+
+    world.advance(HESITATION / 2)
+    assert (world.state("first"), world.phase("other")) == ("SUCCESS", "queued")
+    say_join(world, deepest, over=True)
+    say_join(world, deepest)
+    world.submit(task_id="second", client=inside(world, deepest), seconds=LONG)
+    world.advance(2 * SOON)
+
+    assert (world.phase("second"), world.phase("other")) == ("running", "queued")
+
+
+def test_where_nothing_is_on_its_way_another_branch_goes_on(world: Simulation) -> None:
+    chain = dig(world, FREELY + 1)
+    world.submit(task_id="other", client=inside(world, chain[-2]), seconds=LONG)
+    say_join(world, chain[-1])
+
+    world.advance(2 * SOON)
+
+    assert world.phase("other") == "running"
+
+
+def test_who_waits_too_deep_is_told_so_and_the_others_go_on(world: Simulation) -> None:
+    chain = dig(world, MOST)
+    world.submit(task_id="too deep", client=inside(world, chain[-1]))
+    other = world.submit()
+    say_join(world, chain[-1])
+
+    world.advance(STANDSTILL / 2)
+    assert world.phase("too deep") == "queued"
+    world.advance(STANDSTILL + 2 * LOOK)
+
+    assert world.state("too deep") == "FAILURE"
+    (event,) = world.events("too deep")
+    assert "all 33 workers run tasks that wait for others" in event.text
+    for task_id in reversed(chain):
+        let_end(world, task_id)
+    world.advance(LINGER)
+    assert world.state(other) == "SUCCESS"
+
+
+def test_nobody_is_told_so_while_what_all_wait_for_may_still_come(world: Simulation) -> None:
+    chain = dig(world, MOST)
+    world.submit(task_id="later", client=inside(world, chain[-1]), countdown=LONG)
+    other = world.submit()
+    say_join(world, chain[-1])
+
+    world.advance(10 * STANDSTILL)
+
+    assert (world.phase("later"), world.phase(other)) == ("scheduled", "queued")
+
+
+#: Trees: how many children each task has that waits, the deepest ones none.
+TREES = st.recursive(
+    st.just([]), lambda trees: st.lists(trees, min_size=1, max_size=4), max_leaves=40
+)
+
+
+def depth(tree: list) -> int:
+    return 1 + max(map(depth, tree), default=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TREES.filter(lambda tree: depth(tree) <= 9), st.integers(1, 6))
+def test_any_tree_that_is_not_too_deep_comes_to_its_end(tree: list, workers: int) -> None:
+    world = world_of(workers)
+    trees = {world.submit(task_id="root", seconds=LONG): tree}
+    children: dict[str, list[str]] = {}
+    while world.state("root") != "SUCCESS":
+        before = world.now.boot
+        for worker in list(world.workers.values()):
+            task_id = worker.running.call.id if worker.running and worker.running.call else None
+            if task_id is None:
+                continue
+            if task_id not in children:
+                client = inside(world, task_id)
+                children[task_id] = []
+                for subtree in trees[task_id]:
+                    child = world.submit(seconds=LONG, client=client)
+                    trees[child] = subtree
+                    children[task_id].append(child)
+                if children[task_id]:
+                    say_join(world, task_id)
+            elif all(world.state(child) == "SUCCESS" for child in children[task_id]):
+                let_end(world, task_id)
+        world.advance(0.02)
+        assert before < 100
+
+    assert len(world.workers) <= workers + MOST
+    assert {world.state(task_id) for task_id in trees} == {"SUCCESS"}

@@ -25,6 +25,14 @@ def depth(n):
 
 
 @nbtasks.task
+def fibonacci(n):
+    if n < 2:
+        return n
+    with allow_join_result():
+        return sum(part.get() for part in [fibonacci.delay(n - 1), fibonacci.delay(n - 2)])
+
+
+@nbtasks.task
 def by_set(n):
     with allow_join_result():
         return nbtasks.ResultSet([square.delay(k) for k in range(n)]).get()
@@ -120,6 +128,21 @@ def alone(make_cluster):
 
 @pytest.mark.usefixtures("alone")
 def test_tasks_wait_for_one_another_in_a_pool_of_one():
+    assert depth.delay(3).get(timeout=SOON) == 3
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_tree_of_tasks_may_be_wider_than_workers_step_in(make_cluster, workers):
+    make_cluster(workers=workers)
+
+    assert fibonacci.delay(10).get(timeout=2 * SOON) == 55  # 88 of its tasks wait
+
+
+@pytest.mark.usefixtures("alone")
+def test_who_waits_too_deep_is_told_so():
+    with pytest.raises(nbtasks.exceptions.TaskError, match="from some depth on call the function"):
+        depth.delay(40).get(timeout=2 * SOON)
+
     assert depth.delay(3).get(timeout=SOON) == 3
 
 
