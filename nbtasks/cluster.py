@@ -96,7 +96,8 @@ def start(
     Parameters
     ----------
     workers
-        How many worker processes; by default one for each processor, two at least.
+        How many worker processes; by default one for each processor that we may use, two at least;
+        in a container its quota of processor time counts.
     dir
         Folder for all files of the cluster, made if need be and closed to other users; one that is
         open to them and holds other things is refused. By default there is one cluster for each

@@ -60,7 +60,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     #: When a task counts as accepted: on the disk (full), in the store (normal), in memory (none).
     durability: Durability = "full"
     transport: Transport = "ipc"
-    #: Number of workers; None: one for each processor, two at least.
+    #: Number of workers; None: one for each processor that we may use, two at least.
     worker_concurrency: Count | None = None
     #: A worker is replaced after so many tasks; None: never.
     worker_max_tasks_per_child: Count | None = None

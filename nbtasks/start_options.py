@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from nbtasks import config
+from nbtasks import config, processors
 from nbtasks.exceptions import ClusterError, ImproperlyConfigured, SerializerNotInstalled
 from nbtasks.place import Place
 from nbtasks.wire import codecs
@@ -131,7 +131,7 @@ def settings_for(place: Place, options: Options) -> Settings:
     workers = options.workers
     return Settings(
         data=str(place.data),
-        workers=workers if workers is not None else ours.worker_concurrency or _processors(),
+        workers=workers if workers is not None else ours.worker_concurrency or _enough(),
         durability=options.durability or ours.durability,
         transport=options.transport or ours.transport,
         queues=options.queues or (),
@@ -151,19 +151,17 @@ def settings_for(place: Place, options: Options) -> Settings:
     )
 
 
+def _enough() -> int:
+    """Return one worker a processor, two at least: one long task shall not block all."""
+    return max(2, processors.usable())
+
+
 def _content_types(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """Return what `accept_content` means; workers do not know yet what was registered here."""
     try:
         return None if names is None else tuple(sorted(codecs.content_types(names)))
     except SerializerNotInstalled as error:
         raise ImproperlyConfigured(f"accept_content: {error}") from None
-
-
-def _processors() -> int:
-    """Return how many processors we may use, two at least: one long task shall not block all."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(2, len(os.sched_getaffinity(0)))
-    return max(2, os.cpu_count() or 1)
 
 
 #: Option → what to do instead of a second start with another value.

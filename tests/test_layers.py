@@ -38,7 +38,8 @@ ARROWS: dict[str, set[str]] = {
     "engines": {"wire", "core", "exceptions"},
     "simulation": {"core"},
     "place": {"wire", "config", "exceptions"},
-    "start_options": {"place", "wire", "config", "exceptions"},
+    "processors": set(),
+    "start_options": {"place", "processors", "wire", "config", "exceptions"},
     "cluster": {"start_options", "place", "client", "wire", "core", "config", "exceptions"},
     "jupyter": {"cluster", "client", "core", "exceptions"},
     # __init__: for `nbtasks --version`.
