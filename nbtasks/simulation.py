@@ -439,7 +439,7 @@ class Simulation:
             if call is None and send.task is not None:
                 call = self.store.calls[send.task.seq]
                 call = msgspec.structs.replace(call, retries=send.task.retries)
-            run = Run(message.ticket, call, message.redelivered)
+            run = msgspec.structs.replace(message, call=call)
             worker.waiting.append(run)
             worker.held.append(run)
             self._begin_next(worker)

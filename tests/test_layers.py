@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "states": {"core"},
     "wire": {"core", "exceptions"},
     "broker": {"wire", "core", "exceptions"},
-    "worker": {"life", "wire", "core", "context", "exceptions"},
+    "worker": {"life", "wire", "core", "context", "exceptions", "processors"},
     "supervisor": {"wire", "core", "config", "exceptions"},
     # config: Celery's task_* settings are read where a call is made.
     "client": {"life", "wire", "core", "config", "context", "exceptions"},

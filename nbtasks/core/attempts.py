@@ -83,8 +83,10 @@ class Attempts:
             return
         if self._handlers.bereft:
             self._handlers.give(now)
-        for worker, tasks in self._pool.choose(now, self._staff.room(now)):
-            self._give(worker, tasks, now)
+        if self._pool.ready:
+            runs = self._staff.at_once()
+            for worker, tasks in self._pool.choose(now, self._staff.room(now)):
+                self._give(worker, tasks, runs, now)
         for worker in self._pool.to_call_back(now):
             worker.recalled_at = now.boot
             self._ledger.turn.say(worker.peer, Recall())
@@ -93,7 +95,7 @@ class Attempts:
             self._send_definition(worker.peer, function.digest, free=True)
             self.mind_loading(worker, function.digest, now)
 
-    def _give(self, worker: Worker, tasks: list[Task], now: Now) -> None:
+    def _give(self, worker: Worker, tasks: list[Task], runs: int, now: Now) -> None:
         ledger, turn = self._ledger, self._ledger.turn
         given, mail = turn.given[worker.name], turn.mail[worker.peer]
         if not worker.busy:
@@ -106,7 +108,7 @@ class Attempts:
             given.append((ticket, task.seq))
             sender = ledger.clients.get(task.client)
             call, buffers = ledger.release(task)
-            run = Run(ticket, call, task.deaths != 0, sender.name if sender else "")
+            run = Run(ticket, call, task.deaths != 0, sender.name if sender else "", "", runs)
             if call is None:
                 turn.say_absent(worker.peer, run, task)
             else:

@@ -433,6 +433,8 @@ class Run(Message, frozen=True):
     #: Not to be run: it ended so, its process was killed, and its handlers shall hear of it.
     #: As in `Event.text`.
     verdict: str = ""
+    #: How many runs go on at once with it, as far as the broker can tell.
+    runs: Annotated[int, msgspec.Meta(ge=1, le=MOST)] = 1
 
     @property
     def frames(self) -> int:

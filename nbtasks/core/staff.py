@@ -93,9 +93,14 @@ class Staff:
         """
         if not self.extra:
             return None
-        return 0 if self._hesitates(now) else max(0, self._at_once() - self._pool.running())
+        return 0 if self._hesitates(now) else max(0, self._most_at_once() - self._pool.running())
 
-    def _at_once(self) -> int:
+    def at_once(self) -> int:
+        """Return how many runs are going to go on at once, one at least, as things stand."""
+        begun_soon = self._pool.running() + len(self._pool.ready)
+        return max(1, min(begun_soon, self.wanted or begun_soon))
+
+    def _most_at_once(self) -> int:
         """Return how many runs may go on beside those that wait: fewer, the more wait."""
         spare = self.wanted + FREELY - len(self._pool.joining())
         return min(self.wanted, max(1, spare))
@@ -227,7 +232,7 @@ class Staff:
             self._spared_at = None
         elif self._spared_at is None:
             self._spared_at = now.boot
-        lacking = joining + self._at_once() - self.wanted
+        lacking = joining + self._most_at_once() - self.wanted
         if lacking > self.extra and self._is_short():
             return min(lacking, self.extra + len(self._pool.ready), MOST)
         if self._spared_at is not None and now.boot - self._spared_at >= LINGER:

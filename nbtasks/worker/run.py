@@ -54,6 +54,7 @@ from nbtasks.worker.capture import Capture, clean, clip
 from nbtasks.worker.functions import Function, Functions
 from nbtasks.worker.handover import Assignment, Buffer, Handover, Loaded
 from nbtasks.worker.limits import SoftLimit, call_supervisor
+from nbtasks.worker.threads import Threads
 
 #: Seconds to wait until the broker has saved an outcome, before handlers run.
 NOTED_WAIT = 5.0
@@ -171,6 +172,7 @@ class Runner:
         self._capture = capture
         self._limit = limit
         self._keep_piece = keep
+        self._threads = Threads()
         # The one that runs:
         self._assignment: Assignment
         self._ticket = 0
@@ -219,6 +221,7 @@ class Runner:
         # What a function wants that is found by its name is known once it is loaded.
         loading = function is None and (limited or not (call.definition or run.verdict))
         self._handover.loading = ticket if loading else 0
+        self._threads.share(run.runs)
         self._cell.start(ticket)
         self._handover.begin(ticket)
         self._capture.begin(call.id)

@@ -21,10 +21,12 @@ from nbtasks.core.messages import (
     Handling,
     Hasten,
     Hello,
+    Joining,
     Kill,
     Now,
     Output,
     Policy,
+    Pool,
     Redo,
     Refused,
     Revoke,
@@ -968,3 +970,52 @@ def test_only_worker_of_a_queue_stays_when_there_are_to_be_fewer() -> None:
 
     workers = world.scheduler.workers
     assert [workers[name].leaving for name in names] == [False, True, False]
+
+
+# ----------------------------------------------------------------- how many runs go on at once
+
+
+def told_runs(world: Simulation) -> dict[str, int]:
+    return {
+        run.call.id: run.runs
+        for worker in world.workers.values()
+        for run in [worker.running]
+        if run is not None and run.call is not None
+    }
+
+
+def test_each_run_is_told_how_many_go_on_at_once() -> None:
+    world = Simulation(workers=3)
+    world.say(SUPERVISOR, Pool(tuple(world.workers), 3))
+    first = world.submit(seconds=10)
+    second = world.submit(seconds=10)
+    third = world.submit(seconds=10)
+
+    assert told_runs(world) == {first: 1, second: 2, third: 3}
+
+
+def test_runs_that_wait_for_a_worker_are_counted_up_to_the_number_of_workers() -> None:
+    world = Simulation(workers=2)
+    world.say(SUPERVISOR, Pool(tuple(world.workers), 2))
+    for _ in range(2):
+        world.submit(seconds=1)
+    ids = [world.submit(seconds=10) for _ in range(5)]
+
+    world.advance(2)
+
+    assert told_runs(world) == {ids[0]: 2, ids[1]: 2}
+    world.advance(10)
+    assert told_runs(world) == {ids[2]: 2, ids[3]: 2}
+
+
+def test_runs_that_wait_for_other_tasks_are_not_counted() -> None:
+    world = Simulation(workers=2)
+    world.say(SUPERVISOR, Pool(tuple(world.workers), 2))
+    parent = world.submit(seconds=10)
+    (worker,) = (worker for worker in world.workers.values() if worker.running)
+    assert worker.running is not None
+
+    world.say(worker.peer, Joining(worker.running.ticket))
+    child = world.submit(seconds=10)
+
+    assert told_runs(world) == {parent: 1, child: 1}
