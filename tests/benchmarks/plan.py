@@ -11,6 +11,7 @@ WORKLOADS = (
     *("cold_start", "idle", "one_by_one", "map", "round_trip", "fsync", "progress", "timers"),
     *("backlog_1000", "backlog"),
     *("1_MB_in", "1_MB_out", "64_MB_in", "64_MB_out", "512_MB_in", "512_MB_out", "one_to_many"),
+    "linear_algebra",
     *("recovery", "backlog_million"),
 )
 

@@ -45,6 +45,8 @@ ROWS = (
     Row("512 MB in, GB/s", "512_MB_in", "gigabytes_per_second", "{:.2f}", True),
     Row("512 MB out, GB/s", "512_MB_out", "gigabytes_per_second", "{:.2f}", True),
     Row("200 MB to 50 tasks, s", "one_to_many", "seconds", "{:.2f}"),
+    Row("8 tasks of linear algebra, s", "linear_algebra", "seconds", "{:.2f}"),
+    Row("  one alone, s", "linear_algebra", "alone", "{:.2f}"),
     Row("100,000 queued, bytes each", "backlog", "bytes_with_caller", "{:,.0f}"),
     Row("  the caller left out", "backlog", "bytes", "{:,.0f}"),
     Row("  CPU s for 1,000", "backlog", "cpu", "{:.3f}"),

@@ -141,6 +141,19 @@ def one_to_many(driver: drivers.Driver, megabytes: int = 200, number: int = 50) 
     return {"seconds": time.perf_counter() - began}
 
 
+def linear_algebra(driver: drivers.Driver, number: int = 8) -> Figures:
+    """Let some tasks decompose small matrices side by side, and one multiply large ones alone."""
+    for sent in [driver.send(works.decompose, 150, 1) for _ in range(drivers.WORKERS)]:
+        driver.fetch(sent)  # numpy is there
+    began = time.perf_counter()
+    for sent in [driver.send(works.decompose, 150, 20) for _ in range(number)]:
+        driver.fetch(sent)
+    beside = time.perf_counter() - began
+    began = time.perf_counter()
+    driver.fetch(driver.send(works.multiply, 1_000, 20))
+    return {"seconds": beside, "alone": time.perf_counter() - began}
+
+
 def backlog_thousand(driver: drivers.Driver, times: int = 20) -> Figures:
     """Queue 1,000, so often that their cost can be told from the clock's ticks."""
     times = max(1, times // driver.slow)
@@ -217,6 +230,7 @@ WORKLOADS: dict[str, Callable[..., Figures]] = {
     "512_MB_in": lambda driver: data_in(driver, 512),
     "512_MB_out": lambda driver: data_out(driver, 512),
     "one_to_many": one_to_many,
+    "linear_algebra": linear_algebra,
     "backlog_1000": backlog_thousand,
     "backlog": backlog,
     "backlog_million": lambda driver: backlog(driver, 1_000_000),

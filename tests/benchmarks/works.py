@@ -32,6 +32,17 @@ def make(size: int) -> numpy.ndarray:
     return numpy.full(size // 8, time.time_ns())
 
 
+def decompose(size: int, times: int) -> float:
+    """Do what numeric libraries use all processors for: many small computations."""
+    return sum(numpy.linalg.svd(numpy.ones((size, size)))[1][0] for _ in range(times))
+
+
+def multiply(size: int, times: int) -> float:
+    """Do the same with few large ones, which is what that is good for."""
+    data = numpy.ones((size, size))
+    return float(sum((data @ data)[0, 0] for _ in range(times)))
+
+
 def stamp() -> float:
     """Say when this ran."""
     return time.time()
@@ -57,4 +68,4 @@ def die_once(path: str) -> float:
     return 0.0
 
 
-WORKS = (noop, double, nap, weigh, make, stamp, wait_for, die_once)
+WORKS = (noop, double, nap, weigh, make, decompose, multiply, stamp, wait_for, die_once)
