@@ -153,7 +153,7 @@ class Deaths:
             return
         text = f"The worker process {how} while it ran this task. {why_given_up(task, policy)}"
         if died.words:
-            text += f" The last that it printed:\n{died.words}"
+            text += f" {died.words}"
         self._flow.end_by_broker(task, states.FAILURE, "WorkerLostError", [text], now)
 
     def _run_again(self, task: Task, why: str, now: Now) -> None:

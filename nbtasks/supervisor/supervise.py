@@ -678,10 +678,21 @@ def last_words(words: str, exit_: Exit) -> str:
     """Return what a process that died of its own or a stranger's doing said last, for people.
 
     What its task printed and logged, and then what only stands in its log: the words of C
-    libraries, and Python's own where a signal ended it.
+    libraries, of programs, and Python's own where a signal ended it.
     """
     said = [line.rpartition("\r")[2] for line in words.rstrip().split("\n")]
-    return "\n".join(filter(None, [*said[-LAST_LINES:], tail(exit_.child.log, lines=40)]))
+    printed = "\n".join(filter(None, said[-LAST_LINES:]))
+    logged = tail(exit_.child.log, lines=40)
+    return "\n".join(
+        [
+            *([f"The last that it printed:\n{printed}"] if printed else []),
+            *(
+                [f"The end of its process's log (not all need be of it):\n{logged}"]
+                if logged
+                else []
+            ),
+        ]
+    )
 
 
 def describe(code: int) -> str:

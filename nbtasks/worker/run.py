@@ -345,6 +345,7 @@ class Runner:
         if self.forked:
             # The body has returned twice; the call is the other process's.
             end_child(outcome)
+        close_figures()  # before the result is pickled, which may be one
         message = self._encode(outcome)
         if not life.has_handlers(self._function.task):
             self._post_outcome(message)
@@ -362,6 +363,7 @@ class Runner:
         handling = self._handover.handling
         assert handling is not None
         self._handover.handling = None
+        close_figures()
         self._end_joins()
         self._cell.finish(handling.ticket)
         self._handover.post(Handling(handling.ticket, handling.id, over=True))
@@ -562,6 +564,18 @@ class Runner:
             echo.wait(HEARD_WAIT)
         finally:
             del self._handover.echoes[nobodys]
+
+
+def close_figures() -> None:
+    """Close what pyplot holds open, as a notebook does at the end of each cell.
+
+    Else the next task would draw into the same figure, and one that is a result would be open
+    wherever it is loaded: a notebook would show it at once, and once more as the value of its cell.
+    """
+    pyplot = sys.modules.get("matplotlib._pylab_helpers")
+    if pyplot is not None:
+        with suppress(Exception):  # of a user's own canvas
+            pyplot.Gcf.destroy_all()
 
 
 def end_child(outcome: life.Outcome) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import gc
 import os
 import signal
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from nbtasks import context
 from nbtasks.wire.cell import Cell
@@ -136,6 +137,7 @@ def serve(runtime: Path, name: str, queues: tuple[str, ...], settings: Settings)
         When a task raised it.
     """
     parent = detach_stdin()
+    builtins.input = refuse_input
     sys.setswitchinterval(SWITCH)
     signal.signal(signal.SIGINT, _ignore)
     link = Link(runtime, name, queues, parent)
@@ -187,6 +189,14 @@ def detach_stdin() -> int | None:
     os.dup2(null, 0)
     os.close(null)
     return parent
+
+
+def refuse_input(prompt: object = "", /) -> NoReturn:
+    """Stand in for `input`: at the end of an empty file it would say no more than that."""
+    raise EOFError(
+        "input() was called in a task, which runs where nobody can be asked. Ask before it is "
+        "sent, and give it the answer as an argument."
+    )
 
 
 def forks() -> bool:

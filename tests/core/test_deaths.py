@@ -131,12 +131,12 @@ def test_reason_and_last_words_are_told(world: Simulation) -> None:
     task_id = world.submit(seconds=10)
     world.advance(1)
 
-    die(world, peak_memory=5_000_000, words="I am done for", why="stood still and was killed")
+    die(world, peak_memory=5_000_000, words="Its words: over", why="stood still and was killed")
 
     name, (text,) = error_of(world, task_id)
     assert name == "WorkerLostError"
     assert "The worker process stood still and was killed (peak memory 5 MB) while" in text
-    assert text.endswith("The last that it printed:\nI am done for")
+    assert text.endswith(" Its words: over")
 
 
 def test_run_that_took_too_much_memory_ends_with_both_figures(world: Simulation) -> None:

@@ -864,14 +864,30 @@ def test_output_outside_of_tasks_goes_to_the_log(
     assert "afterwards" in worker.log.read_text()
 
 
-def test_input_in_a_task_finds_nothing_to_read(broker: FakeBroker, worker: WorkerProcess) -> None:
+def test_input_in_a_task_says_that_nobody_can_answer(
+    broker: FakeBroker, worker: WorkerProcess
+) -> None:
     @task
     def ask() -> str:
-        return input()
+        return input("name? ")
 
     broker.submit(ask)
 
-    assert isinstance(broker.value(broker.done()), EOFError)
+    error = broker.value(broker.done())
+    assert isinstance(error, EOFError)
+    assert "give it the answer as an argument" in str(error)
+
+
+def test_what_reads_standard_input_finds_its_end(broker: FakeBroker, worker: WorkerProcess) -> None:
+    @task
+    def read() -> str:
+        import sys
+
+        return sys.stdin.read()
+
+    broker.submit(read)
+
+    assert broker.value(broker.done()) == ""
 
 
 @pytest.mark.parametrize("default", ["fork", "spawn", "forkserver"])
