@@ -16,7 +16,7 @@ from nbtasks.client import lookup
 from nbtasks.core.messages import Hasten, Revoke
 from nbtasks.core.states import DONE, SCHEDULED
 from nbtasks.exceptions import BrokerUnavailable, EncodeError, ImproperlyConfigured, TimeoutError
-from nbtasks.jupyter import cells, pump
+from nbtasks.jupyter import cells, figures, pump
 from nbtasks.jupyter.body import TaskMagics
 from nbtasks.jupyter.rows import clock, duration, first_line, plural, printable, short_name, shorten
 
@@ -392,11 +392,14 @@ def load(shell: Any) -> None:
     shell.register_magics(NbtasksMagics, TaskMagics)
     cells.install(shell)
     if getattr(shell, "kernel", None) is not None:
+        figures.install(shell)
         pump.install(shell)
 
 
 def unload(shell: Any) -> None:
     pump.uninstall()
     cells.uninstall()
+    if getattr(shell, "kernel", None) is not None:
+        figures.uninstall(shell)
     shell.magics_manager.magics["line"].pop("nbtasks", None)
     shell.magics_manager.magics["cell"].pop("task", None)
