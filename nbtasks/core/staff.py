@@ -102,15 +102,18 @@ class Staff:
 
     def _most_at_once(self) -> int:
         """Return how many runs may go on beside those that wait: fewer, the more wait."""
-        spare = self.wanted + FREELY - len(self._pool.joining())
-        return min(self.wanted, max(1, spare))
+        return min(self.wanted, max(1, self._spare()))
+
+    def _spare(self) -> int:
+        """Return for how many runs there is room, when places are kept for what they wait for."""
+        return self.wanted + FREELY - len(self._pool.joining())
 
     def _hesitates(self, now: Now) -> bool:
-        """Whether places are scarce, and the deepest branch may be about to go on.
+        """Whether there is room for one branch only, and the deepest may be about to go on.
 
         What a run has sent comes by another socket than the word that it is waited for.
         """
-        if len(self._pool.joining()) <= FREELY or self._pool.ready.has_first():
+        if self._spare() > 1 or self._pool.ready.has_first():
             return False
         news = max(worker.progress_at for worker in self._pool.workers.values())
         return now.boot - news < HESITATION

@@ -380,6 +380,25 @@ def test_a_place_is_kept_for_what_is_on_its_way(world: Simulation) -> None:
     assert (world.phase("second"), world.phase("other")) == ("running", "queued")
 
 
+def test_while_many_go_on_nobody_hesitates() -> None:
+    world = world_of(FREELY + 4)
+    parents = [world.submit(seconds=LONG) for _ in range(FREELY + 2)]
+    for parent in parents[1:]:
+        for _ in range(4):
+            world.submit(client=inside(world, parent), seconds=LONG)
+    for parent in parents:
+        say_join(world, parent)
+    world.advance(2 * SOON)
+    said = len(world.order)
+    say_join(world, parents[0], over=True)
+    say_join(world, parents[0])
+
+    running(world, world.order[-1]).ends_at = world.now.boot
+    world.advance(0)
+
+    assert len(world.order) == said + 1  # at once, whoever is the deepest
+
+
 def test_where_nothing_is_on_its_way_another_branch_goes_on(world: Simulation) -> None:
     chain = dig(world, FREELY + 1)
     world.submit(task_id="other", client=inside(world, chain[-2]), seconds=LONG)
