@@ -342,9 +342,10 @@ def track(iterable: Iterable[Item], total: float | None = None, **meta: Any) -> 
 def allow_join_result() -> Iterator[None]:
     """Allow waiting for other tasks inside a task, in this block.
 
-    Meanwhile another worker takes the place of the one that waits, 32 at most. What the deepest of
-    those has sent that wait comes before all other tasks of its priority, so a tree of tasks may be
-    as wide as it likes. One that is so deep that all wait for one another fails with `TaskError`.
+    Meanwhile another worker takes the place of the one that waits, 32 at most. Where more wait than
+    there are workers, what the deepest of those have sent comes before other tasks of its priority,
+    so a tree of tasks may be as wide as it likes. In one that is so deep that all wait for one
+    another, the deepest task fails with `TaskError`.
 
     Examples
     --------

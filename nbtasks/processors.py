@@ -21,10 +21,11 @@ def usable() -> int:
     to, rounded up, if that is less: in Docker, Kubernetes and on Binder all processors of the
     machine are seen, and much less time of them is to be had.
     """
-    return max(1, math.ceil(min(_switched_on(), quota())))
+    return max(1, math.ceil(min(seen(), quota())))
 
 
-def _switched_on() -> int:
+def seen() -> int:
+    """Return how many processors the system lets this process run on; libraries count these."""
     if hasattr(os, "process_cpu_count"):  # from Python 3.13 on, where -X cpu_count is heeded, too
         return os.process_cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
@@ -56,7 +57,7 @@ def _folders(membership: Path, groups: Path) -> Iterator[Path]:
             continue
         # In a container its own group is at the top, whatever it is called outside.
         for own in (PurePosixPath(path), *PurePosixPath(path).parents):
-            yield groups / controllers / own.relative_to("/")
+            yield groups / controllers / str(own).lstrip("/")
 
 
 def _limit(folder: Path) -> float:

@@ -36,7 +36,11 @@ MACHINES = {
         math.inf,
     ),
     "a limit of something else": ("3:cpuset:/", {"cpuset/cpu.max": "100000 100000"}, math.inf),
-    "nonsense": ("0:\n:\n0::/../x\n", {"cpu.max": "much of it", "x/cpu.max": "1 0"}, math.inf),
+    "nonsense": (
+        "0:\n:\n0::/../x\n0:://x\n",
+        {"cpu.max": "much of it", "x/cpu.max": "1 0"},
+        math.inf,
+    ),
 }
 
 
@@ -54,7 +58,7 @@ def test_quota_is_that_of_our_own_control_group(machine: str, tmp_path: Path):
 
 
 def test_a_quota_counts_where_it_is_less_than_the_processors(monkeypatch):
-    monkeypatch.setattr(processors, "_switched_on", lambda: 8)
+    monkeypatch.setattr(processors, "seen", lambda: 8)
 
     found = []
     for quota in (math.inf, 100.0, 2.5, 0.1, 0.0):

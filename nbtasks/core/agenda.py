@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from nbtasks.core.messages import Now
@@ -89,12 +90,12 @@ class Level:
     queue, priority
         Which.
     ahead
-        The clients whose tasks come before all others, those of the first one first; it may change.
+        The clients whose tasks come before all others, in order: it may change.
     """
 
     __slots__ = ("ahead", "lines", "priority", "queue", "turns")
 
-    def __init__(self, queue: str, priority: int, ahead: Sequence[bytes]) -> None:
+    def __init__(self, queue: str, priority: int, ahead: Collection[bytes]) -> None:
         self.queue = queue
         self.priority = priority
         self.ahead = ahead
@@ -172,7 +173,8 @@ class Ready:
         #: Queues that were asked for → their levels of the highest priority; asked anew when any
         #: level comes or goes.
         self._highest: dict[tuple[str, ...], list[Level]] = {}
-        self._ahead: list[bytes] = []
+        #: Clients that come before the others → their place, from 0.
+        self._ahead: dict[bytes, int] = {}
         #: How many wait, and how many only stand there.
         self._count = 0
         self._over = 0
@@ -182,21 +184,36 @@ class Ready:
 
     def put_ahead(self, clients: Iterable[bytes]) -> None:
         """Let the tasks of these clients, and no others, come before all of their priority."""
-        self._ahead[:] = clients
+        self._ahead.clear()
+        self._ahead.update((client, place) for place, client in enumerate(clients))
 
     def is_ahead(self, task: Task) -> bool:
         """Whether the task is one of those."""
         return task.client in self._ahead
 
-    def has_first(self) -> bool:
-        """Whether there is a task of the first of those."""
-        levels = (level for levels in self._queues.values() for level in levels.values())
-        return bool(self._ahead) and any(self._ahead[0] in level.lines for level in levels)
+    def of(self, clients: Iterable[bytes]) -> Iterator[Task]:
+        """Yield the tasks of some clients that wait."""
+        levels = [level for levels in self._queues.values() for level in levels.values()]
+        for client in clients:
+            for level in levels:
+                yield from (t for t in level.lines.get(client, ()) if t.phase == QUEUED)
+
+    def first_ahead(self, queues: tuple[str, ...]) -> Level | None:
+        """Return as `first` does, but for clients that come before the others only.
+
+        Their place counts, and the priority only among the tasks of one.
+        """
+        served = [self._queues[name] for name in queues or self._queues if name in self._queues]
+        for client in self._ahead:
+            levels = [level for each in served for level in each.values() if client in level.lines]
+            if levels:
+                return max(levels, key=attrgetter("priority"))
+        return None
 
     def turn(self, task: Task) -> tuple[int, int]:
         """Return what the heads of the lines of a priority are ordered by, between queues."""
         ahead = self._ahead
-        return ahead.index(task.client) if task.client in ahead else len(ahead), task.seq
+        return ahead.get(task.client, len(ahead)), task.seq
 
     def push(self, task: Task, front: bool = False) -> None:
         """Add a task at the end of its client's line, or at the front."""

@@ -85,7 +85,8 @@ class Attempts:
             self._handlers.give(now)
         if self._pool.ready:
             runs = self._staff.at_once()
-            for worker, tasks in self._pool.choose(now, self._staff.room(now)):
+            room, reserved = self._staff.room(now), self._staff.reserved
+            for worker, tasks in self._pool.choose(now, room, reserved):
                 self._give(worker, tasks, runs, now)
         for worker in self._pool.to_call_back(now):
             worker.recalled_at = now.boot

@@ -4,15 +4,15 @@ A run that waits for other tasks keeps its process, but not its place in the poo
 starved, another worker takes it. Whoever did stays for a while, for there may be a next wait.
 
 There is an end to that, and tasks for which no place is left would be waited for without end. So
-what the deepest of those has sent that wait comes first (`Ready.put_ahead`): then a few branches of
-a tree of tasks wait, and not all of it but its leaves. With many places taken it goes on in fewer
-branches, at last in one; where even that is too long, it breaks.
+where more wait than there shall be workers, what the deepest of them have sent comes first
+(`Ready.put_ahead`): then a few branches of a tree of tasks wait, and not all of it but its leaves.
+With many places taken it goes on in fewer branches, at last in one, and nothing else begins as long
+as anything is left of what they have sent. Where even one branch is too long, it breaks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any, Final
 
 from nbtasks.core import states
@@ -28,10 +28,9 @@ from nbtasks.core.messages import (
     Scale,
     Stop,
 )
-from nbtasks.core.states import QUEUED
-from nbtasks.core.tasks import Task
+from nbtasks.core.states import QUEUED, SCHEDULED, WAITING
 from nbtasks.core.turn import Send
-from nbtasks.core.workers import SIGHT, Worker, Workers
+from nbtasks.core.workers import Worker, Workers
 
 #: Seconds after which somebody takes the place of a worker whose run waits for other tasks, and
 #: between two looks whether this is so.
@@ -80,6 +79,10 @@ class Staff:
         #: taken by runs that wait.
         self._spared_at: float | None = None
         self._stuck_at: float | None = None
+        #: Those who have sent what the deepest wait for.
+        self._deepest: list[bytes] = []
+        #: Whether only what runs that wait have sent may begin.
+        self.reserved = False
 
     @property
     def whole(self) -> int:
@@ -93,19 +96,22 @@ class Staff:
         """
         if not self.extra:
             return None
-        return 0 if self._hesitates(now) else max(0, self._most_at_once() - self._pool.running())
+        return 0 if self._hesitates(now) else self._free()
 
     def at_once(self) -> int:
         """Return how many runs are going to go on at once, one at least, as things stand."""
-        begun_soon = self._pool.running() + len(self._pool.ready)
+        begun_soon = len(self._pool.running()) + len(self._pool.ready)
         return max(1, min(begun_soon, self.wanted or begun_soon))
 
-    def _most_at_once(self) -> int:
-        """Return how many runs may go on beside those that wait: fewer, the more wait."""
-        return min(self.wanted, max(1, self._spare()))
+    def _free(self) -> int:
+        """Return how many more runs may begin: fewer of a tree of tasks, the more of it wait."""
+        running = self._pool.running()
+        firsts = (next(iter(worker.held.values()), None) for worker in running)
+        branches = sum(task is not None and self._pool.ready.is_ahead(task) for task in firsts)
+        return max(0, min(self.wanted - len(running), max(1, self._spare()) - branches))
 
     def _spare(self) -> int:
-        """Return for how many runs there is room, when places are kept for what they wait for."""
+        """Return how many branches may go on, so that places are left for what they wait for."""
         return self.wanted + FREELY - len(self._pool.joining())
 
     def _hesitates(self, now: Now) -> bool:
@@ -113,7 +119,7 @@ class Staff:
 
         What a run has sent comes by another socket than the word that it is waited for.
         """
-        if self._spare() > 1 or self._pool.ready.has_first():
+        if self._spare() > 1 or any(self._pool.ready.of(self._deepest)):
             return False
         news = max(worker.progress_at for worker in self._pool.workers.values())
         return now.boot - news < HESITATION
@@ -187,6 +193,7 @@ class Staff:
         worker.progress_at = now.boot
         if worker.joining:
             self._put_ahead()
+            self.reserved = self._spare() <= 1  # until the next look
             if worker.sits_on_calls():
                 self._ledger.turn.say(peer, Recall())
             self.mind_joins(now, GRACE)
@@ -201,6 +208,7 @@ class Staff:
         """See to it that as many tasks run as there shall be workers, whatever others wait for."""
         self._looks = False
         self._put_ahead()
+        self.reserved = self._spare() <= 1 and self._is_more_to_come()
         extra = self._extra_now(now)
         if extra != self.extra:
             self._want(self.wanted, extra)
@@ -216,7 +224,18 @@ class Staff:
             above = self._above(joining.get(hello.pid), joining)
             if above:
                 found.append((len(above), peer))
-        self._pool.ready.put_ahead([peer for _, peer in sorted(found, reverse=True)])
+        found.sort(reverse=True)
+        self._deepest = [peer for depth, peer in found if depth == found[0][0]]
+        many = len(joining) > self.wanted
+        self._pool.ready.put_ahead([peer for _, peer in found] if many else ())
+
+    def _is_more_to_come(self) -> bool:
+        """Whether anything has not begun yet of what runs that wait have sent."""
+        is_ahead = self._pool.ready.is_ahead
+        return any(
+            task.phase in (WAITING, SCHEDULED, QUEUED) and is_ahead(task)
+            for task in self._ledger.tasks.values()
+        )
 
     def _above(self, worker: Worker | None, joining: dict[int, Worker]) -> list[Worker]:
         """Return the worker, if it waits, who waits for what it runs, and so on."""
@@ -235,9 +254,9 @@ class Staff:
             self._spared_at = None
         elif self._spared_at is None:
             self._spared_at = now.boot
-        lacking = joining + self._most_at_once() - self.wanted
-        if lacking > self.extra and self._is_short():
-            return min(lacking, self.extra + len(self._pool.ready), MOST)
+        more = min(self._free(), len(self._pool.ready))
+        if more and self._is_short():
+            return min(self.extra + more, MOST)
         if self._spared_at is not None and now.boot - self._spared_at >= LINGER:
             return joining
         return self.extra
@@ -246,19 +265,21 @@ class Staff:
         """Whether all workers are there, and some task can run in none but those that wait."""
         # A new broker may hear of those that wait before it is told how many there shall be.
         complete = bool(self.hired) and len(self._pool.serving()) >= self.whole
-        return complete and self._pool.starved()
+        may_begin = not self.reserved or self._pool.ready.first_ahead(()) is not None
+        return complete and may_begin and self._pool.starved()
 
     def _break_standstill(self, now: Now) -> None:
         """Where all wait for one another, tell the deepest of them that it waits in vain.
 
         What it waits for ends. So the others go on, one after the other.
         """
-        stuck = self.extra >= MOST and len(self._pool.joining()) >= self.whole and self._is_short()
-        if not stuck:
+        stands = self.extra >= MOST and not self._pool.running() and self._is_short()
+        task = next(self._pool.ready.of(self._deepest), None) if stands else None
+        if task is None:
             self._stuck_at = None
         elif self._stuck_at is None:
             self._stuck_at = now.boot
-        elif now.boot - self._stuck_at >= STANDSTILL and (task := self._awaited()) is not None:
+        elif now.boot - self._stuck_at >= STANDSTILL:
             self._stuck_at = now.boot
             text = (
                 f"It was never begun: all {self.whole} workers run tasks that wait for others, and "
@@ -267,9 +288,3 @@ class Staff:
                 f"results."
             )
             self._flow.end_by_broker(task, states.FAILURE, "TaskError", [text], now)
-
-    def _awaited(self) -> Task | None:
-        """Return what the deepest of those runs has sent that wait, if that can be found."""
-        ready = self._pool.ready
-        line = [task for task in islice(ready.line(()), SIGHT) if task.phase == QUEUED]
-        return next((task for task in line if ready.is_ahead(task)), None)

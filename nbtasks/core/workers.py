@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count, islice
 from operator import attrgetter
 from typing import Any
 
-from nbtasks.core.agenda import Agenda, Ready
+from nbtasks.core.agenda import Agenda, Level, Ready
 from nbtasks.core.messages import Call, Now, Policy, Revoke
 from nbtasks.core.states import QUEUED
 from nbtasks.core.tasks import Archive, Row, Task
@@ -393,12 +393,13 @@ class Workers:
         """Return the workers whose runs wait for other tasks."""
         return [worker for worker in self.workers.values() if worker.joining and not worker.dead]
 
-    def running(self) -> int:
-        """Return how many workers have something to do and do not wait for other tasks, or go."""
-        return sum(
-            worker.busy and not worker.joining and not worker.leaving
+    def running(self) -> list[Worker]:
+        """Return the workers that have something to do and do not wait for other tasks, or go."""
+        return [
+            worker
             for worker in self.workers.values()
-        )
+            if worker.busy and not worker.joining and not worker.leaving
+        ]
 
     def starved(self) -> bool:
         """Whether there is something that only workers could run whose runs wait for others."""
@@ -412,7 +413,9 @@ class Workers:
         sitting = any(worker.sits_on_calls() for worker in self.workers.values())
         return sitting and bool(self.idle())
 
-    def choose(self, now: Now, most: int | None = None) -> Iterator[tuple[Worker, list[Task]]]:
+    def choose(
+        self, now: Now, most: int | None = None, only_ahead: bool = False
+    ) -> Iterator[tuple[Worker, list[Task]]]:
         """Yield who shall get what; the caller gives it before it asks for more.
 
         Parameters
@@ -421,15 +424,20 @@ class Workers:
             The present instant.
         most
             How many of the idle workers may get something; None: all.
+        only_ahead
+            Whether only tasks of clients that were put ahead may begin.
         """
         if not self.ready:
             return
+        first = self.ready.first_ahead if only_ahead else self.ready.first
         for worker in self._in_turn(self.idle()):
             if most == 0:
                 break
-            if tasks := self._take(worker, 1, now):
+            if tasks := self._take(worker, 1, now, first):
                 most = None if most is None else most - 1
                 yield worker, tasks
+        if only_ahead:
+            return
         busy = [
             worker
             for worker in self.workers.values()
@@ -443,7 +451,7 @@ class Workers:
         while busy and self.ready:
             few = min(FEW, -(-len(self.ready) // len(busy)))
             for worker in list(busy):
-                tasks = self._take(worker, few, now)
+                tasks = self._take(worker, few, now, first)
                 if len(tasks) < few:
                     busy.remove(worker)
                 if tasks:
@@ -496,7 +504,13 @@ class Workers:
             if not rate.timer:
                 self.release(rate)  # the start that it was let go for is another's
 
-    def _take(self, worker: Worker, most: int, now: Now) -> list[Task]:
+    def _take(
+        self,
+        worker: Worker,
+        most: int,
+        now: Now,
+        first: Callable[[tuple[str, ...]], Level | None],
+    ) -> list[Task]:
         """Take out the tasks that this worker shall run next: at most so many.
 
         Ahead of the end of what it is running, it gets short ones only, while it has room.
@@ -507,7 +521,7 @@ class Workers:
         if ahead:
             most = min(most, CREDIT - len(worker.held))
         while len(taken) < most and (not ahead or worker.ahead < WINDOW):
-            level = ready.first(queues)
+            level = first(queues)
             if level is None:
                 break
             task = level.head()

@@ -36,8 +36,8 @@ class Threads:
 
     def __init__(self) -> None:
         self._processors = processors.usable()
-        #: How many each of these libraries may have; so it is if nobody says anything.
-        self._present = self._processors
+        #: How many each of these libraries has if nobody says anything, and now.
+        self._natural = self._present = processors.seen()
         #: What we have set. Where anything else is set, it is the user's wish.
         self._said: dict[str, str] = {}
         #: The libraries that are loaded, and how many modules there were when that was looked up.
@@ -50,7 +50,11 @@ class Threads:
         if threads == self._present or self._said != _set():
             return
         self._present = threads
-        os.environ.update(dict.fromkeys(VARIABLES, str(threads)))  # for what is loaded from now on
+        for name in VARIABLES:  # for what is loaded from now on, and for what the run starts
+            if threads == self._natural:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = str(threads)
         self._said = _set()
         if any(package in sys.modules for package in PACKAGES):
             with suppress(Exception):  # a library that is unlike all others

@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from nbtasks import context
 from nbtasks.wire.cell import Cell
@@ -137,7 +138,7 @@ def serve(runtime: Path, name: str, queues: tuple[str, ...], settings: Settings)
         When a task raised it.
     """
     parent = detach_stdin()
-    builtins.input = refuse_input
+    builtins.input = partial(ask, sys.stdin, input)
     sys.setswitchinterval(SWITCH)
     signal.signal(signal.SIGINT, _ignore)
     link = Link(runtime, name, queues, parent)
@@ -191,8 +192,10 @@ def detach_stdin() -> int | None:
     return parent
 
 
-def refuse_input(prompt: object = "", /) -> NoReturn:
-    """Stand in for `input`: at the end of an empty file it would say no more than that."""
+def ask(nobody: Any, really: Callable[..., str], *prompt: object) -> str:
+    """Stand in for `input`: of standard input, which is empty, it would say no more than that."""
+    if sys.stdin is not nobody:
+        return really(*prompt)  # the task has put something else there
     raise EOFError(
         "input() was called in a task, which runs where nobody can be asked. Ask before it is "
         "sent, and give it the answer as an argument."

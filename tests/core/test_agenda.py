@@ -83,6 +83,20 @@ def test_clients_put_ahead_come_first_and_take_no_turn_from_others(queues) -> No
     assert b"".join(taken) == b"acccdddababab"
 
 
+def test_first_of_those_ahead_is_by_client_and_then_by_priority() -> None:
+    ready = Ready()
+    for seq, (client, queue, priority) in enumerate(
+        [(b"a", "io", 9), (b"b", "io", 1), (b"b", "default", 3), (b"b", "gpu", 5)]
+    ):
+        ready.push(queued(seq, client, queue, priority))
+    assert ready.first_ahead(()) is None
+    ready.put_ahead([b"none", b"b"])
+
+    found = [ready.first_ahead(queues) for queues in ((), ("io", "default"), ("io",), ("none",))]
+
+    assert [level and level.head().seq for level in found] == [3, 2, 1, None]
+
+
 def test_what_was_revoked_takes_no_turn_of_its_client() -> None:
     ready = Ready()
     tasks = [queued(seq, client) for client in (b"a", b"b") for seq in range(4)]

@@ -302,9 +302,9 @@ def test_end_of_a_run_needs_no_word_that_it_waits_no_more(world: Simulation) -> 
 # ------------------------------------------------------------------------- trees of such tasks
 
 
-def test_what_the_deepest_has_sent_comes_before_all_else(world: Simulation) -> None:
+def test_where_many_wait_what_the_deepest_has_sent_comes_first(world: Simulation) -> None:
     early = [world.submit() for _ in range(3)]
-    leaves = [world.submit(client=inside(world, "parent")) for _ in range(2)]
+    late = [world.submit(client=inside(world, "parent")) for _ in range(3)]
     child = world.submit(task_id="child", client=inside(world, "parent"), seconds=LONG, priority=6)
     say_join(world, "parent")
     world.advance(SOON)
@@ -312,11 +312,12 @@ def test_what_the_deepest_has_sent_comes_before_all_else(world: Simulation) -> N
     say_join(world, child)
 
     world.advance(2 * SOON + 2)
-    say_join(world, child, over=True)
-    running(world, child).ends_at = world.now.boot
-    world.advance(2 * SOON + 5)
+    let_end(world, child)
+    world.advance(2 * SOON + 7)
 
-    assert world.order == ["parent", child, *grandchildren, *leaves, *early]
+    assert world.order[:4] == ["parent", child, *grandchildren]
+    # Now that only one waits, it is the others' turn as well.
+    assert world.order[4:] == [late[0], early[0], late[1], early[1], late[2], early[2]]
 
 
 def test_what_was_sent_before_by_one_that_does_not_wait_has_no_privilege(world: Simulation) -> None:
@@ -428,6 +429,21 @@ def test_who_waits_too_deep_is_told_so_and_the_others_go_on(world: Simulation) -
     assert world.state(other) == "SUCCESS"
 
 
+def test_who_waits_too_deep_is_told_so_beside_an_idle_worker_of_another_queue() -> None:
+    world = world_of(1)
+    world.add_worker(("gpu",))
+    world.say(SUPERVISOR, Pool(tuple(world.workers), 2))
+    world.submit(task_id="parent", seconds=LONG)
+    world.advance(1)
+    chain = dig(world, MOST)
+    world.submit(task_id="too deep", client=inside(world, chain[-1]))
+    say_join(world, chain[-1])
+
+    world.advance(STANDSTILL + 3 * LOOK)
+
+    assert world.state("too deep") == "FAILURE"
+
+
 def test_nobody_is_told_so_while_what_all_wait_for_may_still_come(world: Simulation) -> None:
     chain = dig(world, MOST)
     world.submit(task_id="later", client=inside(world, chain[-1]), countdown=LONG)
@@ -437,6 +453,68 @@ def test_nobody_is_told_so_while_what_all_wait_for_may_still_come(world: Simulat
     world.advance(10 * STANDSTILL)
 
     assert (world.phase("later"), world.phase(other)) == ("scheduled", "queued")
+
+
+@pytest.mark.parametrize("beside", ["a long run of another", "an idle worker of another queue"])
+def test_what_others_do_takes_no_place_of_a_tree(beside: str) -> None:
+    world = Simulation(1)
+    if beside == "a long run of another":
+        world.submit(seconds=1e9)
+        world.add_worker()
+    else:
+        world.add_worker(("gpu",))
+    world.say(SUPERVISOR, Pool(tuple(world.workers), 2))
+    world.submit(task_id="parent", seconds=LONG, client=b"mine")
+    world.advance(1)
+
+    assert len(dig(world, MOST)) == MOST + 1
+
+
+def test_runs_that_have_just_come_leave_a_place_for_what_others_wait_for() -> None:
+    world = world_of(2)
+    parents = [world.submit(seconds=1e9, priority=9) for _ in range(40)]
+    begun: list[str] = []
+    for _ in range(200):
+        for parent in parents:
+            if parent not in begun and world.phase(parent) == "running":
+                begun.append(parent)
+                client = inside(world, parent)
+                world.submit(task_id=f"child of {parent}", client=client, countdown=20.0)
+                say_join(world, parent)
+            elif parent in begun and world.state(f"child of {parent}") == "SUCCESS":
+                if world.phase(parent) == "running":
+                    let_end(world, parent)
+        world.advance(0.5)
+
+    assert {world.state(parent) for parent in parents} == {"SUCCESS"}
+
+
+def test_others_begin_where_those_that_wait_have_sent_nothing(world: Simulation) -> None:
+    chain = dig(world, FREELY)
+    awaited = world.submit()
+    say_join(world, chain[-1])
+
+    world.advance(2 * SOON + 1)
+
+    assert world.state(awaited) == "SUCCESS"
+
+
+def test_only_what_the_deepest_waits_for_may_be_in_vain(world: Simulation) -> None:
+    thrown_in = [world.submit(client=inside(world, "parent"), seconds=LONG) for _ in range(3)]
+    world.submit(task_id="0", client=inside(world, "parent"), seconds=LONG, priority=9)
+    say_join(world, "parent")
+    world.advance(2 * SOON)
+    for n in range(MOST - 1):
+        inner = inside(world, f"{n}")
+        world.submit(task_id=f"{n + 1}", client=inner, seconds=LONG, priority=9)
+        say_join(world, f"{n}")
+        world.advance(2 * SOON)
+    world.submit(client=inside(world, f"{MOST - 1}"), countdown=100.0)
+    say_join(world, f"{MOST - 1}")
+
+    world.advance(20 * STANDSTILL)
+
+    assert {world.phase(task_id) for task_id in thrown_in} == {"queued"}
 
 
 #: Trees: how many children each task has that waits, the deepest ones none.
@@ -450,22 +528,35 @@ def depth(tree: list) -> int:
 
 
 @settings(max_examples=60, deadline=None)
-@given(TREES.filter(lambda tree: depth(tree) <= 9), st.integers(1, 6))
-def test_any_tree_that_is_not_too_deep_comes_to_its_end(tree: list, workers: int) -> None:
-    world = world_of(workers)
+@given(
+    tree=TREES.filter(lambda tree: depth(tree) <= 9),
+    workers=st.integers(1, 6),
+    has_own_queue=st.booleans(),
+    others_run=st.integers(0, 1),
+)
+def test_any_tree_that_is_not_too_deep_comes_to_its_end(
+    tree: list, workers: int, has_own_queue: bool, others_run: int
+) -> None:
+    world = Simulation(workers + others_run)
+    if has_own_queue:
+        world.add_worker(("gpu",))
+    wanted = len(world.workers)
+    world.say(SUPERVISOR, Pool(tuple(world.workers), wanted))
+    for _ in range(others_run):
+        world.submit(seconds=1e9, client=b"other")
     trees = {world.submit(task_id="root", seconds=LONG): tree}
     children: dict[str, list[str]] = {}
     while world.state("root") != "SUCCESS":
-        before = world.now.boot
         for worker in list(world.workers.values()):
-            task_id = worker.running.call.id if worker.running and worker.running.call else None
-            if task_id is None:
+            task_id = worker.running.call.id if worker.running and worker.running.call else ""
+            if task_id not in trees:
                 continue
             if task_id not in children:
                 client = inside(world, task_id)
                 children[task_id] = []
-                for subtree in trees[task_id]:
-                    child = world.submit(seconds=LONG, client=client)
+                for number, subtree in enumerate(trees[task_id]):
+                    countdown = 3.0 * (number % 2) or None
+                    child = world.submit(seconds=LONG, client=client, countdown=countdown)
                     trees[child] = subtree
                     children[task_id].append(child)
                 if children[task_id]:
@@ -473,7 +564,7 @@ def test_any_tree_that_is_not_too_deep_comes_to_its_end(tree: list, workers: int
             elif all(world.state(child) == "SUCCESS" for child in children[task_id]):
                 let_end(world, task_id)
         world.advance(0.02)
-        assert before < 100
+        assert world.now.boot < 300
 
-    assert len(world.workers) <= workers + MOST
+    assert len(world.workers) <= wanted + MOST
     assert {world.state(task_id) for task_id in trees} == {"SUCCESS"}

@@ -18,6 +18,7 @@ from nbtasks.worker.threads import VARIABLES, Threads
 def eight(monkeypatch) -> Iterator[None]:
     """Eight processors and nobody's wish; afterwards all is as it was."""
     monkeypatch.setattr(processors, "usable", lambda: 8)
+    monkeypatch.setattr(processors, "seen", lambda: 8)
     with threadpoolctl.threadpool_limits():
         before = dict(os.environ)
         for name in VARIABLES:
@@ -52,6 +53,17 @@ def test_who_is_alone_has_all_and_nothing_is_said():
     assert said() == {None}
 
 
+def test_who_is_alone_has_no_more_than_the_quota_of_the_container(monkeypatch):
+    monkeypatch.setattr(processors, "usable", lambda: 2)
+    own = Threads()
+
+    own.share(1)
+
+    assert (said(), found()) == ({"2"}, {2})
+    own.share(2)
+    assert (said(), found()) == ({"1"}, {1})
+
+
 def test_a_library_that_is_loaded_already_is_told_so():
     own = Threads()
 
@@ -60,7 +72,7 @@ def test_a_library_that_is_loaded_already_is_told_so():
     own.share(1)
 
     assert min(found()) > 1
-    assert said() == {"8"}
+    assert said() == {None}
 
 
 @pytest.mark.parametrize("name", VARIABLES)

@@ -878,6 +878,20 @@ def test_input_in_a_task_says_that_nobody_can_answer(
     assert "give it the answer as an argument" in str(error)
 
 
+def test_input_reads_what_a_task_has_put_there(broker: FakeBroker, worker: WorkerProcess) -> None:
+    @task
+    def grade() -> str:
+        import io
+        import sys
+
+        sys.stdin = io.StringIO("42\n")
+        return input("? ")
+
+    broker.submit(grade)
+
+    assert broker.value(broker.done()) == "42"
+
+
 def test_what_reads_standard_input_finds_its_end(broker: FakeBroker, worker: WorkerProcess) -> None:
     @task
     def read() -> str:
