@@ -100,7 +100,10 @@ class Staff:
 
     def at_once(self) -> int:
         """Return how many runs are going to go on at once, one at least, as things stand."""
-        begun_soon = len(self._pool.running()) + len(self._pool.ready)
+        ready = len(self._pool.ready)
+        if ready >= self.wanted > 0:
+            return self.wanted
+        begun_soon = len(self._pool.running()) + ready
         return max(1, min(begun_soon, self.wanted or begun_soon))
 
     def _free(self) -> int:
