@@ -2243,31 +2243,6 @@ def test_a_success_that_was_stored_is_never_overwritten(cluster, then):
 
 
 @task
-def spoken_by_a_program(text):
-    os.system(f"echo {text}")
-
-
-@task
-def dies_after_words(text):
-    print(text)
-    os.system(f"echo {text}, from a program")
-    os._exit(3)
-
-
-def test_last_words_of_a_dead_run_are_its_own_and_those_of_its_process_apart(make_cluster):
-    make_cluster(workers=1)
-    spoken_by_a_program.delay("another one").get(timeout=SOON)
-
-    error = dies_after_words.delay("mine").get(timeout=SOON, propagate=False)
-
-    before, _, words = str(error).partition(" The last that it printed:\n")
-    printed, _, logged = words.partition("The end of its process's log (not all need be of it):\n")
-    assert "exited with code 3" in before
-    assert printed == "mine\n"
-    assert logged == "another one\nmine, from a program"
-
-
-@task
 def fails():
     raise ValueError("it fails")
 
