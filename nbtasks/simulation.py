@@ -53,6 +53,7 @@ from nbtasks.core.tasks import Task, task_of
 from nbtasks.core.turn import Send, Turn
 
 CLIENT = b"client"
+#: Of the process of all clients: no worker's.
 NOTEBOOK_PID = 10**6
 SUPERVISOR = b"supervisor"
 #: Seconds in which an order is given again to a new broker.

@@ -193,7 +193,7 @@ class Ready:
 
     def of(self, clients: Iterable[bytes]) -> Iterator[Task]:
         """Yield the tasks of some clients that wait."""
-        levels = [level for levels in self._queues.values() for level in levels.values()]
+        levels = self._levels()
         for client in clients:
             for level in levels:
                 yield from (t for t in level.lines.get(client, ()) if t.phase == QUEUED)
@@ -203,11 +203,10 @@ class Ready:
 
         Their place counts, and the priority only among the tasks of one.
         """
-        served = [self._queues[name] for name in queues or self._queues if name in self._queues]
+        levels = self._levels(queues)
         for client in self._ahead:
-            levels = [level for each in served for level in each.values() if client in level.lines]
-            if levels:
-                return max(levels, key=attrgetter("priority"))
+            if having := [level for level in levels if client in level.lines]:
+                return max(having, key=attrgetter("priority"))
         return None
 
     def turn(self, task: Task) -> tuple[int, int]:
@@ -239,17 +238,14 @@ class Ready:
         return min(levels, key=lambda level: self.turn(level.head()))
 
     def _find_highest(self, queues: tuple[str, ...]) -> list[Level]:
-        found: list[Level] = []
-        for queue in queues or self._queues:
-            levels = self._queues.get(queue)
-            if not levels:
-                continue
-            level = levels[max(levels)]
-            if found and level.priority > found[0].priority:
-                found.clear()
-            if not found or level.priority == found[0].priority:
-                found.append(level)
-        return found
+        levels = self._levels(queues)
+        highest = max([level.priority for level in levels], default=0)
+        return [level for level in levels if level.priority == highest]
+
+    def _levels(self, queues: tuple[str, ...] = ()) -> list[Level]:
+        """Return the levels of these queues (none named: of all)."""
+        served = (self._queues.get(queue, {}) for queue in queues or self._queues)
+        return [level for levels in served for level in levels.values()]
 
     def take(self, level: Level) -> Task:
         """Take the first task out that stands there."""
@@ -280,7 +276,7 @@ class Ready:
         self._over += 1
         if self._over > FEW + self._count:
             self._over = 0
-            for level in [level for levels in self._queues.values() for level in levels.values()]:
+            for level in self._levels():
                 level.sweep()
                 if not level.lines:
                     self._close(level)
@@ -294,9 +290,9 @@ class Ready:
 
         It takes nothing out, and looks no further than the caller does.
         """
-        served = [self._queues[name] for name in queues or self._queues if name in self._queues]
-        for priority in sorted({number for levels in served for number in levels}, reverse=True):
-            levels = [levels[priority] for levels in served if priority in levels]
+        served = self._levels(queues)
+        for priority in sorted({level.priority for level in served}, reverse=True):
+            levels = [level for level in served if level.priority == priority]
             # Between queues the head that came first has its turn: what `merge` looks at, too.
             yield from heapq.merge(*levels, key=self.turn)
 
@@ -304,8 +300,7 @@ class Ready:
         """Return how many tasks wait in each queue that has any."""
         waiting = (
             task.queue
-            for levels in self._queues.values()
-            for level in levels.values()
+            for level in self._levels()
             for line in level.lines.values()
             for task in line
             if task.phase == QUEUED

@@ -28,7 +28,7 @@ def _pictures(shell: Any) -> Any:
 
 
 def draw(figure: Any) -> Any:
-    """Return a figure as PNG, as matplotlib's own backend for notebooks does."""
+    """Return a figure as PNG, as matplotlib itself has it in notebooks."""
     from IPython.core import pylabtools
 
     printed: Any = pylabtools.print_figure  # without types

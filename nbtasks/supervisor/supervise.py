@@ -681,18 +681,11 @@ def last_words(words: str, exit_: Exit) -> str:
     libraries, of programs, and Python's own where a signal ended it.
     """
     said = [line.rpartition("\r")[2] for line in words.rstrip().split("\n")]
-    printed = "\n".join(filter(None, said[-LAST_LINES:]))
-    logged = tail(exit_.child.log, lines=40)
-    return "\n".join(
-        [
-            *([f"The last that it printed:\n{printed}"] if printed else []),
-            *(
-                [f"The end of its process's log (not all need be of it):\n{logged}"]
-                if logged
-                else []
-            ),
-        ]
-    )
+    found = {
+        "The last that it printed": "\n".join(filter(None, said[-LAST_LINES:])),
+        "The end of its process's log (not all need be of it)": tail(exit_.child.log, lines=40),
+    }
+    return "\n".join(f"{title}:\n{text}" for title, text in found.items() if text)
 
 
 def describe(code: int) -> str:

@@ -38,8 +38,6 @@ class Threads:
         self._processors = processors.usable()
         #: How many each of these libraries has if nobody says anything, and now.
         self._natural = self._present = processors.seen()
-        #: What we have set. Where anything else is set, it is the user's wish.
-        self._said: dict[str, str] = {}
         #: The libraries that are loaded, and how many modules there were when that was looked up.
         self._loaded: Any = None
         self._modules = 0
@@ -47,18 +45,20 @@ class Threads:
     def share(self, runs: int) -> None:
         """Take the share of a run when so many go on at once, this one included."""
         threads = max(1, self._processors // runs)
-        if threads == self._present or self._said != _set():
+        # Where anything else is set than we have set, it is the user's wish.
+        if threads == self._present or _set() != self._variables(self._present):
             return
         self._present = threads
         for name in VARIABLES:  # for what is loaded from now on, and for what the run starts
-            if threads == self._natural:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = str(threads)
-        self._said = _set()
+            os.environ.pop(name, None)
+        os.environ.update(self._variables(threads))
         if any(package in sys.modules for package in PACKAGES):
             with suppress(Exception):  # a library that is unlike all others
                 self._limit(threads)
+
+    def _variables(self, threads: int) -> dict[str, str]:
+        """Return the variables that say so: none where so it is anyway."""
+        return {} if threads == self._natural else dict.fromkeys(VARIABLES, str(threads))
 
     def _limit(self, threads: int) -> None:
         import threadpoolctl  # where there is nothing to limit, nobody waits for it

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
-from pathlib import Path
 
 import pytest
 
 import nbtasks
 from nbtasks import processors
-from tests.living import SOON, eventually
+from tests.living import SOON
+from tests.tasks import wait_for
 
 
 @nbtasks.task
@@ -26,13 +25,6 @@ def variable():
     return os.environ.get("OMP_NUM_THREADS")
 
 
-@nbtasks.task
-def hold(begun, gate):
-    Path(begun).touch()
-    while not Path(gate).exists():
-        time.sleep(0.005)
-
-
 @pytest.fixture(autouse=True)
 def nobodys_wish(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -40,11 +32,10 @@ def nobodys_wish(monkeypatch):
 
 def test_threads_are_shared_out_among_those_that_run(make_cluster, short_path):
     make_cluster(workers=2)
-    begun, gate = short_path / "begun", short_path / "gate"
+    gate = short_path / "gate"
 
     alone = threads_of_numpy.delay().get(timeout=SOON)
-    holding = hold.delay(str(begun), str(gate))
-    eventually(begun.exists)
+    holding = wait_for.delay(str(gate))
     beside_another = {n for _ in range(3) for n in threads_of_numpy.delay().get(timeout=SOON)}
     gate.touch()
     holding.get(timeout=SOON)
@@ -57,9 +48,8 @@ def test_threads_are_shared_out_among_those_that_run(make_cluster, short_path):
 def test_who_has_set_the_number_is_obeyed(make_cluster, monkeypatch, short_path):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     make_cluster(workers=2)
-    begun, gate = short_path / "begun", short_path / "gate"
-    holding = hold.delay(str(begun), str(gate))
-    eventually(begun.exists)
+    gate = short_path / "gate"
+    holding = wait_for.delay(str(gate))
 
     assert variable.delay().get(timeout=SOON) == "3"
     gate.touch()
