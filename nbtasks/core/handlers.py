@@ -57,7 +57,8 @@ class Handlers:
                 self._ledger.ticket += 1
                 worker.handling, worker.bereft = self._ledger.ticket, bereft
                 worker.progress_at = now.boot
-                run = Run(self._ledger.ticket, None, task.deaths != 0, verdict=verdict)
+                runs = self._staff.at_once()
+                run = Run(self._ledger.ticket, None, task.deaths != 0, "", verdict, runs)
                 self._ledger.turn.say_absent(worker.peer, run, task)
 
     def handling(self, peer: bytes, said: Handling, now: Now, _: Iterator[Any]) -> None:

@@ -235,9 +235,11 @@ def test_idle_worker_runs_the_handlers_of_what_a_limit_has_ended() -> None:
     assert isinstance(run, Run)
     assert json.loads(run.verdict) == ["TimeLimitExceeded", [3.0]]
 
+    world.submit(seconds=10)
     world.say(peer, Returned((run.ticket,)))  # called back before they began
 
     assert [json.loads(again.verdict) for _, again in heard[1:]] == [json.loads(run.verdict)]
+    assert [told.runs for _, told in heard] == [1, 2]  # the other task goes on beside the second
 
 
 def test_worker_with_the_handlers_of_a_killed_run_gets_nothing_else() -> None:
